@@ -1,0 +1,136 @@
+"""The one LightningDataModule: prepared tensors in memory, batches by step.
+
+The order is a pure function of (seed, epoch): sample p of the endless stream is entry p % n of the permutation of
+epoch p // n. A training is one Lightning epoch of exactly `steps` batches, so that a step has one meaning for every
+model, and a resumed training starts its stream at the step it reached. Each process takes its share of each global
+batch: the world size changes neither order nor content.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from pipeline.randomness import make_generator
+
+Batch = dict[str, Tensor]
+
+
+class Examples(Protocol):
+    """A set of examples that hands out batches by index."""
+
+    def __len__(self) -> int:
+        """Count the examples of one epoch."""
+
+    def batch(self, indices: Tensor, epoch: int) -> Batch:
+        """Return the examples at `indices`, int64 (B,), of an epoch."""
+
+
+class ImageExamples:
+    """Images uint8 (N, C, H, W) with labels int64 (N,)."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Tensor, epoch: int) -> Batch:
+        """Return images uint8 (B, C, H, W), labels int64 (B,)."""
+        del epoch
+        return {"images": self.images[indices], "labels": self.labels[indices]}
+
+
+class TextExamples:
+    """Windows of `context` tokens that cover the text once an epoch, from an offset that differs by epoch."""
+
+    def __init__(self, tokens: Tensor, context: int, seed: int) -> None:
+        if len(tokens) <= 2 * context:
+            msg = f"the training text has {len(tokens)} tokens, expected more than twice the context of {context}"
+            raise ValueError(msg)
+        self.tokens = tokens.long()
+        self.context = context
+        self.seed = seed
+        self.span = torch.arange(context + 1)
+
+    def __len__(self) -> int:
+        return (len(self.tokens) - self.context) // self.context
+
+    def batch(self, indices: Tensor, epoch: int) -> Batch:
+        """Return inputs and targets int64 (B, T): targets are the inputs' next tokens."""
+        generator = make_generator(self.seed, "offset", epoch)
+        offset = int(torch.randint(self.context, (), generator=generator))
+        windows = self.tokens[(indices * self.context + offset)[:, None] + self.span]  # (B, T + 1)
+        return {"inputs": windows[:, :-1], "targets": windows[:, 1:]}
+
+
+class Steps:
+    """The training batches of steps `start` to `steps`; what Lightning sees as its data loader."""
+
+    def __init__(
+        self, examples: Examples, *, steps: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        if batch_size % world:
+            msg = f"batch_size is over all processes: {batch_size} cannot be shared by {world}"
+            raise ValueError(msg)
+        self.examples = examples
+        self.steps = steps
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+        self.rank = rank
+        self.world = world
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        count = len(self.examples)
+        share = self.batch_size // self.world
+        known: dict[int, Tensor] = {}
+        for step in range(self.start, self.steps):
+            first = step * self.batch_size + self.rank * share
+            parts = []
+            while share_left := share - sum(len(indices) for _, indices in parts):
+                epoch, position = divmod(first + share - share_left, count)
+                if epoch not in known:
+                    known = {epoch: torch.randperm(count, generator=make_generator(self.seed, "order", epoch))}
+                parts.append((epoch, known[epoch][position : position + share_left]))
+            batches = [self.examples.batch(indices, epoch) for epoch, indices in parts]
+            yield {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+
+class Data(LightningDataModule):
+    """Training batches by step, validation batches in order."""
+
+    def __init__(
+        self, train: Examples, validation: Examples, *, steps: int, batch_size: int, seed: int, start: int = 0
+    ) -> None:
+        super().__init__()
+        self.examples = train
+        self.validation = validation
+        self.steps = steps
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+
+    def train_dataloader(self) -> Steps:
+        """Return this process's share of every batch from `start` on."""
+        trainer = self.trainer
+        return Steps(
+            self.examples,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            start=self.start,
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+        )
+
+    def val_dataloader(self) -> list[Batch]:
+        """Return the whole validation split once, in order."""
+        order = torch.arange(len(self.validation))
+        return [self.validation.batch(indices, 0) for indices in order.split(self.batch_size)]

@@ -1,0 +1,317 @@
+"""Decoder-only self-attention language model (Vaswani et al. 2017, "Attention is all you need").
+
+Run with `dvc repro train@transformer`. Departures from the paper, each measured to help at this size: RMSNorm before
+each block instead of LayerNorm after it, rotary positions (Su et al. 2021), RMS-normalised queries and keys, squared
+ReLU, zero-initialised output projections, Muon for the hidden matrices.
+
+Dimensions: B batch, T tokens, D width, H heads, K = D / H head width, V vocabulary.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from pipeline.artifacts import TextSpec
+from pipeline.models.layers import Muon, make_average, warmup_cosine
+from pipeline.params import Section
+from pipeline.randomness import make_generator, seeded
+
+KIND = "text"
+
+
+class Config(Section):
+    """Hyper-parameters of the language model."""
+
+    layers: int = Field(ge=1, description="blocks")
+    heads: int = Field(ge=1, description="attention heads a block")
+    width: int = Field(ge=2, description="width D of the residual stream")
+    context: int = Field(ge=2, description="tokens a training window, and the longest attention span")
+    dropout: float = Field(ge=0, lt=1, description="share of activations dropped, of each block's output")
+    steps: int = Field(ge=1, description="optimizer steps")
+    batch_size: int = Field(ge=1, description="windows a step, over all processes")
+    optimizer: Literal["adamw", "muon"] = Field(description="update rule of the hidden matrices")
+    learning_rate: float = Field(gt=0, description="peak learning rate of embeddings and head (AdamW)")
+    matrix_learning_rate: float = Field(gt=0, description="peak learning rate of the hidden matrices")
+    warmup: int = Field(ge=0, description="steps of linear warm-up")
+    final_learning_rate: float = Field(ge=0, le=1, description="share of the peak reached by the cosine's end")
+    weight_decay: float = Field(ge=0, description="decoupled weight decay")
+    clip_norm: float = Field(gt=0, description="largest global norm of the gradient")
+    ema: float = Field(ge=0, lt=1, description="decay of the averaged weights that are kept; 0 keeps the last weights")
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "Config":
+        if self.width % (2 * self.heads):
+            msg = f"width must be a multiple of 2 * heads (rotary positions turn pairs), got {self.width}, {self.heads}"
+            raise ValueError(msg)
+        return self
+
+
+class Cache:
+    """Keys and values of one block for the tokens seen so far, (B, H, T, K) each."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (B, H, T_new, K) keys and values; return all of them."""
+        if self.keys is not None and self.values is not None:
+            keys = torch.cat([self.keys, keys], dim=2)
+            values = torch.cat([self.values, values], dim=2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return 0 if self.keys is None else self.keys.size(2)
+
+
+def rotation(length: int, width: int) -> Tensor:
+    """Return cosines and sines of the rotary positions, float32 (2, length, width / 2)."""
+    frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + K/2]) of x (B, H, T, K) by its position's angle; turn is (2, T, K / 2)."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = turn[0], turn[1]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron, each added to the residual stream."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.dropout = config.dropout
+        self.attention_norm = nn.RMSNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.query_norm = nn.RMSNorm(width // config.heads)
+        self.key_norm = nn.RMSNorm(width // config.heads)
+        self.project = nn.Linear(width, width, bias=False)
+        self.mlp_norm = nn.RMSNorm(width)
+        self.expand = nn.Linear(width, 4 * width, bias=False)
+        self.contract = nn.Linear(4 * width, width, bias=False)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.contract.weight)
+
+    def attend(self, x: Tensor, turn: Tensor, cache: Cache | None) -> Tensor:
+        """Return softmax(Q K^T / sqrt(K)) V of x (B, T, D) under a causal mask, (B, T, D)."""
+        batch, length, width = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
+        queries = rotate(self.query_norm(queries), turn)
+        keys = rotate(self.key_norm(keys), turn)
+        if cache is not None:
+            keys, values = cache.append(keys, values)
+        # Without a cache, or on its first pass, queries and keys are the same tokens; later one token sees them all.
+        causal = length == keys.size(2)
+        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+        return self.project(out.transpose(1, 2).reshape(batch, length, width))  # (B, H, T, K) -> (B, T, D)
+
+    def forward(self, x: Tensor, turn: Tensor, cache: Cache | None = None) -> Tensor:
+        """Map the residual stream (B, T, D) to (B, T, D)."""
+        x = x + F.dropout(self.attend(self.attention_norm(x), turn, cache), self.dropout, self.training)
+        hidden = F.relu(self.expand(self.mlp_norm(x))).square()  # (B, T, D) -> (B, T, 4 D)
+        return x + F.dropout(self.contract(hidden), self.dropout, self.training)
+
+
+class Network(nn.Module):
+    """The language model itself: tokens (B, T) int64 to logits (B, T, V)."""
+
+    rotation: Tensor
+
+    def __init__(self, config: Config, vocabulary: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width)
+        self.head = nn.Linear(config.width, vocabulary, bias=False)
+        self.register_buffer("rotation", rotation(config.context, config.width // config.heads), persistent=False)
+        nn.init.normal_(self.embedding.weight, std=1.0)
+        nn.init.zeros_(self.head.weight)  # the first loss is exactly log(V)
+
+    def forward(self, tokens: Tensor, caches: list[Cache] | None = None) -> Tensor:
+        """Return the logits of each next token; with caches, `tokens` continue what the caches hold.
+
+        Raises:
+            ValueError: if there are more tokens than the context.
+        """
+        start = caches[0].length if caches else 0
+        end = start + tokens.size(1)
+        if end > self.rotation.size(1):
+            msg = f"the context is {self.rotation.size(1)} tokens, got {end}"
+            raise ValueError(msg)
+        x = self.embedding(tokens)  # (B, T) -> (B, T, D)
+        for index, block in enumerate(self.blocks):
+            x = block(x, self.rotation[:, start:end], caches[index] if caches else None)
+        return self.head(self.norm(x))  # (B, T, D) -> (B, T, V)
+
+
+def choose(logits: Tensor, generator: torch.Generator, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Draw one token from each row of logits (B, V): temperature, then top-k, then nucleus (Holtzman et al. 2020).
+
+    Args:
+        logits: unnormalised log-probabilities, float (B, V).
+        generator: source of randomness, on the logits' device.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of most likely tokens whose probability reaches p; 1 keeps all.
+
+    Returns:
+        Tokens, int64 (B, 1).
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
+    ordered, tokens = (logits.float() / temperature).sort(dim=-1, descending=True, stable=True)
+    if top_k:
+        ordered[:, top_k:] = -math.inf
+    probabilities = ordered.softmax(dim=-1)
+    if top_p < 1:
+        before = probabilities.cumsum(dim=-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= top_p, 0)
+    picked = torch.multinomial(probabilities, 1, generator=generator)
+    return tokens.gather(-1, picked)
+
+
+class Model(LightningModule):
+    """Trains and samples the network; `data` is the manifest of a prepared text set."""
+
+    def __init__(self, config: Config, spec: TextSpec, seed: int) -> None:
+        super().__init__()
+        self.config = config
+        self.seed = seed
+        with seeded(seed, "weights"):
+            self.network = Network(config, spec.vocabulary)
+        self.average = make_average(self.network, config.ema) if config.ema else None
+
+    @property
+    def kept(self) -> nn.Module:
+        """The weights that are kept: the average where there is one."""
+        return self.network if self.average is None else self.average.module
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Mean cross-entropy in nats of inputs (B, T) against targets (B, T)."""
+        logits = self.network(batch["inputs"])
+        return F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss of one batch."""
+        if self.config.dropout:
+            torch.manual_seed(make_generator(self.seed, "dropout", batch_idx, self.global_rank).initial_seed())
+        return {"loss": self.loss(batch)}
+
+    def on_train_batch_end(self, *_: object) -> None:
+        """Update the averaged weights after each optimizer step."""
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def configure_optimizers(self) -> object:
+        """Return AdamW or Muon with warm-up and cosine decay."""
+        config = self.config
+        hidden = [p for p in self.network.blocks.parameters() if p.ndim == 2]
+        chosen = {id(p) for p in hidden}
+        others = [p for p in self.network.parameters() if id(p) not in chosen]
+        optimizer: torch.optim.Optimizer
+        if config.optimizer == "muon":
+            optimizer = Muon(
+                hidden,
+                others,
+                lr=config.matrix_learning_rate,
+                adam_lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+            )
+        else:
+            groups = [
+                {"params": hidden, "lr": config.matrix_learning_rate, "weight_decay": config.weight_decay},
+                {"params": others, "lr": config.learning_rate, "weight_decay": 0.0},
+            ]
+            optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: warmup_cosine(
+                step, steps=config.steps, warmup=config.warmup, final=config.final_learning_rate
+            ),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        prompt: Tensor,
+        count: int,
+        length: int,
+        generator: torch.Generator,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """Continue a prompt, int64 (P,) with P >= 1, `count` times by `length` tokens: int64 (N, P + length).
+
+        Each step feeds one token and reads the earlier ones from the cache. When the context is full, the last half
+        of it is fed anew (positions are relative), which costs one pass every context / 2 tokens.
+        """
+        network = self.kept.eval()
+        context = self.config.context
+        tokens = prompt.to(self.device).expand(count, -1)
+        caches: list[Cache] = []
+        fed = 0
+        for _ in range(length):
+            if not caches or caches[0].length + tokens.size(1) - fed > context:
+                caches = [Cache() for _ in range(self.config.layers)]
+                fed = max(0, tokens.size(1) - (context if not fed else context // 2))
+            logits = network(tokens[:, fed:], caches)[:, -1]  # (N, V)
+            fed = tokens.size(1)
+            tokens = torch.cat([tokens, choose(logits, generator, temperature, top_k, top_p)], dim=1)
+        return tokens
+
+    @torch.inference_mode()
+    def score(self, tokens: Tensor, stride: int) -> Tensor:
+        """Cross-entropy in nats of each token of a stream but the first, float64 (N - 1,), each exactly once.
+
+        Windows of `context` tokens advance by `stride`; only targets that no earlier window scored count. With stride
+        = context the windows do not overlap; with a smaller one each target has at least context - stride tokens of
+        context, but for the first window.
+
+        Raises:
+            ValueError: if the stride is not between 1 and the context.
+        """
+        context = self.config.context
+        if not 1 <= stride <= context:
+            msg = f"stride must be between 1 and the context of {context}, got {stride}"
+            raise ValueError(msg)
+        network = self.kept.eval()
+        tokens = tokens.long().to(self.device)
+        targets = tokens[1:]
+        whole = max(0, (len(targets) - context) // stride + 1)
+        losses = []
+        starts = torch.arange(whole, device=self.device) * stride
+        span = torch.arange(context, device=self.device)
+        for part in starts.split(max(1, 16_384 // context)):
+            windows = part[:, None] + span  # (B, T)
+            nats = token_nats(network(tokens[windows]), targets[windows])
+            fresh = nats[:, -stride:]
+            losses.append(torch.cat([nats[0, :-stride], fresh.flatten()]) if not losses else fresh.flatten())
+        done = sum(len(part) for part in losses)
+        if done < len(targets):
+            start = max(0, len(targets) - context) if whole else 0
+            nats = token_nats(network(tokens[None, start:-1]), targets[None, start:])
+            losses.append(nats[0, done - start :])
+        return torch.cat(losses)
+
+
+def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each target int64 (B, T) under logits (B, T, V), float64 (B, T); never softmax, then log."""
+    nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    return nats.double().view(targets.shape)

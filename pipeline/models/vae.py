@@ -1,0 +1,271 @@
+"""Variational autoencoder (Kingma and Welling 2014) with the importance-weighted bound (Burda et al. 2016, "IWAE").
+
+Run with `dvc repro train@vae`. Convolutional encoder to mean and log-variance, reparameterisation, convolutional
+decoder. The Bernoulli likelihood binarises each training image anew at every step (dynamic binarisation); the
+discretised logistic likelihood models the 256 grey levels (Kingma et al. 2016, appendix). Departures: SiLU, residual
+blocks, averaged weights.
+
+Dimensions: B batch, K importance samples, C H W image, Z latent.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from pipeline.artifacts import ImageSpec
+from pipeline.models.layers import make_average, shift_images, warmup_cosine
+from pipeline.params import Section
+from pipeline.randomness import make_generator, seeded
+
+KIND = "images"
+
+
+class Config(Section):
+    """Hyper-parameters of the VAE."""
+
+    latent: int = Field(ge=1, description="width Z of the latent vector")
+    width: int = Field(ge=1, description="channels at half resolution; twice as many at a quarter")
+    hidden: int = Field(ge=1, description="width of the dense layers around the latent")
+    dropout: float = Field(ge=0, lt=1, description="share of dense activations dropped, against overfitting")
+    likelihood: Literal["bernoulli", "discretized_logistic"] = Field(description="distribution of the pixels")
+    beta: float = Field(ge=0, description="weight of the KL term (Higgins et al. 2017)")
+    kl_warmup: int = Field(ge=0, description="steps over which beta grows from 0")
+    free_bits: float = Field(ge=0, description="nats of KL a latent unit that cost nothing (Kingma et al. 2016)")
+    importance_samples: int = Field(ge=1, description="K of the training bound; 1 is the evidence lower bound")
+    shift: int = Field(ge=0, description="largest random shift of a training image, in pixels")
+    steps: int = Field(ge=1, description="optimizer steps")
+    batch_size: int = Field(ge=1, description="images a step, over all processes")
+    learning_rate: float = Field(gt=0, description="peak learning rate of AdamW")
+    warmup: int = Field(ge=0, description="steps of linear warm-up")
+    final_learning_rate: float = Field(ge=0, le=1, description="share of the peak reached by the cosine's end")
+    weight_decay: float = Field(ge=0, description="decoupled weight decay")
+    clip_norm: float = Field(gt=0, description="largest global norm of the gradient")
+    ema: float = Field(ge=0, lt=1, description="decay of the averaged weights that are kept; 0 keeps the last")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.importance_samples > 1 and (self.beta != 1 or self.free_bits or self.kl_warmup):
+            msg = "importance_samples > 1 has no separate KL term: beta must be 1, free_bits 0 and kl_warmup 0"
+            raise ValueError(msg)
+        return self
+
+
+class Residual(nn.Module):
+    """x + conv(silu(conv(silu(x)))), same shape (B, D, H, W); starts as the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of x."""
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+class Network(nn.Module):
+    """Encoder and decoder."""
+
+    def __init__(self, config: Config, spec: ImageSpec) -> None:
+        super().__init__()
+        channels, height, width = spec.shape
+        if height % 4 or width % 4:
+            msg = f"image sides must be multiples of 4, got {height}x{width}"
+            raise ValueError(msg)
+        self.small = (2 * config.width, height // 4, width // 4)
+        flat = math.prod(self.small)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(channels, config.width, 5, stride=2, padding=2),
+            nn.SiLU(),
+            nn.Conv2d(config.width, 2 * config.width, 5, stride=2, padding=2),
+            Residual(2 * config.width),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Dropout(config.dropout),
+            nn.Linear(flat, config.hidden),
+            nn.SiLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.hidden, 2 * config.latent),
+        )
+        self.expand = nn.Sequential(
+            nn.Linear(config.latent, config.hidden),
+            nn.SiLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.hidden, flat),
+        )
+        self.decoder = nn.Sequential(
+            Residual(2 * config.width),
+            nn.SiLU(),
+            nn.ConvTranspose2d(2 * config.width, config.width, 5, stride=2, padding=2, output_padding=1),
+            nn.SiLU(),
+            nn.ConvTranspose2d(config.width, channels, 5, stride=2, padding=2, output_padding=1),
+        )
+        self.log_scale = nn.Parameter(torch.full((channels, 1, 1), -2.0))  # of the logistic, image range [-1, 1]
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images in [0, 1] (B, C, H, W) to mean and log-variance (B, Z) of q(z | x)."""
+        mean, log_variance = self.encoder(2 * x - 1).chunk(2, dim=1)
+        return mean, log_variance.clamp(-12, 8)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Map latents (B, Z) to pixel logits (B, C, H, W)."""
+        return self.decoder(self.expand(z).view(-1, *self.small))
+
+
+def log_bernoulli(logits: Tensor, x: Tensor) -> Tensor:
+    """Log-probability in nats of binary images x (B, C, H, W) for logits (B, C, H, W), summed to (B,)."""
+    return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(dim=(1, 2, 3))
+
+
+def log_discretized_logistic(logits: Tensor, log_scale: Tensor, x: Tensor) -> Tensor:
+    """Log-probability in nats of grey levels x = i / 255 (B, C, H, W), summed to (B,).
+
+    The probability of a level is the mass that a logistic distribution with mean sigmoid(logits) and scale
+    exp(log_scale), both for the range [0, 1], has in its bin of width 1 / 255; the end bins take the tails.
+    """
+    centred = x - logits.sigmoid()
+    inverse = (-log_scale).exp()
+    upper = torch.where(x > 254.5 / 255, torch.inf, (centred + 0.5 / 255) * inverse)
+    lower = torch.where(x < 0.5 / 255, -torch.inf, (centred - 0.5 / 255) * inverse)
+    # sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)), which keeps its digits in both tails
+    log_mass = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log1p(-torch.exp((lower - upper).clamp(max=-1e-6)))
+    return log_mass.sum(dim=(1, 2, 3))
+
+
+def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) in nats for each unit, (B, Z)."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+
+
+def log_normal(z: Tensor, mean: Tensor | float, log_variance: Tensor | float) -> Tensor:
+    """Log-density of z (..., Z) under a diagonal normal, summed over Z."""
+    log_variance = torch.as_tensor(log_variance, dtype=z.dtype, device=z.device)
+    terms = log_variance + (z - mean).square() * (-log_variance).exp() + math.log(2 * math.pi)
+    return -0.5 * terms.sum(dim=-1)
+
+
+class Model(LightningModule):
+    """Trains the network on the evidence lower bound or its importance-weighted form."""
+
+    def __init__(self, config: Config, spec: ImageSpec, seed: int) -> None:
+        super().__init__()
+        self.config = config
+        self.seed = seed
+        with seeded(seed, "weights"):
+            self.network = Network(config, spec)
+        self.average = make_average(self.network, config.ema) if config.ema else None
+
+    @property
+    def kept(self) -> nn.Module:
+        """The weights that are saved, scored and sampled."""
+        return self.network if self.average is None else self.average.module
+
+    def _observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Turn uint8 images into what the likelihood sees: binary draws, or grey levels in [0, 1]."""
+        levels = images.float() / 255
+        if self.config.likelihood == "bernoulli":
+            noise = torch.rand(levels.shape, generator=generator, device=levels.device)
+            return (noise < levels).float()
+        return levels
+
+    def _log_likelihood(self, network: Network, z: Tensor, x: Tensor) -> Tensor:
+        logits = network.decode(z)
+        if self.config.likelihood == "bernoulli":
+            return log_bernoulli(logits, x)
+        return log_discretized_logistic(logits, network.log_scale, x)
+
+    def log_weights(self, network: Network, x: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+        """Return log p(x, z) - log q(z | x) for `samples` draws of z, (K, B)."""
+        mean, log_variance = network.encode(x)
+        noise = torch.randn(samples, *mean.shape, generator=generator, device=x.device)
+        z = mean + noise * (0.5 * log_variance).exp()  # (K, B, Z)
+        likelihood = self._log_likelihood(network, z.flatten(0, 1), x.repeat(samples, 1, 1, 1)).view(samples, -1)
+        return likelihood + log_normal(z, 0.0, 0.0) - log_normal(z, mean, log_variance)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss in nats an image, and its parts."""
+        config = self.config
+        generator = make_generator(self.seed, "noise", batch_idx, self.global_rank, device=self.device)
+        torch.manual_seed(generator.initial_seed())  # dropout has no generator argument
+        x = self._observe(shift_images(batch["images"], config.shift, generator), generator)
+        if config.importance_samples > 1:
+            weights = self.log_weights(self.network, x, config.importance_samples, generator)
+            return {"loss": (math.log(len(weights)) - weights.logsumexp(dim=0)).mean()}
+        mean, log_variance = self.network.encode(x)
+        noise = torch.randn(mean.shape, generator=generator, device=x.device)
+        reconstruction = -self._log_likelihood(self.network, mean + noise * (0.5 * log_variance).exp(), x).mean()
+        kl = gaussian_kl(mean, log_variance).mean(dim=0)  # (Z,)
+        beta = config.beta * min(1.0, (batch_idx + 1) / max(1, config.kl_warmup))
+        loss = reconstruction + beta * kl.clamp(min=config.free_bits).sum()
+        return {"loss": loss, "reconstruction_nats": reconstruction.detach(), "kl_nats": kl.sum().detach()}
+
+    def on_train_batch_end(self, *_: object) -> None:
+        """Update the averaged weights after each optimizer step."""
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def configure_optimizers(self) -> object:
+        """Return AdamW with warm-up and cosine decay."""
+        config = self.config
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: warmup_cosine(
+                step, steps=config.steps, warmup=config.warmup, final=config.final_learning_rate
+            ),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @torch.inference_mode()
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw `count` latents from the prior and return the pixels' means, uint8 (N, C, H, W)."""
+        network = self.kept.eval()
+        z = torch.randn(count, self.config.latent, generator=generator, device=self.device)
+        return torch.cat([_to_bytes(network.decode(part)) for part in z.split(500)])
+
+    @torch.inference_mode()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Encode uint8 images (N, C, H, W) and decode the posterior means, uint8."""
+        network = self.kept.eval()
+        mean, _ = network.encode(images.to(self.device).float() / 255)
+        return _to_bytes(network.decode(mean))
+
+    @torch.inference_mode()
+    def score(self, images: Tensor, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Score held-out uint8 images (N, C, H, W), in nats an image.
+
+        Returns:
+            elbo, iw: the evidence lower bound (mean over `samples` draws) and the importance-weighted bound of Burda
+            et al. (2016, eq. 8), float64 (N,), both as negative log-likelihoods (lower is better); kl: analytic KL of
+            the posterior, float64 (N,); active_units: number of units with Var_x E[z | x] > 0.01, a scalar.
+        """
+        network = self.kept.eval()
+        elbo, bound, kl, means = [], [], [], []
+        for part in images.to(self.device).split(20):
+            x = self._observe(part, generator)
+            weights = torch.cat(
+                [self.log_weights(network, x, k, generator) for k in _chunks(samples, 50)]
+            ).double()  # (K, B)
+            elbo.append(-weights.mean(dim=0))
+            bound.append(math.log(samples) - weights.logsumexp(dim=0))
+            mean, log_variance = network.encode(x)
+            kl.append(gaussian_kl(mean, log_variance).double().sum(dim=1))
+            means.append(mean)
+        active = (torch.cat(means).var(dim=0) > 0.01).sum()
+        return {"elbo": torch.cat(elbo), "iw": torch.cat(bound), "kl": torch.cat(kl), "active_units": active}
+
+
+def _chunks(total: int, most: int) -> list[int]:
+    return [min(most, total - start) for start in range(0, total, most)]
+
+
+def _to_bytes(logits: Tensor) -> Tensor:
+    return (logits.sigmoid() * 255).round().byte()

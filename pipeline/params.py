@@ -1,0 +1,177 @@
+"""Reads params.yaml once (YAML 1.2) into typed, frozen, checked configs.
+
+    python -m pipeline.params       # check params.yaml and print the resolved runs
+
+Every stage loads and checks the whole file before it does anything, so that a typing error in the last section stops
+the first stage. Messages name the key in full, what was expected and what came.
+"""
+
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from pipeline import plugins
+
+PATH = Path("params.yaml")
+
+
+class ParamsError(ValueError):
+    """params.yaml is not usable; the message says which keys and why."""
+
+
+class Section(BaseModel):
+    """Base of every config: unknown keys, missing keys and wrong types are refused; values cannot change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Run(Section):
+    """One experiment: what to train, on what, measured how."""
+
+    model: str = Field(description="section of models, a file in pipeline/models/")
+    data: str = Field(description="section of data")
+    metric: str = Field(description="section of metrics, a file in pipeline/metrics/")
+    features: list[str] = Field(default=[], description="sections of features that FID, KID, precision, recall use")
+    seed: int = Field(ge=0, description="seed of weights, data order, noise and samples")
+    set: dict[str, Any] = Field(default={}, description="keys of the model's section that this run changes")
+
+
+class Params(Section):
+    """All of params.yaml; `models` holds each run's model config with the run's own changes applied."""
+
+    data: dict[str, Section]
+    features: dict[str, Section]
+    models: dict[str, Section]
+    metrics: dict[str, Section]
+    runs: dict[str, Run]
+
+
+def load(path: Path = PATH) -> Params:
+    """Read and check a params file.
+
+    Raises:
+        ParamsError: with one line for each key that is unknown, missing, of the wrong type or out of range.
+    """
+    raw = _read(path)
+    problems = [f"{key}: unknown section{_nearest(key, Params.model_fields)}" for key in raw.keys() - SECTIONS]
+    problems += [f"{key}: missing section" for key in SECTIONS if not isinstance(raw.get(key), dict)]
+    if problems:
+        raise _error(path, problems)
+    runs: dict[str, Run] = {}
+    for name, values in raw["runs"].items():
+        run = _check(Run, values, f"runs.{name}", problems)
+        if isinstance(run, Run):
+            runs[name] = run
+            _check_links(name, run, raw, problems)
+    checked: dict[str, dict[str, Section]] = {}
+    for section, family, key in (("data", "data", "source"), ("features", "models", "network")):
+        checked[section] = {
+            name: _plug_in(family, key, f"{section}.{name}", values, problems) for name, values in raw[section].items()
+        }
+    for section in ("models", "metrics"):
+        checked[section] = {
+            name: _plug_in(section, None, f"{section}.{name}", values, problems)
+            for name, values in raw[section].items()
+        }
+    for name, values in raw["features"].items():
+        if isinstance(values, dict) and values.get("data", "") not in {"", *raw["data"]}:
+            problems.append(f"features.{name}.data: no section data.{values['data']}")
+    models = {
+        name: _plug_in("models", None, f"runs.{name}.set", {**raw["models"][run.model], **run.set}, problems, run.model)
+        for name, run in runs.items()
+        if not problems
+    }
+    if problems:
+        raise _error(path, problems)
+    return Params.model_construct(
+        data=checked["data"], features=checked["features"], models=models, metrics=checked["metrics"], runs=runs
+    )
+
+
+SECTIONS = tuple(Params.model_fields)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        msg = f"{path.resolve()}: not found; run from the project's folder"
+        raise ParamsError(msg)
+    try:
+        raw = YAML(typ="safe", pure=True).load(path)
+    except MarkedYAMLError as error:
+        msg = f"{path}: not valid YAML: {error}"
+        raise ParamsError(msg) from error
+    if not isinstance(raw, dict):
+        msg = f"{path}: expected a mapping with the sections {', '.join(SECTIONS)}"
+        raise ParamsError(msg)
+    return raw
+
+
+def _check_links(name: str, run: Run, raw: dict[str, Any], problems: list[str]) -> None:
+    links = [("model", "models", run.model), ("data", "data", run.data), ("metric", "metrics", run.metric)]
+    links += [("features", "features", feature) for feature in run.features]
+    for key, section, target in links:
+        if target not in raw[section]:
+            choices = ", ".join(raw[section])
+            problems.append(f"runs.{name}.{key}: no section {section}.{target}; {section} has {choices}")
+
+
+def _plug_in(
+    family: str, key: str | None, name: str, values: object, problems: list[str], plug_in: str | None = None
+) -> Section:
+    """Check one section against the Config of its plug-in: named by `key`, by `plug_in`, or by the section itself."""
+    if key is not None:
+        plug_in = str(values.get(key)) if isinstance(values, dict) else ""
+    try:
+        module = plugins.load(family, plug_in or name.split(".")[1])
+    except ValueError as error:
+        problems.append(f"{name}{'.' + key if key else ''}: {error}")
+        return Section()
+    return _check(module.Config, values, name, problems)
+
+
+def _check(config: type[Section], values: object, name: str, problems: list[str]) -> Section:
+    try:
+        return config.model_validate(values)
+    except ValidationError as error:
+        problems.extend(_describe(config, name, item) for item in error.errors())
+        return Section()
+
+
+def _describe(config: type[BaseModel], name: str, item: Any) -> str:
+    """Turn one pydantic error into 'runs.gan.sed: unknown key, did you mean seed?'."""
+    where = ".".join([name, *(str(part) for part in item["loc"])])
+    if item["type"] == "extra_forbidden":
+        for part in item["loc"][:-1]:
+            inner = config.model_fields[str(part)].annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                config = inner
+        return f"{where}: unknown key{_nearest(str(item['loc'][-1]), config.model_fields)}"
+    if item["type"] == "missing":
+        return f"{where}: missing key"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]}, got {item['input']!r}"
+
+
+def _nearest(key: str, known: Any) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+
+
+def _error(path: Path, problems: list[str]) -> ParamsError:
+    return ParamsError("\n  ".join([f"{path} is not usable:", *sorted(set(problems))]))
+
+
+if __name__ == "__main__":
+    try:
+        params = load()
+    except ParamsError as problem:
+        sys.exit(f"error: {problem}")
+    for run_name, run_config in params.runs.items():
+        resolved = {**run_config.model_dump(), "set": params.models[run_name].model_dump()}
+        print(run_name, json.dumps(resolved))

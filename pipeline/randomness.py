@@ -1,0 +1,46 @@
+"""Random numbers as a pure function of (seed, purpose, position).
+
+No code in this package draws from a global generator to decide what data a model sees, which noise it gets or what
+it samples: each place derives its own generator from the run's seed and a few words. Resume, the number of workers
+and the order of the stages therefore change nothing.
+"""
+
+import hashlib
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """Hash (seed, purpose) to an integer in [0, 2**63): equal input, equal output, on every platform."""
+    text = "/".join(str(part) for part in (seed, *purpose))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def make_generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a fresh generator on `device` for one purpose: make_generator(0, "noise", step, rank)."""
+    return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
+
+
+def normal(*shape: int, generator: torch.Generator) -> Tensor:
+    """Draw standard normal float32 numbers of `shape` on the generator's device."""
+    return torch.randn(*shape, generator=generator, device=generator.device)
+
+
+def seeded(seed: int, *purpose: str | int) -> AbstractContextManager[None]:
+    """Context in which the global generator is seeded; afterwards it is as before. For weights and dropout."""
+    return _Seeded(derive_seed(seed, *purpose))
+
+
+class _Seeded(AbstractContextManager[None]):
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.fork = torch.random.fork_rng()
+
+    def __enter__(self) -> None:
+        self.fork.__enter__()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *exception: object) -> None:
+        self.fork.__exit__(*exception)  # type: ignore[arg-type]
