@@ -37,9 +37,9 @@ class Run(Section):
     model: str = Field(description="section of models, a file in pipeline/models/")
     data: str = Field(description="section of data")
     metric: str = Field(description="section of metrics, a file in pipeline/metrics/")
-    features: list[str] = Field(default=[], description="sections of features that FID, KID, precision, recall use")
+    features: list[str] = Field(description="sections of features that FID, KID, precision, recall use")
     seed: int = Field(ge=0, description="seed of weights, data order, noise and samples")
-    set: dict[str, Any] = Field(default={}, description="keys of the model's section that this run changes")
+    set: dict[str, Any] = Field(description="keys of the model's section that this run changes")
 
 
 class Params(Section):

@@ -7,6 +7,7 @@ class probabilities. Numbers are comparable between runs with the same weights, 
 Dimensions: B batch, C H W image, D features, K classes.
 """
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from pipeline.artifacts import ImageSpec
 from pipeline.models.layers import from_bytes, shift_images, warmup_cosine
 from pipeline.params import Section
 from pipeline.randomness import make_generator, seeded
+from pipeline.weights import load_model
 
 KIND = "images"
 FEATURES = 128
@@ -77,6 +79,11 @@ class Model(LightningModule):
         """The weights that are saved."""
         return self.network
 
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features (B, 128) and logits (B, K) of uint8 images (B, C, H, W)."""
+        features, logits = self.network(from_bytes(images))
+        return features, logits
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the mean cross-entropy and the accuracy of one batch."""
         generator = make_generator(self.seed, "shift", batch_idx, device=self.device)
@@ -96,3 +103,9 @@ class Model(LightningModule):
             optimizer, lambda step: warmup_cosine(step, steps=config.steps, warmup=config.steps // 20, final=0.01)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def load_features(folder: Path) -> nn.Module:
+    """Return the frozen network: uint8 images (B, C, H, W) to features (B, 128) and logits (B, K)."""
+    network: nn.Module = load_model(folder).model.requires_grad_(False)
+    return network

@@ -7,6 +7,7 @@ and relativistic pairing need per-image gradients), generator weights averaged, 
 Dimensions: B batch, C H W image, Z latent.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -29,7 +30,8 @@ class Config(Section):
     """Hyper-parameters of the GAN."""
 
     latent: int = Field(ge=1, description="width Z of the normal latent vector")
-    width: int = Field(ge=1, description="channels next to the image; they double at each halving of the resolution")
+    generator_width: int = Field(ge=1, description="channels next to the image; they double at each halving of its side")
+    discriminator_width: int = Field(ge=1, description="the same for the discriminator")
     conditional: bool = Field(description="give the class to generator and discriminator")
     spectral_norm: bool = Field(description="divide each discriminator weight by its largest singular value")
     loss: Literal["non_saturating", "minimax", "least_squares", "hinge", "wasserstein", "relativistic"] = Field(
@@ -79,7 +81,7 @@ class Generator(nn.Module):
     def __init__(self, config: Config, spec: ImageSpec) -> None:
         super().__init__()
         halvings, self.height, self.side = resolutions(spec)
-        channels = [config.width * 2**index for index in range(halvings)][::-1]  # 128, 64 for 28x28
+        channels = [config.generator_width * 2**index for index in range(halvings)][::-1]  # 128, 64 for 28x28
         self.latent = config.latent
         self.classes = spec.classes if config.conditional else 0
         self.embedding = nn.Embedding(spec.classes, config.latent) if config.conditional else None
@@ -109,12 +111,12 @@ class Discriminator(nn.Module):
         super().__init__()
         normalize: Callable[[nn.Module], nn.Module] = spectral_norm if config.spectral_norm else lambda layer: layer
         halvings, height, width = resolutions(spec)
-        channels = [spec.shape[0], *(config.width * 2**index for index in range(halvings))]
+        channels = [spec.shape[0], *(config.discriminator_width * 2**index for index in range(halvings + 1))]
         layers: list[nn.Module] = []
         for before, after in zip(channels, channels[1:], strict=False):
             layers += [normalize(nn.Conv2d(before, after, 5, stride=2, padding=2)), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Flatten())
-        features = channels[-1] * height * width
+        features = channels[-1] * math.ceil(height / 2) * math.ceil(width / 2)  # 4x4 for 28x28
         self.head = normalize(nn.Linear(features, 1))
         self.embedding = normalize(nn.Embedding(spec.classes, features)) if config.conditional else None
 
@@ -219,11 +221,9 @@ class Model(LightningModule):
             discriminator_optimizer.step()
             self.untoggle_optimizer(discriminator_optimizer)
             values |= extra
-        # The last fakes serve both updates: one generator pass less, and the discriminator judges what it just saw.
+        # The last fakes, and the logits that the real images had, serve both updates: two passes less.
         self.toggle_optimizer(generator_optimizer)
-        with torch.no_grad():
-            real_logits = self.discriminator(real, labels)
-        loss = generator_loss(config.loss, real_logits, self.discriminator(fake, labels))
+        loss = generator_loss(config.loss, values.pop("real_logits"), self.discriminator(fake, labels))
         generator_optimizer.zero_grad()
         self.manual_backward(loss)
         generator_optimizer.step()
@@ -240,6 +240,7 @@ class Model(LightningModule):
         fake_logits = self.discriminator(fake, labels)
         loss = discriminator_loss(config.loss, real_logits, fake_logits)
         values = {
+            "real_logits": real_logits.detach(),
             "discriminator_loss": loss.detach(),
             "discriminator_real_accuracy": (real_logits > fake_logits).float().mean(),
         }

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError, ImageSpec, TextSpec
-from pipeline.data.splits import ImageSplits, TextConfig, Texts, train_tokenizer
+from pipeline.data.splits import ImageSplits, TextConfig, Texts
 from pipeline.stages import run_stage
+from pipeline.tokenization import train_tokenizer
 
 
 def main(key: str) -> None:
@@ -63,7 +64,7 @@ def count_shared(images: Tensor, train: Tensor) -> int:
 
 def write_texts(folder: Path, texts: Texts, config: TextConfig) -> dict[str, Any]:
     """Write each split's tokens, and the tokenizer; return the manifest."""
-    tokenizer = train_tokenizer(texts.splits["train"], config)
+    tokenizer = train_tokenizer(texts.splits["train"], config.tokenizer, config.vocabulary)
     artifacts.write_json(folder / "tokenizer.json", tokenizer.state())
     entries = {}
     for name, text in texts.splits.items():

@@ -1,0 +1,68 @@
+"""How well a language model predicts held-out text: nats, bits and perplexity, over whole splits.
+
+Every target counts exactly once; sums are float64 of cross-entropies, never softmax and then log. Bits per character
+and per byte divide the same sum by the text's length, so that they compare across tokenizers; perplexity does not.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.params import Section
+
+
+class Sampling(Section):
+    """What the stage `sample` draws."""
+
+    count: int = Field(ge=1, description="texts")
+    length: int = Field(ge=1, description="tokens a text, after the prompt")
+    prompt: str = Field(min_length=1, description="text that the samples continue")
+    temperature: float = Field(ge=0, description="divides the logits; 0 takes the most likely token")
+    top_k: int = Field(ge=0, description="most likely tokens kept; 0 keeps all")
+    top_p: float = Field(gt=0, le=1, description="probability mass kept; 1 keeps all")
+    stride: float = Field(gt=0, le=1, description="step of the scoring windows, as a share of the context; 1: disjoint")
+
+
+class Config(Section):
+    """How the text is sampled and scored."""
+
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Nats of each target by split, float64 (N,); characters, bytes and tokens of the split, from the manifest."""
+
+    nats: Mapping[str, Tensor]
+    sizes: Mapping[str, Mapping[str, int]]
+
+
+def compute(evidence: Evidence, config: Config) -> dict[str, float]:
+    """Return the metrics of each split.
+
+    Raises:
+        ValueError: if a split has no target, a nat is not finite, or targets are missing or counted twice.
+    """
+    del config
+    values: dict[str, float] = {}
+    for split, nats in evidence.nats.items():
+        sizes = evidence.sizes[split]
+        if not len(nats) or not bool(torch.isfinite(nats).all()):
+            msg = f"{split}: expected finite nats, got {int((~torch.isfinite(nats)).sum())} of {len(nats)} not finite"
+            raise ValueError(msg)
+        if len(nats) != sizes["tokens"] - 1:
+            msg = f"{split}: expected {sizes['tokens'] - 1} targets, each once, got {len(nats)}"
+            raise ValueError(msg)
+        total, mean = float(nats.double().sum()), float(nats.double().mean())
+        values[f"{split}_targets"] = len(nats)
+        values[f"{split}_nats"] = mean
+        values[f"{split}_perplexity"] = math.exp(mean)
+        # The first token has no prediction: its share of the text is left out of the length, too.
+        share = len(nats) / sizes["tokens"]
+        values[f"{split}_bits_per_character"] = total / math.log(2) / (sizes["characters"] * share)
+        values[f"{split}_bits_per_byte"] = total / math.log(2) / (sizes["bytes"] * share)
+    return values

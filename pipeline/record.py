@@ -1,0 +1,148 @@
+"""A run's history: the record that a training writes first, and that MLflow is fed from.
+
+record/run.json      name, times, status, parameters, tags, data sets, environment, totals
+record/metrics.jsonl one line a logged step: {"step", "time", "values"}
+record/images/<key>/<step>.png, record/texts/<key>/<step>.txt
+
+It lives with the resume state while the training runs, and becomes a DVC output at its end. A tracker's outage cannot
+lose it, and a run can be re-created from it after a clone.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import uuid
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from pipeline import artifacts
+
+LIBRARIES = ("torch", "pytorch-lightning", "torchmetrics", "torch-fidelity", "mlflow", "dvc", "numpy")
+
+
+class Record:
+    """The record of one run in `folder`; opened again, it goes on where it stopped."""
+
+    def __init__(self, folder: Path, about: dict[str, Any] | None = None) -> None:
+        self.folder = folder
+        self.lines = folder / "metrics.jsonl"
+        if about is None or (folder / "run.json").exists():
+            self.about: dict[str, Any] = artifacts.read_json(folder / "run.json")
+        else:
+            self.about = {"id": uuid.uuid4().hex, "started": time.time(), "status": "RUNNING", **about}
+            self.save()
+
+    def save(self) -> None:
+        """Write run.json."""
+        artifacts.write_json(self.folder / "run.json", self.about)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Append finite values at a step; others are left out and named in a tag."""
+        finite = {key: value for key, value in values.items() if math.isfinite(value)}
+        if missing := sorted(values.keys() - finite.keys()):
+            self.about["tags"]["nonfinite"] = f"step {step}: {', '.join(missing)}"
+            self.save()
+        line = {"step": step, "time": time.time(), "values": finite}
+        with self.lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all complete lines, in order."""
+        if not self.lines.exists():
+            return []
+        text = self.lines.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def rewind(self, step: int) -> None:
+        """Drop lines after `step`, when a training resumes from there."""
+        kept = [json.dumps(line) for line in self.read() if line["step"] <= step]
+        self.lines.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def image(self, key: str, step: int, images: Tensor) -> None:
+        """Store a grid of uint8 images (N, C, H, W) as PNG."""
+        save_grid(self.folder / "images" / key / f"{step:07d}.png", images)
+
+    def text(self, key: str, step: int, text: str) -> None:
+        """Store a text."""
+        path = self.folder / "texts" / key / f"{step:07d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def finish(self, status: str, **totals: float) -> None:
+        """Set the status (FINISHED, FAILED, KILLED) and the totals."""
+        self.about |= {"status": status, "ended": time.time(), "totals": totals}
+        self.save()
+
+
+def save_grid(path: Path, images: Tensor) -> None:
+    """Write uint8 images (N, C, H, W) as one PNG grid, about as wide as high."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid = make_grid(images.float() / 255, nrow=math.ceil(math.sqrt(len(images))), padding=2, pad_value=0.5)
+    save_image(grid, path)
+
+
+def describe_environment() -> dict[str, str]:
+    """Return what the promise of equal bits depends on: lock file, instruction set, threads; and versions."""
+    lock = Path("requirements.lock")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "lock_sha256": artifacts.digest(lock) if lock.exists() else "none",
+        **{name: version(name) for name in LIBRARIES},
+    }
+
+
+def describe_lineage() -> dict[str, str]:
+    """Return the tags that lead from a run to its code and its place in DVC."""
+    lock = Path("dvc.lock")
+    tags = {
+        "mlflow.source.git.commit": _git("rev-parse", "HEAD"),
+        "git.dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
+        "dvc.stage": os.environ.get("DVC_STAGE", ""),
+        "dvc.exp_name": os.environ.get("DVC_EXP_NAME", ""),
+        "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
+        "dvc.lock_md5": hashlib.md5(lock.read_bytes(), usedforsecurity=False).hexdigest() if lock.exists() else "",
+        "mlflow.source.name": " ".join(["python -m", *_module()]),
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def measure_cost() -> dict[str, float]:
+    """Return CPU seconds (all threads) and peak memory in MiB of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    scale = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
+    return {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_memory_mib": usage.ru_maxrss / scale}
+
+
+def _module() -> list[str]:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return [spec.name if spec else sys.argv[0], *sys.argv[1:]]
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, timeout=10)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

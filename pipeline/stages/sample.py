@@ -1,0 +1,79 @@
+"""Stage sample: draws from a trained model, and scores held-out data with it, into data/runs/<run>/samples.
+
+    python -m pipeline.stages.sample gan
+
+Images: generated.safetensors (uint8 (N, C, H, W)), a likelihood model's scores.safetensors, reconstructions. Text:
+samples.json and nats.safetensors (float64, one number a target, by split). The evaluation reads these files alone.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import artifacts, params
+from pipeline.params import Run
+from pipeline.randomness import make_generator
+from pipeline.record import save_grid
+from pipeline.stages import run_stage
+from pipeline.weights import Loaded, load_model
+
+GRID = 100
+
+
+def main(key: str) -> None:
+    """Sample the run runs.<key>."""
+    settings = params.load()
+    run = settings.runs[key]
+    sampling = settings.metrics[run.metric].model_dump()["sampling"]
+    loaded = load_model(artifacts.RUNS / key / "model")
+    folder = artifacts.RUNS / key / "samples"
+    shutil.rmtree(folder, ignore_errors=True)
+    draw = {"images": sample_images, "text": sample_text}[loaded.kind]
+    draw(key, run, loaded, sampling, folder)
+
+
+def sample_images(key: str, run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path) -> None:
+    """Draw as many images as the test and training splits can be compared with, and score the test split."""
+    model = loaded.model
+    splits = artifacts.read_manifest(run.data)["splits"]
+    count = min(sampling["count"], splits["test"]["count"], splits["train"]["count"])
+    generated = model.sample(count, make_generator(run.seed, "sample", device=model.device)).cpu()
+    artifacts.write_tensors(folder / "generated.safetensors", {"images": generated})
+    save_grid(artifacts.REPORTS / "runs" / key / "samples.png", generated[:GRID])
+    if not hasattr(model, "score"):
+        return
+    samples = sampling["importance_samples"]
+    images = artifacts.read_split(run.data, "test")["images"]
+    scores = model.score(images, samples, make_generator(run.seed, "score", device=model.device))
+    named = {
+        "elbo_nats": scores["elbo"],
+        f"iw{samples}_nats": scores["iw"],
+        "kl_nats": scores["kl"],
+        "active_units": scores["active_units"],
+    }
+    artifacts.write_tensors(folder / "scores.safetensors", {name: score.cpu() for name, score in named.items()})
+    pairs = torch.stack([images[: GRID // 2], model.reconstruct(images[: GRID // 2]).cpu()], dim=1).flatten(0, 1)
+    save_grid(artifacts.REPORTS / "runs" / key / "reconstructions.png", pairs)
+
+
+def sample_text(key: str, run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path) -> None:
+    """Write texts, and score every target of validation and test once."""
+    model = loaded.model
+    names = ("prompt", "length", "temperature", "top_k", "top_p")
+    generator = make_generator(run.seed, "sample", device=model.device)
+    texts = loaded.write(sampling["count"], generator, **{name: sampling[name] for name in names})
+    artifacts.write_json(folder / "samples.json", texts)
+    path = artifacts.REPORTS / "runs" / key / "samples.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n----\n\n".join(text.strip("\n") for text in texts) + "\n", encoding="utf-8")
+    context = model.config.context
+    stride = max(1, round(sampling["stride"] * context))
+    held_out = [name for name in ("validation", "test") if name in artifacts.read_manifest(run.data)["splits"]]
+    nats = {name: model.score(artifacts.read_split(run.data, name)["tokens"], stride).cpu() for name in held_out}
+    artifacts.write_tensors(folder / "nats.safetensors", nats)
+
+
+if __name__ == "__main__":
+    run_stage(main)
