@@ -1,0 +1,1 @@
+"""Generative experiment pipeline: DVC stages, Lightning models, torch-fidelity metrics, MLflow records."""

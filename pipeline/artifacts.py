@@ -113,5 +113,5 @@ def read_split(name: str, split: str) -> dict[str, Tensor]:
 def read_spec(name: str) -> Spec:
     """Return what a model must know of the prepared data set `name`."""
     manifest = read_manifest(name)
-    kind: type[ImageSpec] | type[TextSpec] = ImageSpec if manifest["kind"] == "images" else TextSpec
+    kind: type[ImageSpec | TextSpec] = ImageSpec if manifest["kind"] == "images" else TextSpec
     return kind.model_validate(manifest["spec"])

@@ -19,7 +19,7 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 
 
 def make_generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a fresh generator on `device` for one purpose: make_generator(0, "noise", step, rank)."""
+    """Return a fresh generator on `device` for one purpose, such as (0, "noise", step, rank)."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
 
 

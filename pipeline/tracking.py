@@ -6,6 +6,7 @@ warning. MLflow's run is found by the tag `record.id`, so a resumed training, an
 write to the same run, or re-create it.
 """
 
+import json
 import logging
 import os
 import threading
@@ -13,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import mlflow.data
 import mlflow.pyfunc
 import numpy as np
 from filelock import FileLock
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
@@ -105,7 +103,9 @@ class Mirror:
         """Send in a thread from now on, and record the system's load (CPU, memory, disk, network, GPU)."""
         if not self.failed:
             logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
-            self.monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=mlflow.get_tracking_uri())
+            self.monitor = SystemMetricsMonitor(
+                self.run_id, resume_logging=True, tracking_uri=mlflow.get_tracking_uri()
+            )
             self._attempt(self.monitor.start)
         self.thread = threading.Thread(target=self._loop, daemon=True)
         self.thread.start()
@@ -185,40 +185,13 @@ def _prefix(name: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dataset(entry: dict[str, str]) -> DatasetInput:
-    source = _DvcSource(entry["path"])
-    dataset = MetaDataset(source, name=entry["name"], digest=entry["md5"])
+    """Describe one split: the digest is the md5 under which DVC keeps the folder."""
+    dataset = Dataset(
+        name=entry["name"],
+        digest=entry["md5"][:36],  # MLflow's limit
+        source_type="dvc",
+        source=json.dumps({"uri": entry["path"]}),
+        profile=json.dumps({"sha256": entry["sha256"], "examples": entry["examples"]}),
+    )
     tags = [InputTag("mlflow.data.context", entry["context"]), InputTag("dvc.md5", entry["md5"])]
-    return DatasetInput(dataset._to_mlflow_entity(), tags)
-
-
-class _DvcSource(FileSystemDatasetSource):
-    """A folder that DVC versions; MLflow shows its path beside the digest."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    @property
-    def uri(self) -> str:
-        return self.path
-
-    @staticmethod
-    def _get_source_type() -> str:
-        return "dvc"
-
-    @classmethod
-    def _can_resolve(cls, raw_source: Any) -> bool:
-        return False
-
-    @classmethod
-    def _resolve(cls, raw_source: Any) -> "_DvcSource":
-        return cls(str(raw_source))
-
-    def load(self, dst_path: str | None = None) -> str:
-        return self.path
-
-    def to_dict(self) -> dict[str, str]:
-        return {"uri": self.path}
-
-    @classmethod
-    def from_dict(cls, source_dict: dict[str, str]) -> "_DvcSource":
-        return cls(source_dict["uri"])
+    return DatasetInput(dataset, tags)

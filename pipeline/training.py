@@ -8,6 +8,7 @@ Trainer takes them; default: all GPUs of the machine, else the CPU, in float32).
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -37,6 +38,12 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def get_rank() -> int:
+    """Return this process's rank before Lightning has started, from what torchrun, SLURM or Lightning itself set."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)
+
+
 def resume_step(state: Path) -> int:
     """Return the step that the checkpoint in `state` reached, 0 without one."""
     path = state / CHECKPOINT
@@ -56,13 +63,15 @@ class Recorder(Callback):
         self.preview_every = max(1, steps // PREVIEWS)
         self.preview = preview
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         """Read the step's values where a line is due: `.item()` waits for the device, so not at every step."""
         step = index + 1
         if step % self.every and step != self.steps:
             return
         values = {key: float(value) for key, value in outputs.items()}
-        if broken := {key: value for key, value in values.items() if value != value or abs(value) == float("inf")}:
+        if broken := {key: value for key, value in values.items() if not math.isfinite(value)}:
             msg = f"step {step}: {broken} is not finite; lower the learning rate or the penalties' weights"
             raise NonFiniteError(msg)
         if self.record is None or not trainer.is_global_zero:
@@ -97,10 +106,10 @@ def fit(
     if state:
         extra.append(Minutely(state))
     data = Data(examples, steps=steps, batch_size=batch_size, seed=seed, start=start)
-    trainer = _make_trainer(model, clip_norm, extra, "auto")
+    trainer = _make_trainer(clip_norm, extra, "auto")
     if trainer.world_size > 1 and not model.automatic_optimization:
         # Two optimizers: each backward leaves the other network's parameters without gradients.
-        trainer = _make_trainer(model, clip_norm, extra, "ddp_find_unused_parameters_true")
+        trainer = _make_trainer(clip_norm, extra, "ddp_find_unused_parameters_true")
     trainer.fit(model, data, ckpt_path=str(state / CHECKPOINT) if state and start else None, weights_only=True)
     return trainer
 
@@ -124,7 +133,7 @@ class Minutely(Callback):
             self.saved = time.monotonic()
 
 
-def _make_trainer(model: LightningModule, clip_norm: float | None, callbacks: list[Callback], strategy: str) -> Trainer:
+def _make_trainer(clip_norm: float | None, callbacks: list[Callback], strategy: str) -> Trainer:
     environment = os.environ.get
     devices = environment("PIPELINE_DEVICES", "auto")
     return Trainer(

@@ -1,0 +1,1 @@
+"""One file, one data source: Config, fetch and prepare."""

@@ -83,10 +83,11 @@ def _try(place: str, source: Source, partial: Path) -> str | None:
         try:
             _download(place, partial)
         except requests.HTTPError as error:
-            problem = f"HTTP status {error.response.status_code}"
-            if error.response.status_code == 416:  # the partial file is longer than the served one
+            status = error.response.status_code if error.response is not None else 0
+            problem = f"HTTP status {status}"
+            if status == 416:  # the partial file is longer than the served one
                 partial.unlink(missing_ok=True)
-            elif error.response.status_code not in {408, 429, 500, 502, 503, 504}:
+            elif status not in {408, 429, 500, 502, 503, 504}:
                 break
         except (requests.RequestException, ValueError, OSError) as error:
             problem = f"{type(error).__name__}: {error}"

@@ -93,8 +93,8 @@ class Steps:
         known: dict[int, Tensor] = {}
         for step in range(self.start, self.steps):
             first = step * self.batch_size + self.rank * share
-            parts = []
-            while share_left := share - sum(len(indices) for _, indices in parts):
+            parts: list[tuple[int, Tensor]] = []
+            while share_left := share - sum(len(indices) for _, indices in parts):  # an epoch may end in a batch
                 epoch, position = divmod(first + share - share_left, count)
                 if epoch not in known:
                     known = {epoch: torch.randperm(count, generator=make_generator(self.seed, "order", epoch))}
@@ -104,14 +104,11 @@ class Steps:
 
 
 class Data(LightningDataModule):
-    """Training batches by step, validation batches in order."""
+    """The training batches of a run."""
 
-    def __init__(
-        self, train: Examples, validation: Examples, *, steps: int, batch_size: int, seed: int, start: int = 0
-    ) -> None:
+    def __init__(self, train: Examples, *, steps: int, batch_size: int, seed: int, start: int = 0) -> None:
         super().__init__()
         self.examples = train
-        self.validation = validation
         self.steps = steps
         self.batch_size = batch_size
         self.seed = seed
@@ -129,8 +126,3 @@ class Data(LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
         )
-
-    def val_dataloader(self) -> list[Batch]:
-        """Return the whole validation split once, in order."""
-        order = torch.arange(len(self.validation))
-        return [self.validation.batch(indices, 0) for indices in order.split(self.batch_size)]

@@ -6,22 +6,15 @@ repeats itself: RandomState.normal nearly equals Generator.normal, and a split b
 The data are what the locked NumPy says, on Linux; dvc.lock tells a difference. Licence: BSD 3-clause.
 """
 
-import importlib
-import inspect
 import json
+import subprocess
+import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
-
-import numpy as np
 
 from pipeline.data.splits import TextConfig, Texts, split_documents
 
 FILE = "docstrings.json"
-# Left out: numpy.distutils (not in every Python), and the polynomial families that reword chebyshev's docstrings.
-MODULES = """char ctypeslib dtypes exceptions fft lib lib.array_utils lib.format lib.introspect lib.mixins lib.npyio
-    lib.recfunctions lib.scimath lib.stride_tricks linalg ma ma.extras ma.mrecords polynomial polynomial.chebyshev
-    polynomial.polynomial random rec strings typing""".split()
 
 
 class Config(TextConfig):
@@ -31,9 +24,12 @@ class Config(TextConfig):
 
 
 def fetch(folder: Path) -> None:
-    """Write the docstrings as a JSON object: qualified name to text."""
-    text = json.dumps(_collect(), indent=0, ensure_ascii=False)
-    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+    """Write the docstrings as a JSON object: qualified name to text.
+
+    A fresh interpreter collects them: torchmetrics and others change the numpy module when they are imported.
+    """
+    script = Path(__file__).with_name("docstrings.py")
+    subprocess.run([sys.executable, "-I", str(script), str(folder / FILE)], check=True)
 
 
 def prepare(raw: Path, config: Config) -> Texts:
@@ -42,36 +38,3 @@ def prepare(raw: Path, config: Config) -> Texts:
     for name, text in json.loads((raw / FILE).read_text(encoding="utf-8")).items():
         groups.setdefault(name.rpartition(".")[2], []).append(text)
     return split_documents(groups, config)
-
-
-def _collect() -> dict[str, str]:
-    documents: dict[str, str] = {}
-    seen: set[str] = set()
-
-    def add(name: str, value: object) -> None:
-        text = getattr(value, "__doc__", None)
-        # Scalar types describe their alias "on this platform".
-        if not isinstance(text, str) or (isinstance(value, type) and issubclass(value, np.generic)):
-            return
-        text = inspect.cleandoc(text)
-        if text and text not in seen:
-            seen.add(text)
-            documents[name] = text
-
-    for module in [np, *(importlib.import_module(f"numpy.{name}") for name in MODULES)]:
-        add(module.__name__, module)
-        for name in sorted(vars(module)):
-            value = vars(module)[name]
-            if name.startswith("_") or not _is_numpys(value):
-                continue
-            add(f"{module.__name__}.{name}", value)
-            if inspect.isclass(value):
-                for member in sorted(vars(value)):
-                    if not member.startswith("_"):
-                        add(f"{module.__name__}.{name}.{member}", vars(value)[member])
-    return documents
-
-
-def _is_numpys(value: object) -> bool:
-    owner = getattr(value, "__module__", None) or "numpy"
-    return not isinstance(value, ModuleType) and str(owner).startswith("numpy")

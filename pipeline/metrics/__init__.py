@@ -1,0 +1,1 @@
+"""One file, one function from evidence to numbers: Config, Evidence and compute."""

@@ -109,7 +109,7 @@ def compute(evidence: Evidence, config: Config) -> dict[str, float]:
         # IS has no reference set: its counterpart is the value of real test images.
         real = measure(network, evidence.test, evidence.train, config)
         values[f"isc_{name}_real"] = real["isc"]
-        values[f"fid_{name}_over_floor"] = results["fid"] / floors["fid"]
+        values[f"fid_{name}_ratio"] = results["fid"] / floors["fid"]
         values |= class_shares(network, evidence.generated, name)
         with torch.inference_mode():
             width = network(evidence.test[:1])[0].size(1)
@@ -122,7 +122,7 @@ def compute(evidence: Evidence, config: Config) -> dict[str, float]:
 
 
 def measure(network: nn.Module, images: Tensor, reference: Tensor, config: Config) -> dict[str, float]:
-    """Return fid, kid, isc, precision and recall of uint8 images (N, C, H, W) against a reference, by torch-fidelity."""
+    """Return fid, kid, isc, precision and recall of uint8 images (N, C, H, W) and a reference, by torch-fidelity."""
     check_images("images", images)
     check_images("reference", reference)
     name = f"pipeline-{next(_numbers)}"  # the registry refuses a name twice

@@ -1,0 +1,1 @@
+"""One file, one model: Config and Model."""

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from pipeline.artifacts import ImageSpec
@@ -91,9 +92,9 @@ class Model(LightningModule):
         images = shift_images(batch["images"], self.config.shift, generator)
         _, logits = self.network(from_bytes(images))
         accuracy = (logits.argmax(dim=1) == batch["labels"]).float().mean()
-        return {"loss": F.cross_entropy(logits, batch["labels"], label_smoothing=0.05), "accuracy": accuracy}
+        return {"loss": F.cross_entropy(logits, batch["labels"]), "accuracy": accuracy}
 
-    def configure_optimizers(self) -> object:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW with cosine decay."""
         config = self.config
         optimizer = torch.optim.AdamW(

@@ -9,7 +9,8 @@ Dimensions: B batch, C H W image, Z latent.
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,9 @@ class Config(Section):
     """Hyper-parameters of the GAN."""
 
     latent: int = Field(ge=1, description="width Z of the normal latent vector")
-    generator_width: int = Field(ge=1, description="channels next to the image; they double at each halving of its side")
+    generator_width: int = Field(
+        ge=1, description="channels next to the image; they double at each halving of its side"
+    )
     discriminator_width: int = Field(ge=1, description="the same for the discriminator")
     conditional: bool = Field(description="give the class to generator and discriminator")
     spectral_norm: bool = Field(description="divide each discriminator weight by its largest singular value")
@@ -113,7 +116,7 @@ class Discriminator(nn.Module):
         halvings, height, width = resolutions(spec)
         channels = [spec.shape[0], *(config.discriminator_width * 2**index for index in range(halvings + 1))]
         layers: list[nn.Module] = []
-        for before, after in zip(channels, channels[1:], strict=False):
+        for before, after in pairwise(channels):
             layers += [normalize(nn.Conv2d(before, after, 5, stride=2, padding=2)), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Flatten())
         features = channels[-1] * math.ceil(height / 2) * math.ceil(width / 2)  # 4x4 for 28x28
@@ -132,7 +135,7 @@ class Discriminator(nn.Module):
 def discriminator_loss(name: str, real: Tensor, fake: Tensor) -> Tensor:
     """Loss of the discriminator for logits of real and fake images, (B,) each.
 
-    Cross-entropies work on logits, so that no sigmoid saturates. Sources: Goodfellow et al. 2014 (both cross-entropies),
+    Cross-entropies work on logits, so that no sigmoid saturates. Sources: Goodfellow et al. 2014 (cross-entropies),
     Mao et al. 2017 with targets 1 and 0 (least squares), Lim and Ye 2017 (hinge), Arjovsky et al. 2017 (Wasserstein),
     Jolicoeur-Martineau 2019 and Huang et al. 2024, "R3GAN" (relativistic pairing).
     """
@@ -187,9 +190,9 @@ class Model(LightningModule):
         self.average = make_average(self.generator, config.ema) if config.ema else None
 
     @property
-    def kept(self) -> nn.Module:
+    def kept(self) -> Generator:
         """The weights that are saved and sampled."""
-        return self.generator if self.average is None else self.average.module
+        return self.generator if self.average is None else cast("Generator", self.average.module)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return Adam for the generator and for the discriminator."""

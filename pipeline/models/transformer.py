@@ -8,12 +8,13 @@ Dimensions: B batch, T tokens, D width, H heads, K = D / H head width, V vocabul
 """
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from pipeline.artifacts import TextSpec
@@ -196,9 +197,9 @@ class Model(LightningModule):
         self.average = make_average(self.network, config.ema) if config.ema else None
 
     @property
-    def kept(self) -> nn.Module:
+    def kept(self) -> Network:
         """The weights that are kept: the average where there is one."""
-        return self.network if self.average is None else self.average.module
+        return self.network if self.average is None else cast("Network", self.average.module)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean cross-entropy in nats of inputs (B, T) against targets (B, T)."""
@@ -216,7 +217,7 @@ class Model(LightningModule):
         if self.average is not None:
             self.average.update_parameters(self.network)
 
-    def configure_optimizers(self) -> object:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW or Muon with warm-up and cosine decay."""
         config = self.config
         hidden = [p for p in self.network.blocks.parameters() if p.ndim == 2]
@@ -295,7 +296,7 @@ class Model(LightningModule):
         tokens = tokens.long().to(self.device)
         targets = tokens[1:]
         whole = max(0, (len(targets) - context) // stride + 1)
-        losses = []
+        losses: list[Tensor] = []
         starts = torch.arange(whole, device=self.device) * stride
         span = torch.arange(context, device=self.device)
         for part in starts.split(max(1, 16_384 // context)):

@@ -9,12 +9,13 @@ Dimensions: B batch, K importance samples, C H W image, Z latent.
 """
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from pipeline.artifacts import ImageSpec
@@ -162,9 +163,9 @@ class Model(LightningModule):
         self.average = make_average(self.network, config.ema) if config.ema else None
 
     @property
-    def kept(self) -> nn.Module:
+    def kept(self) -> Network:
         """The weights that are saved, scored and sampled."""
-        return self.network if self.average is None else self.average.module
+        return self.network if self.average is None else cast("Network", self.average.module)
 
     def _observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Turn uint8 images into what the likelihood sees: binary draws, or grey levels in [0, 1]."""
@@ -210,7 +211,7 @@ class Model(LightningModule):
         if self.average is not None:
             self.average.update_parameters(self.network)
 
-    def configure_optimizers(self) -> object:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW with warm-up and cosine decay."""
         config = self.config
         optimizer = torch.optim.AdamW(
@@ -248,7 +249,10 @@ class Model(LightningModule):
             the posterior, float64 (N,); active_units: number of units with Var_x E[z | x] > 0.01, a scalar.
         """
         network = self.kept.eval()
-        elbo, bound, kl, means = [], [], [], []
+        elbo: list[Tensor] = []
+        bound: list[Tensor] = []
+        kl: list[Tensor] = []
+        means: list[Tensor] = []
         for part in images.to(self.device).split(20):
             x = self._observe(part, generator)
             weights = torch.cat(

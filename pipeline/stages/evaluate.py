@@ -1,6 +1,6 @@
 """Stage evaluate: turns samples and scores into reports/runs/<run>/metrics.json, and logs them to the training's run.
 
-    python -m pipeline.stages.evaluate gan
+python -m pipeline.stages.evaluate gan
 """
 
 import math

@@ -1,6 +1,6 @@
 """Stage features: makes one feature network in data/features/<name>: trains the classifier, or fetches Inception.
 
-    python -m pipeline.stages.features classifier
+python -m pipeline.stages.features classifier
 """
 
 import shutil
@@ -49,7 +49,9 @@ def train(key: str, module: ModuleType, config: Section) -> None:
     for name in ("validation", "test"):
         split = artifacts.read_split(values["data"], name)
         with torch.inference_mode():
-            parts = [network(images.to(choose_device()))[1].argmax(dim=1).cpu() for images in split["images"].split(500)]
+            parts = [
+                network(images.to(choose_device()))[1].argmax(dim=1).cpu() for images in split["images"].split(500)
+            ]
         accuracies[f"{name}_accuracy"] = float((torch.cat(parts) == split["labels"]).double().mean())
     about = {**accuracies, "weights_sha256": artifacts.digest(folder / "model.safetensors")}
     artifacts.write_json(artifacts.REPORTS / "features" / f"{key}.json", about)

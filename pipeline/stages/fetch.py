@@ -1,6 +1,6 @@
 """Stage fetch: brings the raw files of one data set to data/raw/<data>.
 
-    python -m pipeline.stages.fetch images
+python -m pipeline.stages.fetch images
 """
 
 import shutil

@@ -8,26 +8,30 @@ from the training split alone. manifest.json holds SHA-256, shapes, value range 
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError, ImageSpec, TextSpec
-from pipeline.data.splits import ImageSplits, TextConfig, Texts
+from pipeline.data.splits import ImageConfig, ImageSplits, TextConfig, Texts
 from pipeline.stages import run_stage
 from pipeline.tokenization import train_tokenizer
 
 
 def main(key: str) -> None:
     """Prepare the section data.<key>."""
-    config = params.load().data[key]
+    config = cast("ImageConfig | TextConfig", params.load().data[key])
     source = config.model_dump()["source"]
     splits = plugins.load("data", source).prepare(artifacts.RAW / key, config)
     folder = artifacts.PREPARED / key
     shutil.rmtree(folder, ignore_errors=True)
-    manifest = write_images(folder, splits) if isinstance(splits, ImageSplits) else write_texts(folder, splits, config)
+    manifest = (
+        write_images(folder, splits)
+        if isinstance(splits, ImageSplits)
+        else write_texts(folder, splits, cast("TextConfig", config))
+    )
     artifacts.write_json(folder / "manifest.json", {"source": source, "config": config.model_dump(), **manifest})
     for name, entry in manifest["splits"].items():
         print(f"{key} {name}: {', '.join(f'{k} {v}' for k, v in entry.items() if k not in {'sha256', 'per_class'})}")

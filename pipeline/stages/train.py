@@ -12,8 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from pytorch_lightning.utilities import rank_zero_only
+from ruamel.yaml import YAML
 from torch import Tensor
 
 from pipeline import artifacts, params, plugins
@@ -22,8 +21,9 @@ from pipeline.params import Params, Section
 from pipeline.randomness import make_generator
 from pipeline.record import Record, describe_environment, describe_lineage, measure_cost
 from pipeline.stages import run_stage
+from pipeline.tokenization import restore_tokenizer
 from pipeline.tracking import Mirror
-from pipeline.training import STATE, Recorder, fingerprint, fit, resume_step
+from pipeline.training import STATE, Recorder, fingerprint, fit, get_rank, resume_step
 from pipeline.weights import Loaded, save_model
 
 
@@ -43,7 +43,7 @@ def main(key: str) -> None:
     train, validation = (artifacts.read_split(run.data, split) for split in ("train", "validation"))
     tokenizer = artifacts.read_json(artifacts.PREPARED / run.data / "tokenizer.json") if "tokens" in train else None
     started = time.monotonic()
-    record = _open_record(state, key, settings) if rank_zero_only.rank == 0 else None
+    record = _open_record(state, key, settings) if get_rank() == 0 else None
     mirror = Mirror(record).start() if record else None
     values = config.model_dump()
     try:
@@ -55,7 +55,13 @@ def main(key: str) -> None:
             seed=run.seed,
             clip_norm=values.get("clip_norm"),
             state=state,
-            callbacks=[Recorder(record, values["steps"], _make_preview(model, module.KIND, config, validation, record, tokenizer, run.seed))],
+            callbacks=[
+                Recorder(
+                    record,
+                    values["steps"],
+                    _make_preview(model, module.KIND, config, validation, record, tokenizer, run.seed),
+                )
+            ],
         )
     except BaseException as error:
         if record and mirror:
@@ -85,7 +91,7 @@ def _open_record(state: Path, key: str, settings: Params) -> Record:
     manifest = artifacts.PREPARED / run.data / "manifest.json"
     datasets = [
         {"name": f"{run.data} ({resolved['data']['source']})", "path": str(manifest.parent), "context": context}
-        | {"md5": _md5_of(run.data), "sha256": entry["sha256"]}
+        | {"md5": _md5_of(run.data), "sha256": entry["sha256"], "examples": entry.get("count", entry.get("tokens"))}
         for context, entry in artifacts.read_json(manifest)["splits"].items()
         if context in {"train", "validation"}
     ]
@@ -111,7 +117,7 @@ def _md5_of(data: str) -> str:
     """Return DVC's md5 of the prepared data from dvc.lock, or of the manifest before DVC has written it."""
     lock = Path("dvc.lock")
     if lock.exists():
-        stages = params.YAML(typ="safe", pure=True).load(lock)["stages"]
+        stages = YAML(typ="safe", pure=True).load(lock)["stages"]
         for out in stages.get(f"prepare@{data}", {}).get("outs", []):
             return str(out["md5"])
     return artifacts.digest(artifacts.PREPARED / data / "manifest.json")[:32]
@@ -132,7 +138,7 @@ def _make_preview(
     tokenizer: dict[str, str] | None,
     seed: int,
 ) -> Callable[[int], None] | None:
-    """Return what happens eight times a training: samples from fixed noise, and the validation score if there is one."""
+    """Return what happens eight times a training: samples from fixed noise, and a validation score."""
     if record is None:
         return None
 
@@ -151,8 +157,6 @@ def _make_preview(
 
     if tokenizer is None:
         return show_images
-    from pipeline.tokenization import restore_tokenizer
-
     params_tokenizer = restore_tokenizer(tokenizer)
     return show_text
 

@@ -1,0 +1,39 @@
+# `make repro` and `make test` are all that a fresh machine needs: Python 3.11 or newer, make and git.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help repro test test-all ui lint lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:\t/'
+
+.venv/installed: requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	touch $@
+
+repro: .venv/installed  ## install the locked environment, then run every stage that is not up to date
+	dvc repro
+
+test: .venv/installed  ## run the default tests (no network)
+	python -m pytest -m "not slow"
+
+test-all: .venv/installed  ## run all tests
+	python -m pytest
+
+ui: .venv/installed  ## show the runs at http://127.0.0.1:5000
+	mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+lint: .venv/installed  ## ruff and mypy
+	ruff check .
+	ruff format --check .
+	mypy
+
+lock: .venv/installed  ## write requirements.lock anew from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header -o requirements.lock
+
+clean:  ## delete resume state and caches; data, runs and reports stay
+	rm -rf .state .mypy_cache .pytest_cache .ruff_cache
