@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test test-all ui lint lock clean
+.PHONY: help repro test test-slow ui lint lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:\t/'
@@ -20,11 +20,11 @@ repro: .venv/installed  ## install the locked environment, then run every stage 
 test: .venv/installed  ## run the default tests (no network)
 	python -m pytest -m "not slow"
 
-test-all: .venv/installed  ## run all tests
-	python -m pytest
+test-slow: .venv/installed  ## run the slow tests: DVC in a fresh clone, several processes
+	python -m pytest -m slow
 
 ui: .venv/installed  ## show the runs at http://127.0.0.1:5000
-	mlflow ui --backend-store-uri sqlite:///mlflow.db
+	mlflow ui --host 127.0.0.1 --port 5000
 
 lint: .venv/installed  ## ruff and mypy
 	ruff check .

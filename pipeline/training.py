@@ -50,7 +50,7 @@ def resume_step(state: Path) -> int:
     if not path.exists():
         return 0
     loops = torch.load(path, weights_only=True, map_location="cpu")["loops"]
-    return int(loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"])
+    return int(loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"])
 
 
 class Recorder(Callback):

@@ -8,7 +8,7 @@ Dimensions: B batch, T tokens, D width, H heads, K = D / H head width, V vocabul
 """
 
 import math
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -212,8 +212,9 @@ class Model(LightningModule):
             torch.manual_seed(make_generator(self.seed, "dropout", batch_idx, self.global_rank).initial_seed())
         return {"loss": self.loss(batch)}
 
-    def on_train_batch_end(self, *_: object) -> None:
-        """Update the averaged weights after each optimizer step."""
+    def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
+        """Update the averaged weights with each step, before any callback can save the two apart."""
+        super().optimizer_step(*arguments, **settings)
         if self.average is not None:
             self.average.update_parameters(self.network)
 
@@ -299,7 +300,7 @@ class Model(LightningModule):
         losses: list[Tensor] = []
         starts = torch.arange(whole, device=self.device) * stride
         span = torch.arange(context, device=self.device)
-        for part in starts.split(max(1, 16_384 // context)):
+        for part in starts.split(max(1, 16_384 // context)) if whole else ():
             windows = part[:, None] + span  # (B, T)
             nats = token_nats(network(tokens[windows]), targets[windows])
             fresh = nats[:, -stride:]

@@ -9,7 +9,7 @@ Dimensions: B batch, K importance samples, C H W image, Z latent.
 """
 
 import math
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -206,8 +206,9 @@ class Model(LightningModule):
         loss = reconstruction + beta * kl.clamp(min=config.free_bits).sum()
         return {"loss": loss, "reconstruction_nats": reconstruction.detach(), "kl_nats": kl.sum().detach()}
 
-    def on_train_batch_end(self, *_: object) -> None:
-        """Update the averaged weights after each optimizer step."""
+    def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
+        """Update the averaged weights with each step, before any callback can save the two apart."""
+        super().optimizer_step(*arguments, **settings)
         if self.average is not None:
             self.average.update_parameters(self.network)
 

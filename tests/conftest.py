@@ -1,0 +1,102 @@
+"""Shared fixtures: no network but loopback, no tracking server, a working folder of the test's own."""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Refuse every connection that leaves this machine, and forget the environment's tracking server."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        host = address[0] if isinstance(address, tuple) else address
+        if self.family != socket.AF_UNIX and host not in {"127.0.0.1", "localhost", "::1"}:
+            msg = f"a test tried to reach {address}"
+            raise RuntimeError(msg)
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "PIPELINE_", "DVC_"))]:
+        monkeypatch.delenv(name)
+    yield
+    torch.set_grad_enabled(True)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs: its tables take seconds to create, so once for all tests."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Path:
+    """A fresh working folder with the project's params.yaml, lock file and an empty MLflow store."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    for name in ("params.yaml", "requirements.lock"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def edit_params(workdir: Path) -> Callable[..., None]:
+    """Change values of the working folder's params.yaml by dotted key."""
+
+    def edit(changes: dict[str, Any]) -> None:
+        yaml = YAML(typ="safe", pure=True)
+        values = yaml.load(workdir / "params.yaml")
+        for key, value in changes.items():
+            *path, last = key.split(".")
+            section = values
+            for part in path:
+                section = section[part]
+            section[last] = value
+        with (workdir / "params.yaml").open("w") as file:
+            yaml.dump(values, file)
+
+    return edit
+
+
+TINY = {
+    "features.classifier.steps": 60,
+    "features.classifier.width": 4,
+    "models.gan.steps": 12,
+    "models.gan.batch_size": 16,
+    "models.gan.generator_width": 8,
+    "models.gan.discriminator_width": 4,
+    "models.vae.steps": 12,
+    "models.vae.batch_size": 16,
+    "models.vae.width": 4,
+    "models.vae.hidden": 32,
+    "models.vae.warmup": 2,
+    "models.transformer.steps": 12,
+    "models.transformer.batch_size": 4,
+    "models.transformer.layers": 2,
+    "models.transformer.width": 32,
+    "models.transformer.context": 32,
+    "models.transformer.warmup": 2,
+    "metrics.images.sampling.count": 200,
+    "metrics.images.sampling.importance_samples": 4,
+    "metrics.images.kid_subset_size": 50,
+    "metrics.text.sampling.length": 40,
+}
+
+
+@pytest.fixture
+def tiny(edit_params: Callable[..., None]) -> None:
+    """The shipped params with trainings of a second."""
+    edit_params(TINY)

@@ -1,0 +1,149 @@
+"""Image metrics against closed forms, other libraries and identities; nonsense is refused."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from pipeline.metrics.images import Config, Evidence, check_images, compute, measure
+
+CONFIG = Config.model_validate(
+    {
+        "sampling": {"count": 400, "importance_samples": 1},
+        "kid_subsets": 3,
+        "kid_subset_size": 400,
+        "neighbours": 3,
+        "isc_splits": 2,
+    }
+)
+
+
+class Pixels(nn.Module):
+    """Features are eight pixels, logits four of them: what the metrics see is known exactly."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        flat = images.flatten(1).float()
+        return (flat[:, :8] - 128) / 64, flat[:, :4] / 32
+
+
+def draw(seed: int, count: int = 400, mean: float = 128, spread: float = 20) -> torch.Tensor:
+    noise = torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return (mean + spread * noise).round().clamp(0, 255).byte()
+
+
+def test_fid_is_the_closed_form_of_two_gaussians() -> None:
+    fake, real = draw(0, spread=30), draw(1, mean=100)
+    features = [Pixels()(images)[0].double() for images in (fake, real)]
+    means = [values.mean(dim=0) for values in features]
+    covariances = [values.T.cov() for values in features]
+    root = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
+    expected = (means[0] - means[1]).square().sum() + covariances[0].trace() + covariances[1].trace() - 2 * root
+    assert measure(Pixels(), fake, real, CONFIG)["fid"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_torch_fidelity_agrees_with_torchmetrics_on_the_same_features() -> None:
+    fake, real = draw(0, spread=30), draw(1, mean=120)
+    ours = measure(Pixels(), fake, real, CONFIG)
+
+    class Features(nn.Module):
+        num_features = 8
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return Pixels()(images)[0]
+
+    fid = FrechetInceptionDistance(feature=Features(), input_img_size=(1, 4, 4))
+    kid = KernelInceptionDistance(feature=Features(), subsets=1, subset_size=400)
+    for metric in (fid, kid):
+        metric.update(real, real=True)
+        metric.update(fake, real=False)
+    assert ours["fid"] == pytest.approx(fid.compute().item(), rel=1e-5)
+    # Every subset of 400 out of 400 is the whole set: no chance is left in KID.
+    assert ours["kid"] == pytest.approx(kid.compute()[0].item(), rel=1e-4)
+
+
+def test_a_set_against_itself_has_no_distance_and_full_precision_and_recall() -> None:
+    images = draw(0)
+    values = measure(Pixels(), images, images, CONFIG)
+    assert values["fid"] == pytest.approx(0, abs=1e-3)
+    assert values["precision"] == values["recall"] == 1
+
+
+def test_order_changes_nothing() -> None:
+    fake, real = draw(0), draw(1)
+    shuffled = fake[torch.randperm(len(fake), generator=torch.Generator().manual_seed(5))]
+    first, second = measure(Pixels(), fake, real, CONFIG), measure(Pixels(), shuffled, real, CONFIG)
+    for name in ("fid", "kid", "precision", "recall"):
+        assert first[name] == pytest.approx(second[name], rel=1e-4, abs=1e-6)
+
+
+def test_a_dropped_mode_lowers_recall_and_not_precision() -> None:
+    def two_modes(seed: int, share: float) -> torch.Tensor:
+        low, high = draw(seed, mean=40, spread=5), draw(seed + 100, mean=210, spread=5)
+        return torch.cat([low[: int(400 * share)], high[: 400 - int(400 * share)]])
+
+    real = two_modes(0, 0.5)
+    whole, dropped = (measure(Pixels(), two_modes(7, share), real, CONFIG) for share in (0.5, 1.0))
+    assert dropped["recall"] < whole["recall"] - 0.3
+    assert dropped["precision"] == pytest.approx(whole["precision"], abs=0.08)
+    assert dropped["fid"] > whole["fid"]
+
+
+def test_inception_score_of_even_sure_classes_is_their_number() -> None:
+    images = torch.zeros(400, 1, 4, 4, dtype=torch.uint8)
+    images.view(400, 16)[torch.arange(400), torch.arange(400) % 4] = 255
+    # Logits of 255 / 32 are not certain: the closed form for K equal classes is K exp(-H(p)).
+    top = math.exp(255 / 32)
+    p = torch.tensor([top, 1, 1, 1]).double() / (top + 3)
+    expected = 4 * math.exp(float((p * p.log()).sum()))
+    config = CONFIG.model_copy(update={"isc_splits": 1})
+    assert measure(Pixels(), images, draw(1), config)["isc"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_compute_sets_the_floor_and_the_counts_beside_each_number() -> None:
+    scores = {"elbo_nats": torch.tensor([1.0, 2.0, 3.0, 6.0]), "active_units": torch.tensor(5)}
+    values = compute(Evidence(draw(0), draw(1), draw(2), {"pixels": Pixels()}, scores), CONFIG)
+    assert values["samples"] == 400
+    assert values["fid_pixels_floor"] == measure(Pixels(), draw(2), draw(1), CONFIG)["fid"]
+    assert values["fid_pixels_ratio"] == values["fid_pixels"] / values["fid_pixels_floor"]
+    assert values["elbo_nats"] == 3
+    assert values["elbo_nats_se"] == pytest.approx(torch.tensor([1.0, 2, 3, 6]).std().item() / 2)
+    assert values["active_units"] == 5
+    assert "active_units_se" not in values
+    assert values["fid_pixels_reliable"] == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.rand(60, 1, 4, 4), TypeError, r"expected uint8 images in \[0, 255\], got torch.float32 in \[0"),
+        (torch.full((60, 1, 4, 4), math.nan), TypeError, "960 not finite"),
+        (torch.randint(9, (60, 1, 4, 4)), TypeError, "torch.int64"),
+        (draw(0, count=49), ValueError, "49 images are too few, expected 50"),
+        (torch.zeros(60, 2, 4, 4, dtype=torch.uint8), ValueError, r"expected images \(N, 1 or 3, H, W\)"),
+        (torch.zeros(60, 1, 4, 4, dtype=torch.uint8), ValueError, "every pixel of all 60 images is 0"),
+    ],
+)
+def test_nonsense_is_refused(images: torch.Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        check_images("generated", images)
+    with pytest.raises(error, match=message):
+        compute(Evidence(images, images, images, {}, {}), CONFIG)
+
+
+def test_unequal_counts_are_refused() -> None:
+    with pytest.raises(ValueError, match="test: expected the shape of the generated images"):
+        compute(Evidence(draw(0), draw(1, count=300), draw(2), {}, {}), CONFIG)
+
+
+def test_fewer_samples_than_features_are_marked_unreliable() -> None:
+    class Wide(nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return images.flatten(1).float().repeat(1, 30), images.flatten(1)[:, :4].float()
+
+    few: Any = [draw(seed, count=60) for seed in range(3)]
+    config = CONFIG.model_copy(update={"kid_subset_size": 60})
+    assert compute(Evidence(*few, {"wide": Wide()}, {}), config)["fid_wide_reliable"] == 0

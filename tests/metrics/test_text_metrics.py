@@ -1,0 +1,55 @@
+"""Text metrics against closed forms."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.metrics.text import Config, Evidence, compute
+from pipeline.models.transformer import token_nats
+
+CONFIG = Config.model_validate(
+    {
+        "sampling": {
+            "count": 1,
+            "length": 1,
+            "prompt": "a",
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "stride": 1.0,
+        }
+    }
+)
+
+
+def sizes(tokens: int, characters: int | None = None, in_bytes: int | None = None) -> dict[str, dict[str, int]]:
+    return {"test": {"tokens": tokens, "characters": characters or tokens, "bytes": in_bytes or tokens}}
+
+
+def test_perplexity_of_uniform_logits_is_the_vocabulary_size() -> None:
+    nats = token_nats(torch.zeros(1, 40, 65), torch.arange(40)[None])[0]
+    values = compute(Evidence({"test": nats}, sizes(41)), CONFIG)
+    assert values["test_perplexity"] == pytest.approx(65)
+    assert values["test_bits_per_character"] == pytest.approx(math.log2(65))
+    assert values["test_targets"] == 40
+
+
+def test_bits_per_character_and_byte_spread_the_same_sum_over_the_text() -> None:
+    # 101 tokens stand for 202 characters in 404 bytes: 4 bits a token are 2 a character and 1 a byte.
+    nats = torch.full((100,), 4 * math.log(2), dtype=torch.float64)
+    values = compute(Evidence({"test": nats}, sizes(101, 202, 404)), CONFIG)
+    assert values["test_bits_per_character"] == pytest.approx(2)
+    assert values["test_bits_per_byte"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("count", [99, 101])
+def test_missing_or_repeated_targets_are_refused(count: int) -> None:
+    with pytest.raises(ValueError, match=f"expected 100 targets, each once, got {count}"):
+        compute(Evidence({"test": torch.ones(count)}, sizes(101)), CONFIG)
+
+
+@pytest.mark.parametrize("nats", [torch.tensor([1.0, math.nan]), torch.tensor([1.0, math.inf]), torch.tensor([])])
+def test_broken_or_absent_nats_are_refused(nats: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="test: expected finite nats"):
+        compute(Evidence({"test": nats}, sizes(len(nats) + 1)), CONFIG)

@@ -1,0 +1,158 @@
+"""VAE: likelihoods and bounds against closed forms."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
+
+from pipeline.artifacts import ImageSpec
+from pipeline.models.layers import shift_images
+from pipeline.models.vae import (
+    Config,
+    Model,
+    gaussian_kl,
+    log_bernoulli,
+    log_discretized_logistic,
+    log_normal,
+)
+
+SPEC = ImageSpec(shape=(1, 8, 8), classes=2)
+
+
+def make_config(**changes: Any) -> Config:
+    values: dict[str, Any] = {
+        "latent": 4,
+        "width": 4,
+        "hidden": 16,
+        "dropout": 0.0,
+        "likelihood": "bernoulli",
+        "beta": 1.0,
+        "kl_warmup": 0,
+        "free_bits": 0.0,
+        "importance_samples": 1,
+        "shift": 0,
+        "steps": 5,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "warmup": 0,
+        "final_learning_rate": 1.0,
+        "weight_decay": 0.0,
+        "clip_norm": 10.0,
+        "ema": 0.0,
+    }
+    return Config.model_validate(values | changes)
+
+
+def make_images(count: int = 30) -> torch.Tensor:
+    return torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_kl_is_that_of_torch_distributions() -> None:
+    mean, log_variance = torch.randn(6, 4), torch.randn(6, 4)
+    expected = kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0))
+    torch.testing.assert_close(gaussian_kl(mean, log_variance), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_log_normal_is_that_of_torch_distributions() -> None:
+    z, mean, log_variance = torch.randn(3, 6, 4), torch.randn(6, 4), torch.randn(6, 4)
+    expected = Independent(Normal(mean, (0.5 * log_variance).exp()), 1).log_prob(z)
+    torch.testing.assert_close(log_normal(z, mean, log_variance), expected)
+
+
+def test_log_bernoulli_is_that_of_torch_distributions() -> None:
+    logits, x = torch.randn(5, 1, 8, 8) * 5, torch.rand(5, 1, 8, 8).round()
+    torch.testing.assert_close(log_bernoulli(logits, x), Independent(Bernoulli(logits=logits), 3).log_prob(x))
+
+
+@pytest.mark.parametrize("log_scale", [-6.0, -2.0, 1.0])
+@pytest.mark.parametrize("logit", [-9.0, 0.3, 4.0])
+def test_the_discretised_logistic_gives_the_256_levels_a_total_of_one(logit: float, log_scale: float) -> None:
+    levels = (torch.arange(256) / 255).view(256, 1, 1, 1)
+    logits = torch.full((256, 1, 1, 1), logit)
+    probabilities = log_discretized_logistic(logits, torch.tensor(log_scale), levels).double().exp()
+    assert probabilities.sum().item() == pytest.approx(1, abs=2e-4)
+
+
+def test_the_bound_of_one_sample_is_the_elbo_and_more_samples_tighten_it() -> None:
+    model = Model(make_config(), SPEC, seed=0)
+    one = model.score(make_images(), 1, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(one["elbo"], one["iw"])
+    many = model.score(make_images(), 200, torch.Generator().manual_seed(0))
+    assert (many["iw"] <= many["elbo"] + 1e-9).all()  # Jensen
+    assert many["iw"].mean() < many["elbo"].mean()
+
+
+def test_the_bound_approaches_the_exact_likelihood_by_quadrature() -> None:
+    # One latent unit: p(x) is an integral over a line, which a fine grid gives to many digits.
+    model = Model(make_config(latent=1), SPEC, seed=0)
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.mul_(2)  # a decoder that depends on z
+    images = (make_images(6) > 127).byte() * 255  # binary already: nothing is drawn
+    z = torch.linspace(-10, 10, 8001)
+    with torch.no_grad():
+        logits = model.network.decode(z[:, None])
+        x = images.float() / 255
+        joint = torch.stack([log_bernoulli(logits, one.expand_as(logits)) for one in x]).double()
+        prior = Normal(0.0, 1.0).log_prob(z).double()
+        exact = -((joint + prior).logsumexp(dim=1) + math.log(20 / 8000))
+    bound = model.score(images, 3000, torch.Generator().manual_seed(0))["iw"]
+    torch.testing.assert_close(bound, exact, rtol=0, atol=0.05)
+
+
+def test_units_that_ignore_the_image_are_not_active() -> None:
+    model = Model(make_config(), SPEC, seed=0)
+    last = model.network.encoder[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        assert model.score(make_images(), 1, torch.Generator())["active_units"] == 0
+        last.weight[:2].normal_(0, 100)  # the first two of four means see the image
+        assert model.score(make_images(), 1, torch.Generator())["active_units"] == 2
+
+
+def test_free_bits_give_the_kl_term_no_gradient_below_the_threshold() -> None:
+    model = Model(make_config(free_bits=50.0, beta=1.0), SPEC, seed=0)
+    outputs = model.training_step({"images": make_images(4), "labels": torch.zeros(4)}, 0)
+    assert (outputs["loss"] - outputs["reconstruction_nats"]).item() == pytest.approx(4 * 50.0)
+
+
+def test_beta_warms_up_from_its_first_share() -> None:
+    model = Model(make_config(beta=2.0, kl_warmup=10), SPEC, seed=0)
+    for step, beta in ((0, 0.2), (4, 1.0), (9, 2.0), (30, 2.0)):
+        outputs = model.training_step({"images": make_images(4), "labels": torch.zeros(4)}, step)
+        kl_part = outputs["loss"] - outputs["reconstruction_nats"]
+        assert kl_part.item() == pytest.approx(beta * outputs["kl_nats"].item(), rel=1e-3, abs=1e-4)
+
+
+def test_importance_samples_with_a_weighted_kl_are_refused() -> None:
+    with pytest.raises(ValidationError, match="beta must be 1"):
+        make_config(importance_samples=5, beta=0.5)
+
+
+@pytest.mark.parametrize("changes", [{"importance_samples": 4}, {"likelihood": "discretized_logistic"}])
+def test_other_objectives_give_finite_losses_and_gradients(changes: dict[str, Any]) -> None:
+    model = Model(make_config(**changes), SPEC, seed=0)
+    model.training_step({"images": make_images(4), "labels": torch.zeros(4)}, 0)["loss"].backward()
+    gradients = [parameter.grad for parameter in model.network.encoder.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+def test_binarisation_keeps_the_mean_grey_level() -> None:
+    model = Model(make_config(), SPEC, seed=0)
+    levels = torch.full((1000, 1, 8, 8), 51, dtype=torch.uint8)  # 0.2
+    drawn = model._observe(levels, torch.Generator().manual_seed(0))
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    assert drawn.mean().item() == pytest.approx(0.2, abs=0.005)
+
+
+def test_shifts_move_whole_images_by_at_most_the_stated_pixels() -> None:
+    images = torch.zeros(200, 1, 9, 9, dtype=torch.uint8)
+    images[:, 0, 4, 4] = 7
+    moved = shift_images(images, 2, torch.Generator().manual_seed(0))
+    _, _, rows, columns = moved.nonzero(as_tuple=True)
+    assert len(rows) == 200
+    assert set(rows.tolist()) == set(columns.tolist()) == {2, 3, 4, 5, 6}
+    assert moved.sum() == images.sum()

@@ -1,0 +1,106 @@
+"""The stages one after another in one process, on the shipped params with trainings of a second."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+
+from pipeline import artifacts
+from pipeline.artifacts import ArtifactError
+from pipeline.stages import evaluate, features, fetch, prepare, report, sample, train
+from pipeline.tracking import connect
+
+RUNS = ("gan", "vae", "transformer")
+# Equal bits are promised for these; records hold times and report pages show them.
+PROMISED = ("data/prepared", "data/features", "data/runs/*/model", "data/runs/*/samples", "reports/runs")
+
+
+def run_all() -> None:
+    for data in ("images", "text"):
+        fetch.main(data)
+        prepare.main(data)
+    features.main("classifier")
+    for run in RUNS:
+        train.main(run)
+        sample.main(run)
+        evaluate.main(run)
+    report.main()
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    paths = [path for pattern in PROMISED for top in folder.glob(pattern) for path in top.rglob("*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_whole_pipeline_gives_equal_bits_twice_and_one_mlflow_run_a_training(workdir: Path) -> None:
+    run_all()
+    first = snapshot(workdir)
+    assert {"reports/runs/gan/metrics.json", "data/runs/vae/model/model.safetensors"} <= first.keys()
+    for run in RUNS:
+        assert all(isinstance(value, int | float) for value in json.loads(first[f"reports/runs/{run}/metrics.json"]).values())
+    client, experiment = connect()
+    runs = client.search_runs([experiment])
+    assert sorted(run.info.run_name for run in runs) == sorted(RUNS)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    by_name = {run.info.run_name: run for run in runs}
+    assert "fid_classifier" in by_name["gan"].data.metrics  # the evaluation is in the training's run
+    assert "test_bits_per_character" in by_name["transformer"].data.metrics
+    assert by_name["vae"].inputs.dataset_inputs
+    page = (workdir / "reports" / "index.html").read_text()
+    assert all(f'id="{run}"' in page for run in RUNS)
+    assert "http" not in page.replace("http://www.w3.org", "").replace("https://matplotlib.org", "")  # opens offline
+    assert not (workdir / ".state").exists() or not list((workdir / ".state").rglob("*.ckpt"))
+    for model in client.search_logged_models([experiment]):
+        loaded = mlflow.pyfunc.load_model(model.model_uri)
+        once, again = loaded.predict([1, 2]), loaded.predict([1, 2])
+        assert list(once) == list(again)
+        assert once[0] != once[1]
+
+    shutil.rmtree(workdir / "data")
+    shutil.rmtree(workdir / "reports")
+    run_all()
+    second = snapshot(workdir)
+    assert second.keys() == first.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_model_on_data_of_another_kind_is_refused(edit_params: object) -> None:
+    fetch.main("text")
+    prepare.main("text")
+    edit_params({"runs.vae.data": "text"})  # type: ignore[operator]
+    with pytest.raises(ArtifactError, match=r"runs.vae: model vae learns images, data text holds text"):
+        train.main("vae")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_broken_prepared_data_stop_the_training_with_the_files_name(workdir: Path) -> None:
+    fetch.main("text")
+    prepare.main("text")
+    path = workdir / artifacts.PREPARED / "text" / "train.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"text/train.safetensors: expected SHA-256 \w{64}, found \w{64}"):
+        train.main("transformer")
+
+
+def test_curves_become_one_table_a_value(workdir: Path) -> None:
+    record = train.Record(
+        workdir / "record",
+        {"name": "x", "tags": {}, "parameters": {}, "config": {}, "datasets": [], "environment": {}},
+    )
+    record.log(1, {"loss": 2.0, "kl": 1.0})
+    record.log(2, {"loss": 1.5})
+    train.write_curves(record, workdir / "curves")
+    assert report.read_table(workdir / "curves" / "loss.tsv") == ([1, 2], [2.0, 1.5])
+    assert report.read_table(workdir / "curves" / "kl.tsv") == ([1], [1.0])
+
+
+def test_references_are_the_same_for_every_run() -> None:
+    assert torch.equal(evaluate.make_order(9, "images", "test"), evaluate.make_order(9, "images", "test"))
+    assert not torch.equal(evaluate.make_order(9, "images", "test"), evaluate.make_order(9, "images", "train"))

@@ -1,0 +1,127 @@
+"""The commands of the README in a fresh clone, with trainings of a second."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.conftest import ROOT, TINY
+
+pytestmark = pytest.mark.slow
+BIN = Path(sys.executable).parent
+
+
+def run(folder: Path, *command: str, status: int = 0) -> str:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_", "GIT_"))}
+    environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    output = done.stdout + done.stderr
+    assert done.returncode == status, f"{' '.join(command)}: {done.returncode}\n{output[-4000:]}"
+    return output
+
+
+def set_params(folder: Path, changes: dict[str, object]) -> None:
+    yaml = YAML()
+    values = yaml.load(folder / "params.yaml")
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        section = values
+        for part in path:
+            section = section[part]
+        section[last] = value
+    yaml.dump(values, folder / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of the working tree, reproduced once."""
+    folder = tmp_path_factory.mktemp("clone") / "project"
+    listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    for name in listed:
+        if (ROOT / name).is_file() and not name.startswith("reports/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    set_params(folder, TINY)
+    run(folder, "git", "init", "-q")
+    run(folder, "git", "config", "user.email", "test@example.invalid")
+    run(folder, "git", "config", "user.name", "test")
+    run(folder, "git", "add", ".")
+    run(folder, "git", "commit", "-qm", "start")
+    run(folder, "dvc", "repro")
+    run(folder, "git", "add", ".")
+    run(folder, "git", "commit", "-qm", "reproduced")
+    return folder
+
+
+def count_runs(folder: Path) -> int:
+    code = "from pipeline.tracking import connect; c, e = connect(); print('runs', len(c.search_runs([e])))"
+    return int(run(folder, sys.executable, "-c", code).rpartition("runs ")[2])
+
+
+def test_a_second_repro_does_nothing(clone: Path) -> None:
+    assert "Running stage" not in run(clone, "dvc", "repro")
+    assert "Data and pipelines are up to date" in run(clone, "dvc", "status")
+    assert run(clone, "git", "status", "--porcelain") == ""  # DVC and git agree on who owns what
+
+
+def test_metrics_plots_and_params_show_without_further_flags(clone: Path) -> None:
+    metrics = json.loads(run(clone, "dvc", "metrics", "show", "--json"))
+    assert "fid_classifier" in json.dumps(metrics)
+    assert "bits_per_character" in json.dumps(metrics)
+    run(clone, "dvc", "plots", "show", "--out", "plots_out")
+    page = (clone / "plots_out" / "index.html").read_text()
+    assert "discriminator_loss" in page
+    (clone / "plots_out" / "index.html").unlink()
+    assert "generator_width" in run(clone, "dvc", "params", "diff", "--all", "--json", "HEAD~1", "HEAD")
+
+
+def test_a_comment_reruns_nothing_and_a_learning_rate_only_its_model(clone: Path) -> None:
+    text = (clone / "params.yaml").read_text()
+    (clone / "params.yaml").write_text("# a comment\n" + text)
+    assert "up to date" in run(clone, "dvc", "status")
+    set_params(clone, {"models.vae.learning_rate": 2e-3})
+    stale = {name for name, changes in json.loads(run(clone, "dvc", "status", "--json")).items() if "changed" in str(changes)}
+    assert "train@vae" in stale
+    assert not {name for name in stale if name.endswith(("@gan", "@transformer", "@images", "@text", "@classifier"))}
+    (clone / "params.yaml").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("loss: relativistic", "los: relativistic"), "models.gan.los: unknown key, did you mean 'loss'?"),
+        (("latent: 100", "latent: many"), "models.gan.latent: input should be a valid integer"),
+    ],
+)
+def test_a_wrong_key_stops_the_first_stage_with_its_full_name(
+    clone: Path, change: tuple[str, str], message: str
+) -> None:
+    text = (clone / "params.yaml").read_text()
+    assert change[0] in text
+    (clone / "params.yaml").write_text(text.replace(*change))
+    before = (clone / "dvc.lock").read_bytes()
+    output = run(clone, "dvc", "repro", status=255)
+    assert message in output
+    assert (clone / "dvc.lock").read_bytes() == before
+    (clone / "params.yaml").write_text(text)
+
+
+def test_an_experiment_varies_one_value_and_tracks_in_the_main_store(clone: Path) -> None:
+    before = count_runs(clone)
+    run(clone, "dvc", "exp", "run", "--temp", "-S", "models.transformer.steps=5", "train@transformer")
+    assert count_runs(clone) == before + 1
+    assert run(clone, "git", "status", "--porcelain") == ""
+
+
+def test_forced_training_gives_the_same_lock(clone: Path) -> None:
+    read: Callable[[], str] = (clone / "dvc.lock").read_text
+    model = YAML(typ="safe").load(read())["stages"]["train@transformer"]["outs"]
+    run(clone, "dvc", "repro", "--force", "--single-item", "train@transformer")
+    again = YAML(typ="safe").load(read())["stages"]["train@transformer"]["outs"]
+    assert [out for out in again if out["path"].endswith("model")] == [out for out in model if out["path"].endswith("model")]

@@ -1,0 +1,133 @@
+"""Training: resume bit for bit, non-finite losses, values at the right steps."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+
+from pipeline import params, plugins
+from pipeline.artifacts import ImageSpec, TextSpec
+from pipeline.data.loading import Examples, ImageExamples, TextExamples
+from pipeline.record import Record
+from pipeline.training import CHECKPOINT, Minutely, NonFiniteError, Recorder, fingerprint, fit, resume_step
+
+SPECS: dict[str, Any] = {"images": ImageSpec(shape=(1, 28, 28), classes=10), "text": TextSpec(vocabulary=20)}
+CHANGES: dict[str, dict[str, Any]] = {
+    "gan": {"generator_width": 4, "discriminator_width": 4},
+    "vae": {"width": 4, "hidden": 16, "dropout": 0.2},
+    "transformer": {"layers": 1, "width": 16, "heads": 2, "context": 8, "dropout": 0.2, "ema": 0.9},
+}
+
+
+def make(name: str, **changes: Any) -> tuple[Any, Any, Examples]:
+    """Build a small model of params.yaml's kind, with the shipped losses and optimizers."""
+    config = params.load().models[name]
+    config = config.model_validate({**config.model_dump(), "batch_size": 8, "steps": 10} | CHANGES[name] | changes)
+    module = plugins.load("models", name)
+    generator = torch.Generator().manual_seed(0)
+    if module.KIND == "text":
+        examples: Examples = TextExamples(
+            torch.randint(20, (300,), generator=generator), config.model_dump()["context"], 0
+        )
+    else:
+        images = torch.randint(256, (36, 1, 28, 28), dtype=torch.uint8, generator=generator)
+        examples = ImageExamples(images, torch.arange(36) % 10)
+    return module.Model(config, SPECS[module.KIND], seed=0), config, examples
+
+
+def run(name: str, **options: Any) -> Any:
+    model, config, examples = make(name)
+    clip = config.model_dump().get("clip_norm")
+    fit(model, examples, steps=10, batch_size=8, seed=0, clip_norm=clip, **options)
+    return model
+
+
+class Crash(Callback):
+    """Raises at a step, after the checkpoint of that step was written."""
+
+    def __init__(self, step: int, folder: Path) -> None:
+        self.step = step
+        self.saver = Minutely(folder, seconds=0)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if index + 1 == self.step:
+            self.saver.on_train_batch_end(trainer)
+            msg = "crash"
+            raise InterruptedError(msg)
+
+
+@pytest.mark.parametrize("step", [1, 5, 9])
+@pytest.mark.parametrize("name", ["gan", "vae", "transformer"])
+def test_a_crashed_training_ends_with_the_bits_of_an_uninterrupted_one(name: str, step: int, tmp_path: Path) -> None:
+    straight = run(name)
+    with pytest.raises(InterruptedError):
+        run(name, callbacks=[Crash(step, tmp_path)])
+    assert resume_step(tmp_path) == step
+    torch.manual_seed(99)  # whatever the new process drew before
+    resumed = run(name, state=tmp_path)
+    expected = straight.state_dict()
+    for key, tensor in resumed.state_dict().items():
+        assert torch.equal(tensor, expected[key]), key
+
+
+def test_a_training_without_a_checkpoint_starts_at_zero(tmp_path: Path) -> None:
+    assert resume_step(tmp_path) == 0
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("name", ["gan", "vae", "transformer"])
+def test_a_loss_that_is_not_finite_stops_the_training_with_step_and_name(name: str, tmp_path: Path) -> None:
+    model, _, examples = make(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(NonFiniteError, match="step 1: .*is not finite"):
+        fit(model, examples, steps=10, batch_size=8, seed=0, callbacks=[Recorder(None, 10)])
+
+
+def test_the_recorder_writes_losses_and_learning_rates_at_their_steps(tmp_path: Path) -> None:
+    model, _, examples = make("transformer", warmup=4)
+    about = {"name": "x", "tags": {}, "parameters": {}, "config": {}, "datasets": [], "environment": {}}
+    record = Record(tmp_path, about)
+    shown: list[int] = []
+    fit(model, examples, steps=10, batch_size=8, seed=0, callbacks=[Recorder(record, 10, shown.append)])
+    lines = record.read()
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert all({"loss", "learning_rate_0_0", "learning_rate_0_1"} <= line["values"].keys() for line in lines)
+    rates = [line["values"]["learning_rate_0_0"] for line in lines]
+    assert rates.index(max(rates)) == 3  # the scheduler has stepped once more: warm-up 4 peaks there
+    assert shown[-1] == 10
+
+
+def test_fingerprints_change_with_values_and_file_contents(tmp_path: Path) -> None:
+    path = tmp_path / "code.py"
+    path.write_text("a = 1")
+    first = fingerprint({"x": 1}, path)
+    assert first == fingerprint({"x": 1}, path)
+    assert first != fingerprint({"x": 2}, path)
+    path.write_text("a = 2")
+    assert first != fingerprint({"x": 1}, path)
+
+
+def test_a_record_opened_again_goes_on_and_rewinds_to_the_checkpoint(tmp_path: Path) -> None:
+    about = {"name": "x", "tags": {}, "parameters": {}, "config": {}, "datasets": [], "environment": {}}
+    record = Record(tmp_path, about)
+    for step in (1, 2, 3):
+        record.log(step, {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "val')  # the process died in the middle of a line
+    again = Record(tmp_path, about)
+    assert again.about["id"] == record.about["id"]
+    again.rewind(2)
+    assert [line["step"] for line in again.read()] == [1, 2]
+
+
+def test_values_that_are_not_finite_become_a_tag_and_valid_json(tmp_path: Path) -> None:
+    about = {"name": "x", "tags": {}, "parameters": {}, "config": {}, "datasets": [], "environment": {}}
+    record = Record(tmp_path, about)
+    record.log(5, {"loss": float("inf"), "kl": 1.0})
+    assert record.read()[0]["values"] == {"kl": 1.0}
+    assert json.loads((tmp_path / "run.json").read_text())["tags"]["nonfinite"] == "step 5: loss"
