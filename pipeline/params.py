@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
 
 from pipeline import plugins
 
@@ -59,7 +59,7 @@ def load(path: Path = PATH) -> Params:
         ParamsError: with one line for each key that is unknown, missing, of the wrong type or out of range.
     """
     raw = _read(path)
-    problems = [f"{key}: unknown section{_nearest(key, Params.model_fields)}" for key in raw.keys() - SECTIONS]
+    problems = [f"{key}: unknown section{_nearest(str(key), Params.model_fields)}" for key in raw.keys() - SECTIONS]
     problems += [f"{key}: missing section" for key in SECTIONS if not isinstance(raw.get(key), dict)]
     if problems:
         raise _error(path, problems)
@@ -80,8 +80,9 @@ def load(path: Path = PATH) -> Params:
             for name, values in raw[section].items()
         }
     for name, values in raw["features"].items():
-        if isinstance(values, dict) and values.get("data", "") not in {"", *raw["data"]}:
-            problems.append(f"features.{name}.data: no section data.{values['data']}")
+        target = values.get("data") if isinstance(values, dict) else None
+        if isinstance(target, str) and target not in raw["data"]:
+            problems.append(f"features.{name}.data: no section data.{target}; data has {', '.join(raw['data'])}")
     models = {
         name: _plug_in("models", None, f"runs.{name}.set", {**raw["models"][run.model], **run.set}, problems, run.model)
         for name, run in runs.items()
@@ -103,7 +104,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ParamsError(msg)
     try:
         raw = YAML(typ="safe", pure=True).load(path)
-    except MarkedYAMLError as error:
+    except YAMLError as error:
         msg = f"{path}: not valid YAML: {error}"
         raise ParamsError(msg) from error
     if not isinstance(raw, dict):
@@ -126,7 +127,11 @@ def _plug_in(
 ) -> Section:
     """Check one section against the Config of its plug-in: named by `key`, by `plug_in`, or by the section itself."""
     if key is not None:
-        plug_in = str(values.get(key)) if isinstance(values, dict) else ""
+        if not isinstance(values, dict) or key not in values:
+            found = f"{name}.{key}: missing key" if isinstance(values, dict) else f"{name}: no mapping, got {values!r}"
+            problems.append(found)
+            return Section()
+        plug_in = str(values[key])
     try:
         module = plugins.load(family, plug_in or name.split(".")[1])
     except ValueError as error:
@@ -155,7 +160,8 @@ def _describe(config: type[BaseModel], name: str, item: Any) -> str:
     if item["type"] == "missing":
         return f"{where}: missing key"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}, got {item['input']!r}"
+    came = "" if item["type"] == "value_error" and isinstance(item["input"], dict) else f", got {item['input']!r}"
+    return f"{where}: {message[0].lower()}{message[1:]}{came}"
 
 
 def _nearest(key: str, known: Any) -> str:

@@ -4,6 +4,7 @@ A file is a plug-in when it defines `Config`; every other file in the folder is 
 """
 
 import ast
+import functools
 import importlib
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ def names(family: str) -> list[str]:
     return sorted(path.stem for path in (PACKAGE / family).glob("*.py") if _defines_config(path))
 
 
+@functools.cache
 def _defines_config(path: Path) -> bool:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return any(isinstance(node, ast.ClassDef) and node.name == "Config" for node in tree.body)

@@ -26,7 +26,7 @@ class TextTokenizer(Protocol):
 
 
 class CharacterTokenizer:
-    """One token a character of the training split, in code-point order; the last token stands for every other."""
+    """One token a character of the training split, in code-point order; U+FFFD stands for every other."""
 
     UNKNOWN = "\ufffd"
 

@@ -79,12 +79,12 @@ def test_a_training_without_a_checkpoint_starts_at_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["gan", "vae", "transformer"])
-def test_a_loss_that_is_not_finite_stops_the_training_with_step_and_name(name: str, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_training_with_step_and_name(name: str) -> None:
     model, _, examples = make(name)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
-    with pytest.raises(NonFiniteError, match="step 1: .*is not finite"):
+    with pytest.raises(NonFiniteError, match=r"step 1: .*is not finite"):
         fit(model, examples, steps=10, batch_size=8, seed=0, callbacks=[Recorder(None, 10)])
 
 

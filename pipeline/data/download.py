@@ -8,11 +8,12 @@ import hashlib
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pooch
 import requests
@@ -105,11 +106,15 @@ def _download(address: str, partial: Path) -> None:
 
     def check(response: requests.Response, **_: Any) -> None:
         require_https(response.url)
+        if response.is_redirect:  # refused before it is followed
+            require_https(urljoin(response.url, response.headers["location"]))
         if have and response.ok and response.status_code != 206 and not response.is_redirect:
             file.truncate(0)  # the server sends the whole file again
 
     with partial.open("ab") as file:
-        headers = {"Range": f"bytes={have}-"} if have else {}
+        headers = {"Accept-Encoding": "identity"}  # a range counts the bytes that are sent
+        if have:
+            headers["Range"] = f"bytes={have}-"
         downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT, headers=headers, hooks={"response": check})
         downloader(address, file, None)
 
@@ -131,7 +136,7 @@ def _check(path: Path, source: Source) -> str | None:
         content = path.read_bytes()
         if source.name.endswith(".gz"):
             content = gzip.decompress(content)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         path.unlink()
         return f"not a gzip file: {error}"
     found = hashlib.sha256(content).hexdigest()

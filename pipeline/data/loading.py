@@ -45,7 +45,7 @@ class ImageExamples:
 
 
 class TextExamples:
-    """Windows of `context` tokens that cover the text once an epoch, from an offset that differs by epoch."""
+    """Disjoint windows of `context` tokens, once an epoch, from an offset that differs by epoch."""
 
     def __init__(self, tokens: Tensor, context: int, seed: int) -> None:
         if len(tokens) <= 2 * context:

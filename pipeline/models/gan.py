@@ -43,6 +43,7 @@ class Config(Section):
     gradient_penalty: float = Field(ge=0, description="weight of (|gradient| - 1)^2 between real and fake (WGAN-GP)")
     r1: float = Field(ge=0, description="gamma of gamma / 2 |gradient|^2 at real images")
     r2: float = Field(ge=0, description="gamma of gamma / 2 |gradient|^2 at generated images")
+    final_penalty: float = Field(gt=0, le=1, description="share of r1 and r2 reached by the cosine's end (R3GAN)")
     penalty_every: int = Field(ge=1, description="steps between penalties, which are scaled up to make up for it")
     discriminator_steps: int = Field(ge=1, description="discriminator updates a generator update")
     steps: int = Field(ge=1, description="generator updates")
@@ -253,9 +254,10 @@ class Model(LightningModule):
                 mix = torch.rand(len(real), 1, 1, 1, generator=source, device=real.device)
                 norms = gradient_norms(self.discriminator, torch.lerp(fake, real, mix), labels)
                 penalty = penalty + config.gradient_penalty * ((norms + 1e-12).sqrt() - 1).square().mean()
+            share = warmup_cosine(step, steps=config.steps, warmup=0, final=config.final_penalty)
             for gamma, images in ((config.r1, real), (config.r2, fake)):
                 if gamma:
-                    penalty = penalty + gamma / 2 * gradient_norms(self.discriminator, images, labels).mean()
+                    penalty = penalty + share * gamma / 2 * gradient_norms(self.discriminator, images, labels).mean()
             if penalty.requires_grad:
                 loss = loss + config.penalty_every * penalty
                 values["penalty"] = penalty.detach()

@@ -37,7 +37,7 @@ def main(key: str) -> None:
         msg = f"runs.{key}: model {run.model} learns {module.KIND}, data {run.data} holds {manifest['kind']}"
         raise artifacts.ArtifactError(msg)
     spec = artifacts.read_spec(run.data)
-    code = [Path(str(module.__file__)), Path("pipeline/models/layers.py"), Path("pipeline/data/loading.py")]
+    code = [plugins.PACKAGE / name for name in (f"models/{run.model}.py", "models/layers.py", "data/loading.py")]
     state = STATE / f"train-{key}" / fingerprint(run.model_dump(), config.model_dump(), manifest, *code)
     model = module.Model(config, spec, run.seed)
     train, validation = (artifacts.read_split(run.data, split) for split in ("train", "validation"))

@@ -38,6 +38,7 @@ def make_config(**changes: Any) -> Config:
         "gradient_penalty": 1.0,
         "r1": 0.0,
         "r2": 0.0,
+        "final_penalty": 1.0,
         "penalty_every": 1,
         "discriminator_steps": 1,
         "steps": 6,

@@ -1,0 +1,169 @@
+"""The shape of the code: imports point down, files explain themselves, the README shows what there is."""
+
+import ast
+import graphlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = {path.relative_to(ROOT / "pipeline").as_posix(): path for path in sorted((ROOT / "pipeline").rglob("*.py"))}
+RANKS = {
+    "": 0,
+    "plugins": 0,
+    "params": 0,
+    "randomness": 0,
+    "tokenization": 0,
+    "artifacts": 0,
+    "record": 1,
+    "weights": 1,
+    "tracking": 2,
+    "serving": 2,
+    "models": 2,
+    "data": 2,
+    "metrics": 2,
+    "training": 3,
+    "stages": 4,
+}
+FAMILIES = {"models", "data", "metrics"}
+
+
+def module_name(file: str) -> str:
+    """pipeline.data.mnist of data/mnist.py, pipeline.data of data/__init__.py."""
+    parts = ["pipeline", *file.removesuffix(".py").split("/")]
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_name(file): file for file in FILES}
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, at any depth: `from pipeline import params` is pipeline.params."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            parent = str(node.module)
+            modules = {f"{parent}.{alias.name}" for alias in node.names} & MODULES.keys()
+            found |= modules
+            if len(modules) < len(node.names):
+                found.add(parent)
+    return found
+
+
+def part(module: str) -> str:
+    """The word below `pipeline` that has a rank: data of pipeline.data.mnist."""
+    return f"{module}.".split(".")[1]
+
+
+IMPORTS = {module: imported(FILES[file]) for module, file in MODULES.items()}
+LINKS = [(module, target) for module, targets in IMPORTS.items() for target in targets if target in MODULES]
+
+
+def test_the_reader_of_imports_sees_them() -> None:
+    # The other tests pass on code without imports: these are known.
+    assert ("pipeline.stages.train", "pipeline.params") in LINKS  # from pipeline import params
+    assert ("pipeline.models.gan", "pipeline.models.layers") in LINKS  # from pipeline.models.layers import ...
+    assert ("pipeline.stages.train", "pipeline.stages") in LINKS
+    assert len(LINKS) > 50
+
+
+def test_every_file_has_a_rank() -> None:
+    assert {part(module) for module in MODULES} == set(RANKS)
+
+
+def test_every_import_of_the_package_exists() -> None:
+    ours = {target for targets in IMPORTS.values() for target in targets if target.split(".")[0] == "pipeline"}
+    assert ours <= set(MODULES)
+
+
+def test_imports_point_down() -> None:
+    assert [(a, b) for a, b in LINKS if RANKS[part(a)] < RANKS[part(b)]] == []
+
+
+def test_imports_have_no_cycle() -> None:
+    graph: dict[str, set[str]] = {module: set() for module in MODULES}
+    for module, target in LINKS:
+        graph[module].add(target)
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
+
+
+def test_stages_never_import_one_another() -> None:
+    between = [(a, b) for a, b in LINKS if part(a) == part(b) == "stages" and b != "pipeline.stages"]
+    assert between == []
+
+
+def test_models_data_and_metrics_do_not_import_one_another() -> None:
+    across = {(a, b) for a, b in LINKS if {part(a), part(b)} <= FAMILIES and part(a) != part(b)}
+    # A feature network may be fetched.
+    assert {(a, b) for a, b in across if not (part(a) == "models" and b == "pipeline.data.download")} == set()
+
+
+def test_only_tracking_and_serving_import_mlflow() -> None:
+    users = {module for module, targets in IMPORTS.items() if any(name.split(".")[0] == "mlflow" for name in targets)}
+    assert users == {"pipeline.tracking", "pipeline.serving"}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_opens_with_what_it_is(file: str) -> None:
+    assert ast.get_docstring(ast.parse(FILES[file].read_text(encoding="utf-8")))
+
+
+def test_no_file_is_named_after_nothing() -> None:
+    stems = {path.stem for path in FILES.values()} | {path.parent.name for path in FILES.values()}
+    assert not stems & {"util", "utils", "common", "helper", "helpers", "misc", "shared", "core", "base"}
+
+
+# --- README ------------------------------------------------------------------
+
+
+def read_code(markdown: str) -> str:
+    """Code of a Markdown text: fenced and indented blocks and spans, without shell comments."""
+    fences = re.findall(r"^```.*?\n(.*?)^```", markdown, flags=re.MULTILINE | re.DOTALL)
+    rest = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"^ {4,}(.*)$", rest, flags=re.MULTILINE)
+    spans = re.findall(r"`([^`\n]+)`", rest)
+    return "\n".join(line.split("#")[0] for line in "\n".join([*fences, *indented, *spans]).splitlines())
+
+
+def read_tree(markdown: str) -> list[str]:
+    """Paths of the first fenced block under a heading with the word tree: two spaces of indentation a level."""
+    under = re.split(r"^#+ .*tree.*$", markdown, maxsplit=1, flags=re.MULTILINE | re.IGNORECASE)[1]
+    block = re.findall(r"^```.*?\n(.*?)^```", under, flags=re.MULTILINE | re.DOTALL)[0]
+    paths: list[str] = []
+    folders: list[str] = []
+    for line in filter(str.strip, block.splitlines()):
+        level = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        paths.append("".join([*folders[:level], name]))
+        folders = [*folders[:level], name]
+    return paths
+
+
+def test_the_reader_of_trees_joins_folders_and_files() -> None:
+    text = "# A tree\n\n```\na/   folder\n  b/\n    c.py   file\n  d.py\ne.yaml\n```\n\n```\nother\n```\n"
+    assert read_tree(text) == ["a/", "a/b/", "a/b/c.py", "a/d.py", "e.yaml"]
+
+
+def test_the_make_commands_of_the_readme_are_targets() -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    commands = set(re.findall(r"\bmake ([a-z][a-z-]*)", read_code((ROOT / "README.md").read_text(encoding="utf-8"))))
+    assert {"repro", "test"} <= commands
+    assert commands <= targets
+
+
+def test_the_tree_of_the_readme_is_there() -> None:
+    paths = read_tree((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(paths) > 20
+    missing = [
+        path for path in paths if not ((ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file())
+    ]
+    assert missing == []
+
+
+def test_the_tree_of_the_readme_shows_every_file_of_the_package() -> None:
+    paths = set(read_tree((ROOT / "README.md").read_text(encoding="utf-8")))
+    assert {f"pipeline/{file}" for file in FILES if not file.endswith("__init__.py")} <= paths

@@ -1,0 +1,354 @@
+"""params.yaml: what is right loads, what is wrong is named in full."""
+
+import copy
+import json
+import math
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from pipeline import params, plugins
+from pipeline.params import Params, ParamsError
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+ABSENT = object()  # as a value: delete the key
+
+Write = Callable[[dict[str, Any]], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a copy of the shipped params.yaml with other values at dotted keys."""
+
+    def write_copy(changes: dict[str, Any]) -> Path:
+        values = copy.deepcopy(SHIPPED)
+        for key, value in changes.items():
+            *path, last = key.split(".")
+            section = values
+            for part in path:
+                section = section[part]
+            if value is ABSENT:
+                del section[last]
+            else:
+                section[last] = value
+        target = tmp_path / "params.yaml"
+        with target.open("w", encoding="utf-8") as file:
+            YAML(typ="safe", pure=True).dump(values, file)
+        return target
+
+    return write_copy
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ParamsError) as caught:
+        params.load(path)
+    return str(caught.value)
+
+
+def problems(path: Path) -> list[str]:
+    """The lines of a refusal without its first, which names the file."""
+    first, *lines = refusal(path).splitlines()
+    assert str(path) in first
+    return [line.strip() for line in lines]
+
+
+def test_the_shipped_params_load_and_keep_their_values() -> None:
+    loaded = params.load(ROOT / "params.yaml")
+    assert set(loaded.runs) == set(SHIPPED["runs"])
+    for section in ("data", "features", "metrics"):
+        assert {
+            name: config.model_dump(exclude_unset=True) for name, config in getattr(loaded, section).items()
+        } == SHIPPED[section]
+    for name, run in SHIPPED["runs"].items():
+        assert loaded.runs[name].model_dump() == run
+        assert loaded.models[name].model_dump() == {**SHIPPED["models"][run["model"]], **run["set"]}
+
+
+def test_every_plug_in_config_refuses_unknown_keys_and_changes() -> None:
+    configs = [plugins.load(family, name).Config for family in plugins.FAMILIES for name in plugins.names(family)]
+    assert configs
+    for config in configs:
+        assert config.model_config["extra"] == "forbid"
+        assert config.model_config["frozen"]
+        assert config.model_config["strict"]
+
+
+def test_an_unknown_key_is_refused_in_full_with_the_nearest_valid_one(write: Write) -> None:
+    nearest = {
+        "data.images.split_sed": "split_seed",
+        "data.text.tokeniser": "tokenizer",
+        "features.classifier.witdh": "width",
+        "metrics.images.neighbors": "neighbours",
+        "metrics.images.sampling.cuont": "count",  # nested: the nearest of the inner section, not of the outer
+        "metrics.text.sampling.temprature": "temperature",
+        "models.gan.generator_lerning_rate": "generator_learning_rate",
+        "models.transformer.contxt": "context",
+        "models.vae.lerning_rate": "learning_rate",
+        "runs.gan.metrics": "metric",
+    }
+    expected = [f"{key}: unknown key, did you mean {known!r}?" for key, known in nearest.items()]
+    assert problems(write(dict.fromkeys(nearest, 1))) == expected
+
+
+def test_an_unknown_key_that_resembles_none_lists_the_known_ones(write: Write) -> None:
+    [problem] = problems(write({"metrics.text.sampling.zzzzzzzz": 1}))
+    assert problem.startswith("metrics.text.sampling.zzzzzzzz: unknown key; known are ")
+    assert all(key in problem for key in SHIPPED["metrics"]["text"]["sampling"])
+
+
+def test_an_unknown_top_level_section_is_refused_with_the_nearest_one(write: Write) -> None:
+    assert problems(write({"modles": {}})) == ["modles: unknown section, did you mean 'models'?"]
+
+
+def test_a_top_level_key_that_is_no_word_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text(encoding="utf-8") + "\n12: {}\n", encoding="utf-8")
+    [problem] = problems(path)
+    assert problem.startswith("12: unknown section")
+
+
+@pytest.mark.parametrize("value", [ABSENT, None, 3, ["gan"]])
+def test_a_section_that_is_no_mapping_is_missing(write: Write, value: object) -> None:
+    assert problems(write(dict.fromkeys(SHIPPED, value))) == [
+        f"{section}: missing section" for section in sorted(SHIPPED)
+    ]
+
+
+def test_a_wrong_type_is_named_with_what_was_expected_and_what_came(write: Write) -> None:
+    wrong: dict[str, tuple[Any, str]] = {
+        "metrics.images.sampling.count": ([1], "integer"),
+        "metrics.text.sampling": (5, "dictionary"),
+        "models.gan": (None, "dictionary"),
+        "models.transformer.optimizer": ("sgd", "'adamw'"),  # the choices are listed
+        "models.vae.dropout": (True, "number"),
+        "models.vae.hidden": (10.0, "integer"),  # strict: nothing is converted in silence
+        "models.vae.latent": (True, "integer"),
+        "models.vae.learning_rate": ("1e-3", "number"),
+        "models.vae.steps": ("many", "integer"),
+        "runs.vae.features": ("classifier", "list"),
+        "runs.vae.seed": ("0", "integer"),
+    }
+    found = problems(write({key: value for key, (value, _) in wrong.items()}))
+    for problem, (key, (value, expected)) in zip(found, wrong.items(), strict=True):
+        assert problem.startswith(f"{key}: ")
+        assert expected in problem
+        assert problem.endswith(f"got {value!r}")
+
+
+def test_a_value_out_of_range_is_named_with_what_came(write: Write) -> None:
+    outside: dict[str, float] = {
+        "data.images.split_seed": -1,
+        "data.images.validation": 0,
+        "data.text.vocabulary": 256,  # BPE starts from 256 bytes: that would be no merge
+        "metrics.text.sampling.top_p": 1.01,
+        "models.gan.batch_size": -1,
+        "models.transformer.learning_rate": 0.0,
+        "models.vae.beta": math.nan,
+        "models.vae.dropout": 1.5,
+        "models.vae.learning_rate": math.inf,
+        "models.vae.steps": 0,
+        "runs.gan.seed": -3,
+    }
+    for problem, (key, value) in zip(problems(write(outside)), outside.items(), strict=True):
+        assert problem.startswith(f"{key}: ")
+        assert problem.endswith(f"got {value!r}")
+
+
+def test_a_missing_key_is_named(write: Write) -> None:
+    keys = [
+        "data.text.test",
+        "features.classifier.seed",
+        "metrics.images.sampling.count",
+        "models.vae.beta",
+        "runs.gan.set",
+    ]
+    assert problems(write(dict.fromkeys(keys, ABSENT))) == [f"{key}: missing key" for key in keys]
+
+
+def test_a_missing_plug_in_name_is_a_missing_key(write: Write) -> None:
+    found = problems(write({"data.images.source": ABSENT, "features.classifier.network": ABSENT}))
+    for problem, key in zip(found, ("data.images.source", "features.classifier.network"), strict=True):
+        assert problem.startswith(f"{key}: missing key")
+
+
+@pytest.mark.parametrize("value", [None, "mnist5k", ["mnist5k"]])
+def test_a_section_with_a_plug_in_that_is_no_mapping_says_so(write: Write, value: object) -> None:
+    keys = ("data.images", "features.classifier")
+    for problem, key in zip(problems(write(dict.fromkeys(keys, value))), keys, strict=True):
+        assert problem.startswith(f"{key}: ")
+        assert problem.endswith(f"got {value!r}")
+
+
+def test_all_problems_are_listed_at_once(write: Write) -> None:
+    found = problems(
+        write(
+            {
+                "data.images.source": "cifar10",
+                "features.classifier.width": "wide",
+                "models.gan.latent": 0,
+                "models.vae.betta": 1.0,
+                "metrics.text.sampling.length": ABSENT,
+                "runs.transformer.model": "rnn",
+            }
+        )
+    )
+    assert [problem.split(":")[0] for problem in found] == [
+        "data.images.source",
+        "features.classifier.width",
+        "metrics.text.sampling.length",
+        "models.gan.latent",
+        "models.vae.betta",
+        "runs.transformer.model",
+    ]
+
+
+def test_an_unknown_source_or_network_lists_the_files_of_its_folder(write: Write) -> None:
+    families = {"data.text.source": "data", "features.classifier.network": "models"}
+    found = problems(write(dict.fromkeys(families, "nowhere")))
+    for problem, (key, family) in zip(found, families.items(), strict=True):
+        assert problem.startswith(f"{key}: no {family} plug-in 'nowhere': pipeline/{family}/ has ")
+        assert problem.split(" has ")[1].split(", ") == plugins.names(family)
+
+
+def test_a_section_of_models_or_metrics_without_a_file_is_refused(write: Write) -> None:
+    families = ("metrics", "models")
+    found = problems(write({f"{family}.flow": {} for family in families}))
+    for problem, family in zip(found, families, strict=True):
+        assert problem.startswith(f"{family}.flow: no {family} plug-in 'flow'")
+        assert all(name in problem for name in plugins.names(family))
+
+
+def test_shared_code_of_a_family_is_no_plug_in(write: Write) -> None:
+    [problem] = problems(write({"models.layers": {}}))  # pipeline/models/layers.py exists, without a Config
+    assert problem.startswith("models.layers: no models plug-in 'layers'")
+
+
+def test_a_run_that_points_to_no_section_lists_the_sections(write: Write) -> None:
+    sections = {"data": "data", "features": "features", "metric": "metrics", "model": "models"}
+    found = problems(write({f"runs.vae.{key}": ["missing"] if key == "features" else "missing" for key in sections}))
+    assert found == [
+        f"runs.vae.{key}: no section {section}.missing; {section} has {', '.join(sorted(SHIPPED[section]))}"
+        for key, section in sections.items()
+    ]
+
+
+@pytest.mark.parametrize("value", ["missing", "", ["images"], 3])
+def test_features_of_data_that_do_not_exist_are_refused(write: Write, value: object) -> None:
+    found = problems(write({"features.classifier.data": value}))
+    assert found
+    assert all(problem.startswith("features.classifier.data: ") for problem in found)
+
+
+def test_set_changes_the_config_of_its_own_run_alone(write: Write) -> None:
+    twin = {**SHIPPED["runs"]["vae"], "set": {"beta": 4.0, "latent": 7}}
+    loaded = params.load(write({"runs.twin": twin}))
+    shipped = SHIPPED["models"]["vae"]
+    assert loaded.models["vae"].model_dump() == shipped
+    assert loaded.models["twin"].model_dump() == {**shipped, "beta": 4.0, "latent": 7}
+    assert loaded.models["gan"].model_dump() == SHIPPED["models"]["gan"]
+
+
+def test_set_is_checked_like_the_model_section(write: Write) -> None:
+    [problem] = problems(write({"runs.vae.set": {"lerning_rate": 1.0e-3}}))
+    assert problem == "runs.vae.set.lerning_rate: unknown key, did you mean 'learning_rate'?"
+    [problem] = problems(write({"runs.vae.set": {"ema": 7.0}}))
+    assert problem.startswith("runs.vae.set.ema: ")
+    assert problem.endswith("got 7.0")
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("5E-4", 5e-4), ("1.e-2", 1e-2), (".5", 0.5)])
+def test_numbers_of_yaml_1_2_are_floats(tmp_path: Path, text: str, value: float) -> None:
+    # YAML 1.1, PyYAML's dialect, reads 1e-3 as a string.
+    path = tmp_path / "params.yaml"
+    lines = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()
+    index = next(i for i, line in enumerate(lines) if line.startswith("    beta: "))
+    path.write_text("\n".join([*lines[:index], f"    beta: {text}", *lines[index + 1 :]]) + "\n", encoding="utf-8")
+    loaded = params.load(path).models["vae"].model_dump()["beta"]
+    assert isinstance(loaded, float)
+    assert loaded == value
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"data: [1, 2\nmodels: {",  # not closed
+        b"data: {}\ndata: {}\n",  # twice the same key: PyYAML would keep the last
+        b"\tdata: {}\n",
+        b"data: *anchor\n",
+        b"data: !!python/object/apply:os.getcwd []\n",
+        b"data: {}\n---\ndata: {}\n",
+        b"data: \x01\n",  # no YAML character
+        b"data: \xff\xfe\n",  # no UTF-8
+    ],
+    ids=["open", "twice", "tab", "alias", "python", "documents", "control", "encoding"],
+)
+def test_invalid_yaml_is_a_params_error_that_names_the_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    assert f"{path}: not valid YAML" in refusal(path)
+
+
+@pytest.mark.parametrize("content", ["", "- data\n- models\n", "params\n"])
+def test_a_file_without_sections_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content, encoding="utf-8")
+    message = refusal(path)
+    assert str(path) in message
+    assert all(section in message for section in params.SECTIONS)
+
+
+def test_a_missing_file_is_a_params_error_with_its_full_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParamsError, match="not found") as caught:
+        params.load()
+    assert str(tmp_path / "params.yaml") in str(caught.value)
+
+
+def test_validation_and_test_share_that_fill_everything_are_one_readable_problem(write: Write) -> None:
+    [problem] = problems(write({"data.text.validation": 0.5, "data.text.test": 0.5}))
+    assert problem == "data.text: validation + test must stay below 1, got 0.5 + 0.5"
+
+
+def test_configs_are_frozen() -> None:
+    loaded = params.load(ROOT / "params.yaml")
+    sections = [
+        *(
+            section
+            for family in (loaded.data, loaded.features, loaded.models, loaded.metrics)
+            for section in family.values()
+        ),
+        *loaded.runs.values(),
+        loaded,
+    ]
+    for section in sections:
+        field = next(iter(type(section).model_fields))
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, field, getattr(section, field))
+    sampling: Any = loaded.metrics["images"]
+    with pytest.raises(ValidationError, match="frozen"):  # nested sections too
+        sampling.sampling.count = 1
+
+
+def test_sections_are_those_of_the_params_class() -> None:
+    assert set(params.SECTIONS) == set(Params.model_fields) == set(SHIPPED)
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_command_prints_each_resolved_run_and_fails_on_a_wrong_file(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write({"runs.vae.set": {"beta": 2.0}})
+    monkeypatch.chdir(tmp_path)
+    runpy.run_module("pipeline.params", run_name="__main__")  # what `python -m` does, without importing torch anew
+    printed = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+    assert set(printed) == set(SHIPPED["runs"])
+    assert json.loads(printed["vae"])["set"] == {**SHIPPED["models"]["vae"], "beta": 2.0}
+    write({"modles": {}})
+    with pytest.raises(SystemExit, match=r"error: params\.yaml is not usable:\n  modles: unknown section"):
+        runpy.run_module("pipeline.params", run_name="__main__")

@@ -1,0 +1,74 @@
+"""A plug-in is a file with a Config, found by its name."""
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import plugins
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_python(code: str, folder: Path) -> str:
+    """Run code in a fresh interpreter that finds `pipeline` in `folder`."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("models", {"gan", "vae", "transformer", "classifier", "inception"}),
+        ("data", {"mnist5k", "numpy_docs", "mnist", "shakespeare"}),
+        ("metrics", {"images", "text"}),
+    ],
+)
+def test_names_are_the_files_that_define_config(family: str, expected: set[str]) -> None:
+    assert set(plugins.names(family)) >= expected
+    for path in (ROOT / "pipeline" / family).glob("*.py"):
+        classes = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+        assert (path.stem in plugins.names(family)) == ("Config" in classes)
+
+
+def test_names_come_in_a_fixed_order() -> None:
+    for family in plugins.FAMILIES:
+        assert plugins.names(family) == sorted(plugins.names(family))
+
+
+def test_load_returns_the_module_of_the_file() -> None:
+    module = plugins.load("data", "mnist5k")
+    assert module.__name__ == "pipeline.data.mnist5k"
+    assert Path(module.__file__ or "") == ROOT / "pipeline" / "data" / "mnist5k.py"
+    assert module.Config.__module__ == module.__name__
+
+
+@pytest.mark.parametrize("name", ["flow", "layers", "__init__", "", "Gan", "../data/mnist", "gan.py"])
+def test_an_unknown_name_lists_those_that_exist(name: str) -> None:
+    with pytest.raises(ValueError, match="pipeline/models/ has ") as caught:
+        plugins.load("models", name)
+    assert repr(name) in str(caught.value)
+    assert str(caught.value).split(" has ")[1].split(", ") == plugins.names("models")
+
+
+def test_listing_imports_no_plug_in() -> None:
+    # A typing error in params.yaml must not cost the import of torch and every model.
+    code = (
+        "import sys; from pipeline import plugins; [plugins.names(family) for family in plugins.FAMILIES]; "
+        "print([name for name in sys.modules if name.split('.')[0] in {'torch', 'numpy'} or name.count('.') > 1 "
+        "and name.startswith('pipeline')])"
+    )
+    assert run_python(code, ROOT) == "[]"
+
+
+def test_a_new_file_is_a_plug_in_without_another_change(tmp_path: Path) -> None:
+    (tmp_path / "pipeline" / "data").mkdir(parents=True)
+    for name in ("__init__.py", "plugins.py", "data/__init__.py"):
+        shutil.copy(ROOT / "pipeline" / name, tmp_path / "pipeline" / name)
+    (tmp_path / "pipeline" / "data" / "zeros.py").write_text('"""Zeros."""\n\n\nclass Config:\n    size = 3\n')
+    (tmp_path / "pipeline" / "data" / "shared.py").write_text('"""No plug-in."""\n\nConfigure = 1\n')
+    code = "from pipeline import plugins; print(plugins.names('data'), plugins.load('data', 'zeros').Config.size)"
+    assert run_python(code, tmp_path) == "['zeros'] 3"
