@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+CHECKED = Path("data/checked.json")
 RAW = Path("data/raw")
 PREPARED = Path("data/prepared")
 FEATURES = Path("data/features")

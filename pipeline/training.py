@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ STATE = Path(".state")
 CHECKPOINT = "last.ckpt"
 LOGGED_LINES = 200
 PREVIEWS = 8
+NOISE = "litlogger|`weights_only` was not set|TPU available"
 
 
 class NonFiniteError(RuntimeError):
@@ -98,7 +100,8 @@ def fit(
     callbacks: list[Callback] | None = None,
 ) -> Trainer:
     """Train for `steps` batches; with `state`, resume from its checkpoint and keep one there about once a minute."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda entry: "Tip" not in entry.msg)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):  # advertising, and a default we set
+        logging.getLogger(f"pytorch_lightning.{name}").addFilter(lambda entry: not re.search(NOISE, str(entry.msg)))
     start = resume_step(state) if state else 0
     if start:
         print(f"resuming at step {start} of {steps} from {state}")
@@ -106,8 +109,9 @@ def fit(
     if state:
         extra.append(Minutely(state))
     data = Data(examples, steps=steps, batch_size=batch_size, seed=seed, start=start)
-    trainer = _make_trainer(clip_norm, extra, "auto")
-    if trainer.world_size > 1 and not model.automatic_optimization:
+    strategy = os.environ.get("PIPELINE_STRATEGY", "auto")
+    trainer = _make_trainer(clip_norm, extra, strategy)
+    if trainer.world_size > 1 and not model.automatic_optimization and strategy in {"auto", "ddp"}:
         # Two optimizers: each backward leaves the other network's parameters without gradients.
         trainer = _make_trainer(clip_norm, extra, "ddp_find_unused_parameters_true")
     trainer.fit(model, data, ckpt_path=str(state / CHECKPOINT) if state and start else None, weights_only=True)
@@ -122,10 +126,14 @@ class Minutely(Callback):
         self.seconds = seconds
         self.saved = time.monotonic()
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         """Save under another name, then rename: a reader never sees half a file."""
         due = time.monotonic() - self.saved > self.seconds
-        if trainer.strategy.broadcast(due):
+        if trainer.world_size > 1:  # all save together or none; asked seldom, for asking waits for every process
+            due = index % 50 == 0 and bool(trainer.strategy.broadcast(due))
+        if due:
             partial = self.path.with_suffix(".tmp")
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
@@ -140,7 +148,7 @@ def _make_trainer(clip_norm: float | None, callbacks: list[Callback], strategy: 
         accelerator=environment("PIPELINE_ACCELERATOR", "auto"),
         devices=int(devices) if devices.isdigit() else devices,
         num_nodes=int(environment("PIPELINE_NODES", "1")),
-        strategy=environment("PIPELINE_STRATEGY", strategy),
+        strategy=strategy,
         precision=environment("PIPELINE_PRECISION", "32-true"),  # type: ignore[arg-type]
         gradient_clip_val=clip_norm,
         max_epochs=1,

@@ -109,6 +109,7 @@ def test_a_wrong_key_stops_the_first_stage_with_its_full_name(
     output = run(clone, "dvc", "repro", status=255)
     assert message in output
     assert (clone / "dvc.lock").read_bytes() == before
+    assert (clone / "data" / "runs" / "gan" / "model" / "model.safetensors").exists()  # DVC removes outputs first
     (clone / "params.yaml").write_text(text)
 
 

@@ -54,7 +54,7 @@ class Crash(Callback):
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         if index + 1 == self.step:
-            self.saver.on_train_batch_end(trainer)
+            self.saver.on_train_batch_end(trainer, module, outputs, batch, index)
             msg = "crash"
             raise InterruptedError(msg)
 
