@@ -89,7 +89,9 @@ def save_grid(path: Path, images: Tensor) -> None:
     """Write uint8 images (N, C, H, W) as one PNG grid, about as wide as high."""
     path.parent.mkdir(parents=True, exist_ok=True)
     grid = make_grid(images.float() / 255, nrow=math.ceil(math.sqrt(len(images))), padding=2, pad_value=0.5)
-    save_image(grid, path)
+    partial = path.with_name(path.name + ".tmp")  # the tracker's thread must not see half a picture
+    save_image(grid, partial, format="png")
+    os.replace(partial, path)
 
 
 def describe_environment() -> dict[str, str]:
