@@ -55,7 +55,8 @@ class Mirror:
     def __init__(self, record: Record) -> None:
         self.record = record
         self.failed = False
-        self.sent_step = -1
+        self.resumed_step = -1  # what an earlier process has sent
+        self.sent_lines = 0
         self.sent_files: set[Path] = set()
         self.stop = threading.Event()
         self.thread: threading.Thread | None = None
@@ -83,7 +84,7 @@ class Mirror:
             for key in run.data.metrics:
                 if not key.startswith("system/"):
                     history = self.client.get_metric_history(self.run_id, key)
-                    self.sent_step = max([self.sent_step, *(metric.step for metric in history)])
+                    self.resumed_step = max([self.resumed_step, *(metric.step for metric in history)])
             folder = self.record.folder
             for listed in ("images", "texts"):
                 sent = {Path(item.path).name for item in self.client.list_artifacts(self.run_id, listed)}
@@ -120,7 +121,8 @@ class Mirror:
         """Send the lines, images and texts that MLflow does not have."""
         if self.client is None:
             return
-        lines = [line for line in self.record.read() if line["step"] > self.sent_step]
+        recorded = self.record.read()  # a step may get a second line: a preview's score follows the losses
+        lines = [line for line in recorded[self.sent_lines :] if line["step"] > self.resumed_step]
         metrics = [
             Metric(key, value, int(line["time"] * 1000), line["step"])
             for line in lines
@@ -128,7 +130,7 @@ class Mirror:
         ]
         for index in range(0, len(metrics), 1000):
             self.client.log_batch(self.run_id, metrics=metrics[index : index + 1000])
-        self.sent_step = max([self.sent_step, *(line["step"] for line in lines)])
+        self.sent_lines = len(recorded)
         for path in sorted((self.record.folder / "images").rglob("*.png")):
             if path not in self.sent_files:
                 pixels = np.asarray(Image.open(path))
@@ -156,7 +158,7 @@ class Mirror:
                 code_paths=[str(package)],
                 pip_requirements=[f"{name}=={versions[name]}" for name in names]
                 + ["pydantic", "ruamel.yaml", "safetensors", "tokenizers", "torchvision"],
-                step=self.sent_step,
+                step=max((line["step"] for line in self.record.read()), default=0),
             )
 
     def close(self, values: dict[str, float] | None = None, step: int = 0) -> None:

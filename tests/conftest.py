@@ -52,6 +52,14 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) 
     return tmp_path
 
 
+def set_value(values: Any, key: str, value: object) -> None:
+    """Set one value of nested mappings by dotted key; every section on the way must exist."""
+    *path, last = key.split(".")
+    for part in path:
+        values = values[part]
+    values[last] = value
+
+
 @pytest.fixture
 def edit_params(workdir: Path) -> Callable[..., None]:
     """Change values of the working folder's params.yaml by dotted key."""
@@ -60,11 +68,7 @@ def edit_params(workdir: Path) -> Callable[..., None]:
         yaml = YAML(typ="safe", pure=True)
         values = yaml.load(workdir / "params.yaml")
         for key, value in changes.items():
-            *path, last = key.split(".")
-            section = values
-            for part in path:
-                section = section[part]
-            section[last] = value
+            set_value(values, key, value)
         with (workdir / "params.yaml").open("w") as file:
             yaml.dump(values, file)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, set_value
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
@@ -28,11 +28,7 @@ def set_params(folder: Path, changes: dict[str, object]) -> None:
     yaml = YAML()
     values = yaml.load(folder / "params.yaml")
     for key, value in changes.items():
-        *path, last = key.split(".")
-        section = values
-        for part in path:
-            section = section[part]
-        section[last] = value
+        set_value(values, key, value)
     yaml.dump(values, folder / "params.yaml")
 
 

@@ -87,6 +87,16 @@ def test_a_second_process_continues_the_same_run_without_repeating_a_step(record
     assert run.info.status == "FINISHED"
 
 
+def test_a_second_line_of_a_step_is_sent_too(record: Record) -> None:
+    mirror = Mirror(record)
+    record.log(1, {"loss": 3.0})
+    mirror.send()
+    record.log(1, {"validation_nats": 2.0})
+    mirror.send()
+    (run,) = runs()
+    assert run.data.metrics == {"loss": 3.0, "validation_nats": 2.0}
+
+
 def test_a_lost_store_is_filled_again_from_the_record(
     record: Record, workdir: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
