@@ -119,7 +119,11 @@ def test_compute_sets_the_floor_and_the_counts_beside_each_number() -> None:
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (torch.rand(60, 1, 4, 4), TypeError, r"expected uint8 images in \[0, 255\], got torch.float32 in \[0"),
+        (
+            torch.linspace(0, 1, 960).view(60, 1, 4, 4),
+            TypeError,
+            r"expected uint8 images in \[0, 255\], got torch.float32 in \[0",
+        ),
         (torch.full((60, 1, 4, 4), math.nan), TypeError, "960 not finite"),
         (torch.randint(9, (60, 1, 4, 4)), TypeError, "torch.int64"),
         (draw(0, count=49), ValueError, "49 images are too few, expected 50"),
