@@ -103,7 +103,11 @@ def read_split(name: str, split: str) -> dict[str, Tensor]:
         ArtifactError: if the file is missing or is not the one that the manifest describes.
     """
     path = PREPARED / name / f"{split}.safetensors"
-    expected = read_manifest(name)["splits"][split]["sha256"]
+    splits = read_manifest(name)["splits"]
+    if split not in splits:
+        msg = f"{path}: data.{name} has no {split} split, it has {', '.join(splits)}"
+        raise ArtifactError(msg)
+    expected = splits[split]["sha256"]
     if not path.exists() or (found := digest(path)) != expected:
         got = found if path.exists() else "no file"
         msg = f"{path}: expected SHA-256 {expected}, found {got}; delete {path.parent} and run `dvc repro`"

@@ -88,6 +88,8 @@ def load(path: Path = PATH) -> Params:
         for name, run in runs.items()
         if not problems
     }
+    for name, run in runs.items():
+        problems += [] if problems else _check_kinds(name, run, checked["data"][run.data])
     if problems:
         raise _error(path, problems)
     return Params.model_construct(
@@ -120,6 +122,16 @@ def _check_links(name: str, run: Run, raw: dict[str, Any], problems: list[str]) 
         if target not in raw[section]:
             choices = ", ".join(raw[section])
             problems.append(f"runs.{name}.{key}: no section {section}.{target}; {section} has {choices}")
+
+
+def _check_kinds(name: str, run: Run, data: Any) -> list[str]:
+    kinds = {
+        f"model {run.model}": plugins.load("models", run.model).KIND,
+        f"data {run.data} ({data.source})": data.KIND,
+        f"metric {run.metric}": plugins.load("metrics", run.metric).KIND,
+    }
+    found = ", ".join(f"{what} is for {kind}" for what, kind in kinds.items())
+    return [f"runs.{name}: {found}"] if len(set(kinds.values())) > 1 else []
 
 
 def _plug_in(

@@ -37,6 +37,7 @@ class Record:
     def __init__(self, folder: Path, about: dict[str, Any] | None = None) -> None:
         self.folder = folder
         self.lines = folder / "metrics.jsonl"
+        self.opened = time.monotonic()
         if about is None or (folder / "run.json").exists():
             self.about: dict[str, Any] = artifacts.read_json(folder / "run.json")
         else:
@@ -79,9 +80,20 @@ class Record:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
-    def finish(self, status: str, **totals: float) -> None:
-        """Set the status (FINISHED, FAILED, KILLED) and the totals."""
-        self.about |= {"status": status, "ended": time.time(), "totals": totals}
+    def finish(self, status: str, *, failure: str = "", **totals: float) -> None:
+        """Set the status (FINISHED, FAILED, KILLED), why it failed, and the totals: costs count every attempt."""
+        before = self.about.get("totals", {})
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        scale = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
+        cost = {
+            "seconds": before.get("seconds", 0.0) + time.monotonic() - self.opened,
+            "cpu_seconds": before.get("cpu_seconds", 0.0) + usage.ru_utime + usage.ru_stime,  # of all threads
+            "peak_memory_mib": max(before.get("peak_memory_mib", 0.0), usage.ru_maxrss / scale),
+        }
+        self.about |= {"status": status, "ended": time.time(), "totals": cost | totals}
+        self.about["tags"].pop("failure", None)
+        if failure:
+            self.about["tags"]["failure"] = failure[:1000]
         self.save()
 
 
@@ -122,13 +134,6 @@ def describe_lineage() -> dict[str, str]:
         "mlflow.source.name": " ".join(["python -m", *_module()]),
     }
     return {key: value for key, value in tags.items() if value}
-
-
-def measure_cost() -> dict[str, float]:
-    """Return CPU seconds (all threads) and peak memory in MiB of this process so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    scale = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
-    return {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_memory_mib": usage.ru_maxrss / scale}
 
 
 def _module() -> list[str]:

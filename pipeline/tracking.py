@@ -180,6 +180,8 @@ class Mirror:
         metrics = [Metric(key, float(value), now, step) for key, value in values.items()]
         tags = [RunTag(key, value) for key, value in about["tags"].items()]
         self.client.log_batch(self.run_id, metrics=metrics, tags=tags)
+        if "failure" not in about["tags"] and "failure" in self.client.get_run(self.run_id).data.tags:
+            self.client.delete_tag(self.run_id, "failure")  # of an earlier attempt
         self.client.set_terminated(self.run_id, about["status"], end_time=now)
 
 

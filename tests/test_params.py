@@ -245,6 +245,16 @@ def test_features_of_data_that_do_not_exist_are_refused(write: Write, value: obj
     assert all(problem.startswith("features.classifier.data: ") for problem in found)
 
 
+def test_a_model_its_data_and_its_metric_must_be_of_one_kind(write: Write) -> None:
+    [problem] = problems(write({"runs.vae.data": "text"}))
+    assert (
+        problem == "runs.vae: model vae is for images, data text (numpy_docs) is for text, metric images is for images"
+    )
+    [problem] = problems(write({"runs.transformer.metric": "images", "runs.transformer.features": ["classifier"]}))
+    assert problem.startswith("runs.transformer: model transformer is for text")
+    assert problem.endswith("metric images is for images")
+
+
 def test_set_changes_the_config_of_its_own_run_alone(write: Write) -> None:
     twin = {**SHIPPED["runs"]["vae"], "set": {"beta": 4.0, "latent": 7}}
     loaded = params.load(write({"runs.twin": twin}))

@@ -48,7 +48,7 @@ def test_a_run_shows_parameters_metrics_by_step_images_texts_data_and_status(rec
         record.log(step, {"loss": 1 / step})
     record.image("samples", 2, torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8))
     record.text("samples", 3, "to be")
-    record.finish("FINISHED", seconds=5.0)
+    record.finish("FINISHED", kept_parameters=5)
     mirror.close()
     (run,) = runs()
     client = MlflowClient()
@@ -57,7 +57,8 @@ def test_a_run_shows_parameters_metrics_by_step_images_texts_data_and_status(rec
     assert run.data.params["model.note"] == "x" * 5000  # Lightning's logger would cut it at 250
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
-    assert run.data.metrics["cost.seconds"] == 5
+    assert run.data.metrics["cost.kept_parameters"] == 5
+    assert run.data.metrics["cost.seconds"] == record.about["totals"]["seconds"] > 0
     assert run.data.tags["dvc.stage"] == "train@gan"
     (data,) = run.inputs.dataset_inputs
     assert data.dataset.digest.startswith("d41d8cd98f00b204e9800998ecf8427e")
@@ -122,6 +123,22 @@ def test_an_absent_server_is_one_warning_and_the_record_keeps_all(
     mirror.close()
     assert [line["values"] for line in record.read()] == [{"loss": 3.0}]
     assert sum("MLflow is not reachable" in entry.message for entry in caplog.records) == 1
+
+
+def test_a_run_that_failed_and_then_finished_counts_both_attempts_and_keeps_no_failure(record: Record) -> None:
+    record.finish("FAILED", failure="ValueError: no")
+    Mirror(record).close()
+    (run,) = runs()
+    assert (run.info.status, run.data.tags["failure"]) == ("FAILED", "ValueError: no")
+    first = record.about["totals"]
+    again = Record(record.folder)
+    again.finish("FINISHED")
+    Mirror(again).close()
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert "failure" not in run.data.tags
+    assert again.about["totals"]["cpu_seconds"] > 2 * first["cpu_seconds"] > 0
+    assert again.about["totals"]["seconds"] > first["seconds"]
 
 
 def test_the_environment_names_what_equal_bits_depend_on() -> None:

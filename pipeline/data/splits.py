@@ -4,6 +4,7 @@ A source's `prepare` returns ImageSplits or Texts; the stage `prepare` writes th
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from pipeline.tokenization import Kind
 class ImageConfig(Section):
     """Keys that every image source shares, so that `source` alone changes the data of a run."""
 
+    KIND: ClassVar = "images"
     split_seed: int = Field(ge=0, description="seed of the stratified split")
     validation: float = Field(gt=0, lt=1, description="share of the images outside the test split")
 
@@ -25,6 +27,7 @@ class ImageConfig(Section):
 class TextConfig(Section):
     """Keys that every text source shares."""
 
+    KIND: ClassVar = "text"
     split_seed: int = Field(ge=0, description="seed that shuffles the documents; one document is split by position")
     validation: float = Field(gt=0, lt=1, description="share of the characters")
     test: float = Field(ge=0, lt=1, description="share of the characters; 0 for no test split (nanoGPT's protocol)")

@@ -11,7 +11,7 @@ import contextlib
 import io
 import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +23,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from pipeline.params import Section
 
+KIND = "images"
 LEAST = 50
 _numbers = itertools.count()
 NAMES = {
@@ -103,11 +104,11 @@ def compute(evidence: Evidence, config: Config) -> dict[str, float]:
     values: dict[str, float] = {"samples": count}
     for name, network in evidence.networks.items():
         results = measure(network, evidence.generated, evidence.test, config)
-        floors = measure(network, evidence.train, evidence.test, config)
+        floors = measure(network, evidence.train, evidence.test, config, ("fid", "kid", "prc"))
         values |= {f"{metric}_{name}": value for metric, value in results.items()}
-        values |= {f"{metric}_{name}_floor": value for metric, value in floors.items() if metric != "isc"}
+        values |= {f"{metric}_{name}_floor": value for metric, value in floors.items()}
         # IS has no reference set: its counterpart is the value of real test images.
-        real = measure(network, evidence.test, evidence.train, config)
+        real = measure(network, evidence.test, evidence.train, config, ("isc",))
         values[f"isc_{name}_real"] = real["isc"]
         values[f"fid_{name}_ratio"] = results["fid"] / floors["fid"]
         values |= class_shares(network, evidence.generated, name)
@@ -121,8 +122,14 @@ def compute(evidence: Evidence, config: Config) -> dict[str, float]:
     return values
 
 
-def measure(network: nn.Module, images: Tensor, reference: Tensor, config: Config) -> dict[str, float]:
-    """Return fid, kid, isc, precision and recall of uint8 images (N, C, H, W) and a reference, by torch-fidelity."""
+def measure(
+    network: nn.Module,
+    images: Tensor,
+    reference: Tensor,
+    config: Config,
+    metrics: Sequence[str] = ("fid", "kid", "prc", "isc"),
+) -> dict[str, float]:
+    """Return metrics of uint8 images (N, C, H, W) and a reference, by torch-fidelity; `prc` is precision and recall."""
     check_images("images", images)
     check_images("reference", reference)
     name = f"pipeline-{next(_numbers)}"  # the registry refuses a name twice
@@ -133,10 +140,7 @@ def measure(network: nn.Module, images: Tensor, reference: Tensor, config: Confi
             input1=_Images(images),
             input2=_Images(reference),
             cuda=torch.cuda.is_available(),
-            isc=True,
-            fid=True,
-            kid=True,
-            prc=True,
+            **{metric: metric in metrics for metric in ("fid", "kid", "prc", "isc")},
             feature_extractor=name,
             feature_layer_fid="features",
             feature_layer_kid="features",

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pipeline.params import Section
 
+KIND = "text"
+
 
 class Sampling(Section):
     """What the stage `sample` draws."""

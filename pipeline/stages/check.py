@@ -5,9 +5,8 @@
 Every other stage comes after it. What it writes never changes, so a new value makes only its own stages stale.
 """
 
-import sys
-
 from pipeline import artifacts, params
+from pipeline.stages import run_stage
 
 
 def main() -> None:
@@ -18,10 +17,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(__doc__)
-        sys.exit(0 if "--help" in sys.argv else 2)
-    try:
-        main()
-    except params.ParamsError as problem:
-        sys.exit(f"error: {problem}")
+    run_stage(main)

@@ -5,7 +5,6 @@ python -m pipeline.stages.report
 
 import base64
 import io
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from pipeline import artifacts, params
-from pipeline.artifacts import ArtifactError
+from pipeline.stages import run_stage
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
@@ -163,10 +162,4 @@ def read_table(path: Path) -> tuple[list[int], list[float]]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(__doc__)
-        sys.exit(0 if "--help" in sys.argv else 2)
-    try:
-        main()
-    except (params.ParamsError, ArtifactError) as problem:
-        sys.exit(f"error: {problem}")
+    run_stage(main)

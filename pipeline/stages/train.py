@@ -7,19 +7,19 @@ and code. Hardware comes from the environment: see pipeline/training.py.
 """
 
 import shutil
-import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
 from pipeline import artifacts, params, plugins
 from pipeline.data.loading import Examples, ImageExamples, TextExamples
-from pipeline.params import Params, Section
+from pipeline.params import Params
 from pipeline.randomness import make_generator
-from pipeline.record import Record, describe_environment, describe_lineage, measure_cost
+from pipeline.record import Record, describe_environment, describe_lineage
 from pipeline.stages import run_stage
 from pipeline.tokenization import restore_tokenizer
 from pipeline.tracking import Mirror
@@ -33,19 +33,17 @@ def main(key: str) -> None:
     run, config = settings.runs[key], settings.models[key]
     module = plugins.load("models", run.model)
     manifest = artifacts.read_manifest(run.data)
-    if manifest["kind"] != module.KIND:
-        msg = f"runs.{key}: model {run.model} learns {module.KIND}, data {run.data} holds {manifest['kind']}"
-        raise artifacts.ArtifactError(msg)
     spec = artifacts.read_spec(run.data)
     code = [plugins.PACKAGE / name for name in (f"models/{run.model}.py", "models/layers.py", "data/loading.py")]
     state = STATE / f"train-{key}" / fingerprint(run.model_dump(), config.model_dump(), manifest, *code)
     model = module.Model(config, spec, run.seed)
     train, validation = (artifacts.read_split(run.data, split) for split in ("train", "validation"))
     tokenizer = artifacts.read_json(artifacts.PREPARED / run.data / "tokenizer.json") if "tokens" in train else None
-    started = time.monotonic()
     record = _open_record(state, key, settings) if get_rank() == 0 else None
     mirror = Mirror(record).start() if record else None
     values = config.model_dump()
+    loaded = Loaded(model, module.KIND, config, restore_tokenizer(tokenizer) if tokenizer else None)
+    preview = Preview(loaded, validation, record, run.seed) if record else None
     try:
         trainer = fit(
             model,
@@ -55,33 +53,25 @@ def main(key: str) -> None:
             seed=run.seed,
             clip_norm=values.get("clip_norm"),
             state=state,
-            callbacks=[
-                Recorder(
-                    record,
-                    values["steps"],
-                    _make_preview(model, module.KIND, config, validation, record, tokenizer, run.seed),
-                )
-            ],
+            callbacks=[Recorder(record, values["steps"], preview)],
         )
     except BaseException as error:
         if record and mirror:
-            record.about["tags"]["failure"] = f"{type(error).__name__}: {error}"[:1000]
-            record.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", **measure_cost())
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            record.finish(status, failure=f"{type(error).__name__}: {error}")
             mirror.close()
         raise
     if trainer.is_global_zero and record and mirror:
         folder = artifacts.RUNS / key / "model"
         save_model(folder, run.model, model, config, spec, tokenizer)
         mirror.log_model(folder)
-        seconds = record.about.get("totals", {}).get("seconds", 0.0) + time.monotonic() - started
-        parameters = sum(p.numel() for p in model.kept.parameters())
-        record.finish("FINISHED", seconds=seconds, kept_parameters=parameters, **measure_cost())
+        record.finish("FINISHED", kept_parameters=sum(p.numel() for p in model.kept.parameters()))
         mirror.close()
         write_curves(record, artifacts.REPORTS / "runs" / key / "curves")
         shutil.rmtree(artifacts.RUNS / key / "record", ignore_errors=True)
         shutil.move(record.folder, artifacts.RUNS / key / "record")
         shutil.rmtree(state.parent)
-        print(f"{key}: {values['steps']} steps in {seconds:.0f} s, weights in {folder}")
+        print(f"{key}: {values['steps']} steps in {record.about['totals']['seconds']:.0f} s, weights in {folder}")
 
 
 def _open_record(state: Path, key: str, settings: Params) -> Record:
@@ -129,36 +119,36 @@ def _make_examples(train: dict[str, Tensor], values: dict[str, Any], seed: int) 
     return ImageExamples(train["images"], train["labels"])
 
 
-def _make_preview(
-    model: Any,
-    kind: str,
-    config: Section,
-    validation: dict[str, Tensor],
-    record: Record | None,
-    tokenizer: dict[str, str] | None,
-    seed: int,
-) -> Callable[[int], None] | None:
-    """Return what happens eight times a training: samples from fixed noise, and a validation score."""
-    if record is None:
-        return None
+@dataclass(frozen=True)
+class Preview:
+    """What happens eight times a training: samples from fixed noise, and a score on validation data."""
 
-    def show_images(step: int) -> None:
-        record.image("samples", step, model.sample(64, make_generator(seed, "preview", device=model.device)).cpu())
+    loaded: Loaded
+    validation: dict[str, Tensor]
+    record: Record
+    seed: int
+
+    def __call__(self, step: int) -> None:
+        """Add a sample grid or a text to the record, and the score of a model that has one."""
+        generator = make_generator(self.seed, "preview", device=self.loaded.model.device)
+        if self.loaded.tokenizer is None:
+            self._show_images(step, generator)
+        else:
+            self._show_text(step, generator)
+
+    def _show_images(self, step: int, generator: torch.Generator) -> None:
+        model = self.loaded.model
+        self.record.image("samples", step, model.sample(64, generator).cpu())
         if hasattr(model, "score"):
-            scores = model.score(validation["images"], 1, make_generator(seed, "validate", device=model.device))
-            record.log(step, {"validation_elbo_nats": float(scores["elbo"].mean())})
+            generator = make_generator(self.seed, "validate", device=model.device)
+            scores = model.score(self.validation["images"], 1, generator)
+            self.record.log(step, {"validation_elbo_nats": float(scores["elbo"].mean())})
 
-    def show_text(step: int) -> None:
-        generator = make_generator(seed, "preview", device=model.device)
-        loaded = Loaded(model, kind, config, params_tokenizer)
-        record.text("samples", step, loaded.write(1, generator)[0])
-        tokens = validation["tokens"][:20_000]
-        record.log(step, {"validation_nats": float(model.score(tokens, model.config.context).mean())})
-
-    if tokenizer is None:
-        return show_images
-    params_tokenizer = restore_tokenizer(tokenizer)
-    return show_text
+    def _show_text(self, step: int, generator: torch.Generator) -> None:
+        model = self.loaded.model
+        self.record.text("samples", step, self.loaded.write(1, generator)[0])
+        nats = model.score(self.validation["tokens"][:20_000], model.config.context)
+        self.record.log(step, {"validation_nats": float(nats.mean())})
 
 
 def write_curves(record: Record, folder: Path) -> None:
