@@ -37,6 +37,15 @@ class ImageSpec(BaseModel):
     classes: int
 
 
+class PointSpec(BaseModel):
+    """What a model must know of a point set: dimensions D, number of modes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dimensions: int
+    classes: int
+
+
 class TextSpec(BaseModel):
     """What a model must know of a text set: the vocabulary's size V."""
 
@@ -45,7 +54,8 @@ class TextSpec(BaseModel):
     vocabulary: int
 
 
-Spec = ImageSpec | TextSpec
+Spec = ImageSpec | PointSpec | TextSpec
+SPECS: dict[str, type[Spec]] = {"images": ImageSpec, "points": PointSpec, "text": TextSpec}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -118,5 +128,4 @@ def read_split(name: str, split: str) -> dict[str, Tensor]:
 def read_spec(name: str) -> Spec:
     """Return what a model must know of the prepared data set `name`."""
     manifest = read_manifest(name)
-    kind: type[ImageSpec | TextSpec] = ImageSpec if manifest["kind"] == "images" else TextSpec
-    return kind.model_validate(manifest["spec"])
+    return SPECS[manifest["kind"]].model_validate(manifest["spec"])

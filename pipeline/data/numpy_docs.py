@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pipeline.data.splits import TextConfig, Texts, split_documents
+from pipeline.data.text_sets import TextConfig, Texts, split_documents
 
 FILE = "docstrings.json"
 
@@ -23,11 +23,12 @@ class Config(TextConfig):
     source: Literal["numpy_docs"]
 
 
-def fetch(folder: Path) -> None:
+def fetch(folder: Path, config: Config) -> None:
     """Write the docstrings as a JSON object: qualified name to text.
 
     A fresh interpreter collects them: torchmetrics and others change the numpy module when they are imported.
     """
+    del config
     script = Path(__file__).with_name("docstrings.py")
     subprocess.run([sys.executable, "-I", str(script), str(folder / FILE)], check=True)
 

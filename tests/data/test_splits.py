@@ -8,15 +8,20 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.data.splits import ImageConfig, TextConfig, read_digits, split_documents, split_stratified
+from pipeline.data.image_sets import ImageConfig, hold_out, split_stratified
+from pipeline.data.text_sets import TextConfig, split_documents
 from pipeline.randomness import make_generator
 
 COUNTS = (10, 40, 7, 101)  # of the classes
 
 
 def text_config(**changes: Any) -> TextConfig:
-    values = {"split_seed": 0, "validation": 0.1, "test": 0.2, "tokenizer": "character", "vocabulary": 300}
+    values = {"path": "data/own", "split_seed": 0, "validation": 0.1, "test": 0.2, "tokenizer": "character", "vocabulary": 300}
     return TextConfig.model_validate(values | changes)
+
+
+def split(groups: dict[str, list[str]], config: TextConfig) -> dict[str, str]:
+    return {name: "".join(pieces) for name, pieces in split_documents(groups, config).splits.items()}
 
 
 @pytest.fixture
@@ -60,11 +65,11 @@ def test_the_part_is_drawn_from_the_whole_class_not_from_its_beginning() -> None
     assert abs(float(part.double().mean()) - 499.5) < 50
 
 
-def test_read_digits_pairs_every_image_with_its_label() -> None:
+def test_hold_out_pairs_every_image_with_its_label() -> None:
     values = np.arange(100, dtype=np.uint8)
     images = np.broadcast_to(values[:, None, None], (100, 28, 28))  # the pixels say which image it is
     digits = values % 10
-    splits = read_digits((images, digits), (images[:20], digits[:20]), ImageConfig(split_seed=0, validation=0.2))
+    splits = hold_out((images, digits), (images[:20], digits[:20]), ImageConfig(path="data/own", split_seed=0, validation=0.2))
     assert splits.classes == 10
     assert {name: len(part[0]) for name, part in splits.splits.items()} == {"train": 80, "validation": 20, "test": 20}
     for pixels, classes in splits.splits.values():
@@ -80,12 +85,12 @@ def test_a_change_of_the_validation_share_leaves_the_test_split() -> None:
     images, digits = np.zeros((50, 28, 28), dtype=np.uint8), np.arange(50, dtype=np.uint8) % 10
     held_out = np.arange(10 * 784, dtype=np.uint64).astype(np.uint8).reshape(10, 28, 28), np.arange(10)
     for share in (0.2, 0.4):
-        splits = read_digits((images, digits), held_out, ImageConfig(split_seed=0, validation=share)).splits
+        splits = hold_out((images, digits), held_out, ImageConfig(path="data/own", split_seed=0, validation=share)).splits
         assert np.array_equal(splits["test"][0].squeeze(1).numpy(), held_out[0])
 
 
 def test_groups_stay_whole_disjoint_and_complete(groups: dict[str, list[str]]) -> None:
-    splits = split_documents(groups, text_config()).splits
+    splits = split(groups, text_config())
     for documents in groups.values():
         homes = {name for document in documents for name, text in splits.items() if document in text.split("\n\n")}
         assert len(homes) == 1  # no document is lost, no group and no document stands in two splits
@@ -99,7 +104,7 @@ def test_document_shares_are_right_to_the_size_of_a_group(
 ) -> None:
     sizes = {
         name: len(text)
-        for name, text in split_documents(groups, text_config(validation=validation, test=test)).splits.items()
+        for name, text in split(groups, text_config(validation=validation, test=test)).items()
     }
     total = sum(sizes.values())
     largest = max(sum(map(len, documents)) + 2 * len(documents) for documents in groups.values())
@@ -110,27 +115,27 @@ def test_document_shares_are_right_to_the_size_of_a_group(
 def test_document_split_is_a_function_of_the_seed_and_not_of_the_order_of_the_groups(
     groups: dict[str, list[str]],
 ) -> None:
-    first = split_documents(groups, text_config()).splits
-    assert split_documents(dict(reversed(groups.items())), text_config()).splits == first
-    assert split_documents(groups, text_config(split_seed=1)).splits != first
+    first = split(groups, text_config())
+    assert split(dict(reversed(groups.items())), text_config()) == first
+    assert split(groups, text_config(split_seed=1)) != first
 
 
 def test_without_a_test_share_there_is_no_test_split(groups: dict[str, list[str]]) -> None:
-    assert set(split_documents(groups, text_config(test=0.0)).splits) == {"train", "validation"}
-    assert set(split_documents({"one": ["abc" * 100]}, text_config(test=0.0)).splits) == {"train", "validation"}
+    assert set(split(groups, text_config(test=0.0))) == {"train", "validation"}
+    assert set(split({"one": ["abc" * 100]}, text_config(test=0.0))) == {"train", "validation"}
 
 
 @pytest.mark.parametrize("length", [10, 11, 99, 101, 12_345, 1_115_394])
 def test_a_single_document_is_cut_where_nanogpt_cuts_it(length: int) -> None:
     text = "".join(chr(33 + index % 90) for index in range(length))
-    splits = split_documents({"input.txt": [text]}, text_config(validation=0.1, test=0.0)).splits
+    splits = split({"input.txt": [text]}, text_config(validation=0.1, test=0.0))
     # data/shakespeare_char/prepare.py: train_data = data[:int(n*0.9)], val_data = data[int(n*0.9):]
     assert splits == {"train": text[: int(length * 0.9)], "validation": text[int(length * 0.9) :]}
 
 
 def test_a_single_document_is_cut_into_three_parts_in_the_order_of_the_text() -> None:
     text = "".join(map(str, range(5000)))
-    splits = split_documents({"one": [text]}, text_config(validation=0.1, test=0.2)).splits
+    splits = split({"one": [text]}, text_config(validation=0.1, test=0.2))
     assert list(splits) == ["train", "validation", "test"]
     assert "".join(splits.values()) == text
     for name, share in (("train", 0.7), ("validation", 0.1), ("test", 0.2)):
