@@ -125,13 +125,13 @@ def _check_links(name: str, run: Run, raw: dict[str, Any], problems: list[str]) 
 
 
 def _check_kinds(name: str, run: Run, data: Any) -> list[str]:
-    kinds = {
-        f"model {run.model}": plugins.load("models", run.model).KIND,
-        f"data {run.data} ({data.source})": data.KIND,
-        f"metric {run.metric}": plugins.load("metrics", run.metric).KIND,
-    }
-    found = ", ".join(f"{what} is for {kind}" for what, kind in kinds.items())
-    return [f"runs.{name}: {found}"] if len(set(kinds.values())) > 1 else []
+    model, metric = (
+        plugins.load(family, plug_in) for family, plug_in in (("models", run.model), ("metrics", run.metric))
+    )
+    if data.KIND in model.KINDS and data.KIND == metric.KIND:
+        return []
+    kinds = f"data {run.data} ({data.source}) holds {data.KIND}, model {run.model} learns {' or '.join(model.KINDS)}"
+    return [f"runs.{name}: {kinds}, metric {run.metric} measures {metric.KIND}"]
 
 
 def _plug_in(

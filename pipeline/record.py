@@ -97,6 +97,13 @@ class Record:
         self.save()
 
 
+def draw_points(points: Tensor) -> Tensor:
+    """Draw points (N, 2 or more) as one picture uint8 (1, 1, 256, 256): dark where many are; 1.5 is the border."""
+    cells = ((points[:, :2] + 1.5) / 3 * 256).long().clamp(0, 255)
+    counts = torch.zeros(256, 256).index_put_((255 - cells[:, 1], cells[:, 0]), torch.ones(len(cells)), accumulate=True)
+    return (255 * (-counts).exp()).byte()[None, None]
+
+
 def save_grid(path: Path, images: Tensor) -> None:
     """Write uint8 images (N, C, H, W) as one PNG grid, about as wide as high."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,8 @@ def save_model(folder: Path, plug_in: str, model: Any, config: Section, spec: Sp
         msg = f"{folder}: not written, weights are not finite: {', '.join(broken[:5])}"
         raise ArtifactError(msg)
     artifacts.write_tensors(folder / "model.safetensors", tensors)
-    about = {"model": plug_in, "config": config.model_dump(), "spec": spec.model_dump(mode="json")}
+    kind = next(kind for kind, known in artifacts.SPECS.items() if isinstance(spec, known))
+    about = {"model": plug_in, "kind": kind, "config": config.model_dump(), "spec": spec.model_dump(mode="json")}
     artifacts.write_json(folder / "config.json", {**about, "tokenizer": tokenizer})
 
 
@@ -70,7 +71,7 @@ def load_model(folder: Path) -> Loaded:
     about = artifacts.read_json(folder / "config.json")
     module = plugins.load("models", about["model"])
     config = module.Config.model_validate(about["config"])
-    spec = artifacts.SPECS[module.KIND].model_validate(about["spec"])
+    spec = artifacts.SPECS[about["kind"]].model_validate(about["spec"])
     model = module.Model(config, spec, seed=0)
     try:
         model.kept.load_state_dict(artifacts.read_tensors(folder / "model.safetensors"))
@@ -79,4 +80,4 @@ def load_model(folder: Path) -> Loaded:
         raise ArtifactError(msg) from error
     state = about["tokenizer"]
     tokenizer = restore_tokenizer(state) if state else None
-    return Loaded(model.eval().to(choose_device()), module.KIND, config, tokenizer)
+    return Loaded(model.eval().to(choose_device()), about["kind"], config, tokenizer)

@@ -248,11 +248,11 @@ def test_features_of_data_that_do_not_exist_are_refused(write: Write, value: obj
 def test_a_model_its_data_and_its_metric_must_be_of_one_kind(write: Write) -> None:
     [problem] = problems(write({"runs.vae.data": "text"}))
     assert (
-        problem == "runs.vae: model vae is for images, data text (numpy_docs) is for text, metric images is for images"
+        problem == "runs.vae: data text (numpy_docs) holds text, model vae learns images, metric images measures images"
     )
     [problem] = problems(write({"runs.transformer.metric": "images", "runs.transformer.features": ["classifier"]}))
-    assert problem.startswith("runs.transformer: model transformer is for text")
-    assert problem.endswith("metric images is for images")
+    assert problem.startswith("runs.transformer: data text (numpy_docs) holds text, model transformer learns text")
+    assert problem.endswith("metric images measures images")
 
 
 def test_set_changes_the_config_of_its_own_run_alone(write: Write) -> None:

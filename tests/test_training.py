@@ -10,7 +10,7 @@ from pytorch_lightning import Callback
 
 from pipeline import params, plugins
 from pipeline.artifacts import ImageSpec, TextSpec
-from pipeline.data.loading import Examples, ImageExamples, TextExamples
+from pipeline.data.loading import Examples, LabelledExamples, TextExamples
 from pipeline.record import Record
 from pipeline.training import CHECKPOINT, Minutely, NonFiniteError, Recorder, fingerprint, fit, resume_step
 
@@ -28,14 +28,14 @@ def make(name: str, **changes: Any) -> tuple[Any, Any, Examples]:
     config = config.model_validate({**config.model_dump(), "batch_size": 8, "steps": 10} | CHANGES[name] | changes)
     module = plugins.load("models", name)
     generator = torch.Generator().manual_seed(0)
-    if module.KIND == "text":
+    if module.KINDS == ("text",):
         examples: Examples = TextExamples(
             torch.randint(20, (300,), generator=generator), config.model_dump()["context"], 0
         )
     else:
         images = torch.randint(256, (36, 1, 28, 28), dtype=torch.uint8, generator=generator)
-        examples = ImageExamples(images, torch.arange(36) % 10)
-    return module.Model(config, SPECS[module.KIND], seed=0), config, examples
+        examples = LabelledExamples({"images": images, "labels": torch.arange(36) % 10})
+    return module.Model(config, SPECS[module.KINDS[0]], seed=0), config, examples
 
 
 def run(name: str, **options: Any) -> Any:

@@ -28,20 +28,19 @@ class Examples(Protocol):
         """Return the examples at `indices`, int64 (B,), of an epoch."""
 
 
-class ImageExamples:
-    """Images uint8 (N, C, H, W) with labels int64 (N,)."""
+class LabelledExamples:
+    """Tensors of one length, maybe memory-mapped: images uint8 (N, C, H, W) or points float32 (N, D), labels int64 (N,)."""
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
-        self.labels = labels
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = tensors
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.tensors["labels"])
 
     def batch(self, indices: Tensor, epoch: int) -> Batch:
-        """Return images uint8 (B, C, H, W), labels int64 (B,)."""
+        """Return the tensors at the indices (B,)."""
         del epoch
-        return {"images": self.images[indices], "labels": self.labels[indices]}
+        return {name: tensor[indices] for name, tensor in self.tensors.items()}
 
 
 class TextExamples:
@@ -51,7 +50,7 @@ class TextExamples:
         if len(tokens) <= 2 * context:
             msg = f"the training text has {len(tokens)} tokens, expected more than twice the context of {context}"
             raise ValueError(msg)
-        self.tokens = tokens.long()
+        self.tokens = tokens  # maybe memory-mapped: only a batch is converted
         self.context = context
         self.seed = seed
         self.span = torch.arange(context + 1)
@@ -63,7 +62,7 @@ class TextExamples:
         """Return inputs and targets int64 (B, T): targets are the inputs' next tokens."""
         generator = make_generator(self.seed, "offset", epoch)
         offset = int(torch.randint(self.context, (), generator=generator))
-        windows = self.tokens[(indices * self.context + offset)[:, None] + self.span]  # (B, T + 1)
+        windows = self.tokens[(indices * self.context + offset)[:, None] + self.span].long()  # (B, T + 1)
         return {"inputs": windows[:, :-1], "targets": windows[:, 1:]}
 
 

@@ -23,7 +23,7 @@ from pipeline.params import Section
 from pipeline.randomness import make_generator, seeded
 from pipeline.weights import load_model
 
-KIND = "images"
+KINDS = ("images",)
 FEATURES = 128
 
 

@@ -1,13 +1,13 @@
 """Deep convolutional GAN (Goodfellow et al. 2014; Radford et al. 2016, "DCGAN"), sized by the image shape.
 
 Run with `dvc repro train@gan`. For 28x28x1: z (100) -> dense 7x7x128 -> two stride-2 transposed 5x5 convolutions ->
-tanh; the discriminator mirrors it with strided convolutions. Departures: no batch norm in the discriminator (penalties
-and relativistic pairing need per-image gradients), generator weights averaged, the loss chosen in params.
+tanh; the discriminator is three stride-2 4x4 convolutions. Departures: no batch norm in the discriminator (penalties
+and relativistic pairing need per-image gradients), generator weights averaged, the loss chosen in params. Points in D
+dimensions get two hidden layers each instead of convolutions.
 
-Dimensions: B batch, C H W image, Z latent.
+Dimensions: B batch, C H W image, D dimensions of a point, Z latent.
 """
 
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal, cast
@@ -19,12 +19,12 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from pipeline.artifacts import ImageSpec
-from pipeline.models.layers import from_bytes, make_average, to_bytes, warmup_cosine
+from pipeline.artifacts import ArtifactError, ImageSpec, PointSpec
+from pipeline.models.layers import augment, from_bytes, make_average, to_bytes, warmup_cosine
 from pipeline.params import Section
 from pipeline.randomness import make_generator, normal, seeded
 
-KIND = "images"
+KINDS = ("images", "points")
 
 
 class Config(Section):
@@ -32,10 +32,14 @@ class Config(Section):
 
     latent: int = Field(ge=1, description="width Z of the normal latent vector")
     generator_width: int = Field(
-        ge=1, description="channels next to the image; they double at each halving of its side"
+        ge=1, description="channels next to the image, doubled at each halving of its side; units a layer for points"
     )
     discriminator_width: int = Field(ge=1, description="the same for the discriminator")
     conditional: bool = Field(description="give the class to generator and discriminator")
+    flip: bool = Field(description="mirror half of the real images, left to right")
+    augment: list[Literal["translation", "cutout", "colour"]] = Field(
+        description="differentiable augmentation of what the discriminator sees, real and generated"
+    )
     spectral_norm: bool = Field(description="divide each discriminator weight by its largest singular value")
     loss: Literal["non_saturating", "minimax", "least_squares", "hinge", "wasserstein", "relativistic"] = Field(
         description="adversarial loss"
@@ -72,65 +76,78 @@ def resolutions(spec: ImageSpec) -> tuple[int, int, int]:
     height, width = spec.shape[1:]
     halvings = 0
     while not halvings or max(height, width) > 8:
-        if height % 2 or width % 2:
-            msg = f"image sides must halve evenly, down to 8 or less, got {spec.shape[1]}x{spec.shape[2]}"
+        if height % 2 or width % 2 or min(height, width) < 4:
+            msg = f"image sides must halve evenly, down to 2 to 8, got {spec.shape[1]}x{spec.shape[2]}"
             raise ValueError(msg)
         height, width, halvings = height // 2, width // 2, halvings + 1
     return halvings, height, width
 
 
 class Generator(nn.Module):
-    """Maps z (B, Z) and, when conditional, labels (B,) to images in [-1, 1], (B, C, H, W)."""
+    """Maps z (B, Z) and, when conditional, labels (B,) to images in [-1, 1], (B, C, H, W), or to points (B, D)."""
 
-    def __init__(self, config: Config, spec: ImageSpec) -> None:
+    def __init__(self, config: Config, spec: ImageSpec | PointSpec) -> None:
         super().__init__()
-        halvings, self.height, self.side = resolutions(spec)
-        channels = [config.generator_width * 2**index for index in range(halvings)][::-1]  # 128, 64 for 28x28
-        self.latent = config.latent
-        self.classes = spec.classes if config.conditional else 0
         self.embedding = nn.Embedding(spec.classes, config.latent) if config.conditional else None
-        self.top = channels[0]
-        self.dense = nn.Linear(config.latent * (2 if config.conditional else 1), self.top * self.height * self.side)
-        self.norm = nn.BatchNorm2d(self.top)
-        layers: list[nn.Module] = []
-        for index, width in enumerate(channels):
-            last = index == len(channels) - 1
-            out = spec.shape[0] if last else channels[index + 1]
-            layers.append(nn.ConvTranspose2d(width, out, 5, stride=2, padding=2, output_padding=1, bias=last))
-            layers += [] if last else [nn.BatchNorm2d(out), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Tanh())
+        inputs = config.latent * (2 if config.conditional else 1)
+        width = config.generator_width
+        if isinstance(spec, PointSpec):
+            self.layers = make_perceptron(inputs, width).append(nn.Linear(width, spec.dimensions))
+            return
+        halvings, height, side = resolutions(spec)
+        channels = [width * 2**index for index in range(halvings)][::-1]  # 128, 64 for 28x28
+        layers = [nn.Linear(inputs, channels[0] * height * side), nn.Unflatten(1, (channels[0], height, side))]
+        for before, after in pairwise(channels):
+            layers += [nn.BatchNorm2d(before), nn.LeakyReLU(0.2), double_side(before, after, bias=False)]
+        layers += [nn.BatchNorm2d(width), nn.LeakyReLU(0.2), double_side(width, spec.shape[0], bias=True), nn.Tanh()]
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return images (B, C, H, W) in [-1, 1]."""
-        if self.embedding is not None:
-            z = torch.cat([z, self.embedding(labels)], dim=1)  # (B, Z) -> (B, 2 Z)
-        x = self.dense(z).view(-1, self.top, self.height, self.side)  # -> (B, 128, 7, 7)
-        return self.layers(F.leaky_relu(self.norm(x), 0.2))  # -> (B, C, H, W)
+        """Return images (B, C, H, W) in [-1, 1], or points (B, D)."""
+        return self.layers(z if self.embedding is None else torch.cat([z, self.embedding(labels)], dim=1))
 
 
 class Discriminator(nn.Module):
-    """Maps images in [-1, 1] (B, C, H, W) to logits (B,); projects the class embedding (Miyato and Koyama 2018)."""
+    """Maps images in [-1, 1] or points to logits (B,); projects the class embedding (Miyato and Koyama 2018)."""
 
-    def __init__(self, config: Config, spec: ImageSpec) -> None:
+    def __init__(self, config: Config, spec: ImageSpec | PointSpec) -> None:
         super().__init__()
         normalize: Callable[[nn.Module], nn.Module] = spectral_norm if config.spectral_norm else lambda layer: layer
-        halvings, height, width = resolutions(spec)
-        channels = [spec.shape[0], *(config.discriminator_width * 2**index for index in range(halvings + 1))]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(channels):
-            layers += [normalize(nn.Conv2d(before, after, 5, stride=2, padding=2)), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Flatten())
-        features = channels[-1] * math.ceil(height / 2) * math.ceil(width / 2)  # 4x4 for 28x28
+        width = config.discriminator_width
+        if isinstance(spec, PointSpec):
+            features = width
+            self.layers = make_perceptron(spec.dimensions, width, normalize)
+        else:
+            halvings, height, side = resolutions(spec)
+            channels = [spec.shape[0], *(width * 2**index for index in range(halvings + 1))]
+            layers: list[nn.Module] = []
+            for before, after in pairwise(channels):
+                layers += [normalize(nn.Conv2d(before, after, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+            self.layers = nn.Sequential(*layers, nn.Flatten())
+            features = channels[-1] * (height // 2) * (side // 2)  # 3x3 for 28x28
         self.head = normalize(nn.Linear(features, 1))
         self.embedding = normalize(nn.Embedding(spec.classes, features)) if config.conditional else None
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, values: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return logits (B,): positive for real."""
-        hidden = self.layers(images)
+        hidden = self.layers(values)
         logits: Tensor = self.head(hidden).squeeze(1)
         if self.embedding is not None:
             logits = logits + (self.embedding(labels) * hidden).sum(dim=1) / hidden.size(1) ** 0.5
         return logits
+
+
+def double_side(before: int, after: int, *, bias: bool) -> nn.ConvTranspose2d:
+    """Return the transposed 5x5 convolution that doubles height and width."""
+    return nn.ConvTranspose2d(before, after, 5, stride=2, padding=2, output_padding=1, bias=bias)
+
+
+def make_perceptron(
+    inputs: int, width: int, normalize: Callable[[nn.Module], nn.Module] = lambda layer: layer
+) -> nn.Sequential:
+    """Return two hidden layers of `width` units."""
+    first, second = normalize(nn.Linear(inputs, width)), normalize(nn.Linear(width, width))
+    return nn.Sequential(first, nn.LeakyReLU(0.2), second, nn.LeakyReLU(0.2))
 
 
 def discriminator_loss(name: str, real: Tensor, fake: Tensor) -> Tensor:
@@ -168,22 +185,27 @@ def generator_loss(name: str, real: Tensor, fake: Tensor) -> Tensor:
             return F.softplus(real - fake).mean()
 
 
-def gradient_norms(discriminator: nn.Module, images: Tensor, labels: Tensor | None) -> Tensor:
+def gradient_norms(
+    discriminator: Callable[[Tensor, Tensor | None], Tensor], images: Tensor, labels: Tensor | None
+) -> Tensor:
     """Squared norm of the logit's gradient at each image, (B,), differentiable."""
     images = images.detach().requires_grad_(True)
     logits = discriminator(images, labels)
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3))
+    return gradient.square().flatten(1).sum(dim=1)
 
 
 class Model(LightningModule):
     """Trains generator and discriminator by manual optimization; keeps the averaged generator."""
 
-    def __init__(self, config: Config, spec: ImageSpec, seed: int) -> None:
+    def __init__(self, config: Config, spec: ImageSpec | PointSpec, seed: int) -> None:
         super().__init__()
         self.config = config
         self.spec = spec
         self.seed = seed
+        if isinstance(spec, PointSpec) and (config.flip or config.augment):
+            msg = "flip and augment are for images: set flip false and augment [] for points"
+            raise ArtifactError(msg)
         self.automatic_optimization = False
         with seeded(seed, "weights"):
             self.generator = Generator(config, spec)
@@ -213,9 +235,13 @@ class Model(LightningModule):
         discriminator_optimizer.param_groups[0]["lr"] = config.discriminator_learning_rate * factor
         source = make_generator(self.seed, "noise", batch_idx, self.global_rank, device=self.device)
         values: dict[str, Tensor] = {}
-        parts = [batch[key].chunk(config.discriminator_steps) for key in ("images", "labels")]
-        for images, classes in zip(*parts, strict=True):
-            real = from_bytes(images)
+        given = batch["points"] if isinstance(self.spec, PointSpec) else from_bytes(batch["images"])
+        if config.flip:
+            coin = make_generator(self.seed, "flip", batch_idx, self.global_rank, device=self.device)
+            coins = torch.rand(len(given), generator=coin, device=self.device) < 0.5
+            given = torch.where(coins.view(-1, 1, 1, 1), given.flip(-1), given)
+        parts = [values.chunk(config.discriminator_steps) for values in (given, batch["labels"])]
+        for real, classes in zip(*parts, strict=True):
             labels = classes if config.conditional else None
             fake = self.generator(normal(len(real), config.latent, generator=source), labels)
             self.toggle_optimizer(discriminator_optimizer)
@@ -227,7 +253,7 @@ class Model(LightningModule):
             values |= extra
         # The last fakes, and the logits that the real images had, serve both updates: two passes less.
         self.toggle_optimizer(generator_optimizer)
-        loss = generator_loss(config.loss, values.pop("real_logits"), self.discriminator(fake, labels))
+        loss = generator_loss(config.loss, values.pop("real_logits"), self._judge(fake, labels, source))
         generator_optimizer.zero_grad()
         self.manual_backward(loss)
         generator_optimizer.step()
@@ -240,8 +266,12 @@ class Model(LightningModule):
         self, real: Tensor, fake: Tensor, labels: Tensor | None, step: int, source: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
-        real_logits = self.discriminator(real, labels)
-        fake_logits = self.discriminator(fake, labels)
+
+        def judge(images: Tensor, labels: Tensor | None) -> Tensor:
+            return self._judge(images, labels, source)
+
+        real_logits = judge(real, labels)
+        fake_logits = judge(fake, labels)
         loss = discriminator_loss(config.loss, real_logits, fake_logits)
         values = {
             "real_logits": real_logits.detach(),
@@ -251,25 +281,34 @@ class Model(LightningModule):
         if step % config.penalty_every == 0:
             penalty = torch.zeros((), device=real.device)
             if config.gradient_penalty:
-                mix = torch.rand(len(real), 1, 1, 1, generator=source, device=real.device)
-                norms = gradient_norms(self.discriminator, torch.lerp(fake, real, mix), labels)
+                mix = torch.rand(len(real), *[1] * (real.ndim - 1), generator=source, device=real.device)
+                norms = gradient_norms(judge, torch.lerp(fake, real, mix), labels)
                 penalty = penalty + config.gradient_penalty * ((norms + 1e-12).sqrt() - 1).square().mean()
             share = warmup_cosine(step, steps=config.steps, warmup=0, final=config.final_penalty)
             for gamma, images in ((config.r1, real), (config.r2, fake)):
                 if gamma:
-                    penalty = penalty + share * gamma / 2 * gradient_norms(self.discriminator, images, labels).mean()
+                    penalty = penalty + share * gamma / 2 * gradient_norms(judge, images, labels).mean()
             if penalty.requires_grad:
                 loss = loss + config.penalty_every * penalty
                 values["penalty"] = penalty.detach()
         return loss, values
 
+    def _judge(self, values: Tensor, labels: Tensor | None, source: torch.Generator) -> Tensor:
+        """Return the discriminator's logits (B,) of what augmentation made of images, or of points."""
+        logits: Tensor = self.discriminator(augment(values, self.config.augment, source), labels)
+        return logits
+
     @torch.inference_mode()
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw `count` images, uint8 (N, C, H, W), from the kept generator; classes in turn when conditional."""
+        """Draw `count` images, uint8 (N, C, H, W), or points, float32 (N, D), from the kept generator.
+
+        Classes come in turn when conditional.
+        """
         network = self.kept.eval()
-        images = []
+        drawn = []
         for indices in torch.arange(count, device=self.device).split(500):
             z = normal(len(indices), self.config.latent, generator=generator)
             labels = indices % self.spec.classes if self.config.conditional else None
-            images.append(to_bytes(network(z, labels)))
-        return torch.cat(images)
+            values = network(z, labels)
+            drawn.append(values if isinstance(self.spec, PointSpec) else to_bytes(values))
+        return torch.cat(drawn)

@@ -17,7 +17,7 @@ from pipeline.artifacts import ArtifactError, digest, read_json, write_json
 from pipeline.data.download import Source, fetch_all
 from pipeline.params import Section
 
-KIND = "images"
+KINDS = ("images",)
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 

@@ -22,7 +22,7 @@ from pipeline.models.layers import Muon, make_average, warmup_cosine
 from pipeline.params import Section
 from pipeline.randomness import make_generator, seeded
 
-KIND = "text"
+KINDS = ("text",)
 
 
 class Config(Section):

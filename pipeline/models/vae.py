@@ -23,7 +23,7 @@ from pipeline.models.layers import make_average, shift_images, warmup_cosine
 from pipeline.params import Section
 from pipeline.randomness import make_generator, seeded
 
-KIND = "images"
+KINDS = ("images",)
 
 
 class Config(Section):

@@ -23,7 +23,9 @@ def main(key: str) -> None:
     settings = params.load()
     run = settings.runs[key]
     module = plugins.load("metrics", run.metric)
-    gather = {"images": gather_images, "text": gather_text}[artifacts.read_manifest(run.data)["kind"]]
+    gather = {"images": gather_images, "points": gather_points, "text": gather_text}[
+        artifacts.read_manifest(run.data)["kind"]
+    ]
     values = module.compute(gather(module, key, run, settings), settings.metrics[run.metric])
     broken = {name: value for name, value in values.items() if not math.isfinite(value)}
     if broken:
@@ -60,6 +62,15 @@ def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
     return module.Evidence(
         generated, chosen["test"], chosen["train"], networks, artifacts.read_tensors(scores) if scores.exists() else {}
     )
+
+
+def gather_points(module: Any, key: str, run: Run, settings: Params) -> Any:
+    """Read generated and test points, and the density that they come from."""
+    del settings
+    generated = artifacts.read_tensors(artifacts.RUNS / key / "samples" / "generated.safetensors")["points"]
+    known = artifacts.read_manifest(run.data)["known"]
+    test = artifacts.read_split(run.data, "test")["points"]
+    return module.Evidence(generated, test, torch.tensor(known["modes"]), known["deviation"])
 
 
 def make_order(count: int, *purpose: str) -> Tensor:

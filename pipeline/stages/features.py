@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 
 from pipeline import artifacts, params, plugins
-from pipeline.data.loading import ImageExamples
+from pipeline.data.loading import LabelledExamples
 from pipeline.params import Section
 from pipeline.stages import run_stage
 from pipeline.training import Recorder, fit
@@ -36,7 +36,7 @@ def train(key: str, module: ModuleType, config: Section) -> None:
     split = artifacts.read_split(values["data"], "train")
     fit(
         model,
-        ImageExamples(split["images"], split["labels"]),
+        LabelledExamples(split),
         steps=values["steps"],
         batch_size=values["batch_size"],
         seed=values["seed"],

@@ -2,8 +2,9 @@
 
     python -m pipeline.stages.sample gan
 
-Images: generated.safetensors (uint8 (N, C, H, W)), a likelihood model's scores.safetensors, reconstructions. Text:
-samples.json and nats.safetensors (float64, one number a target, by split). The evaluation reads these files alone.
+Images: generated.safetensors (uint8 (N, C, H, W)), a likelihood model's scores.safetensors, reconstructions. Points:
+generated.safetensors (float32 (N, D)). Text: samples.json and nats.safetensors (float64, one number a target, by
+split). The evaluation reads these files alone.
 """
 
 import shutil
@@ -15,7 +16,7 @@ import torch
 from pipeline import artifacts, params
 from pipeline.params import Run
 from pipeline.randomness import make_generator
-from pipeline.record import save_grid
+from pipeline.record import draw_points, save_grid
 from pipeline.stages import run_stage
 from pipeline.weights import Loaded, load_model
 
@@ -30,7 +31,7 @@ def main(key: str) -> None:
     loaded = load_model(artifacts.RUNS / key / "model")
     folder = artifacts.RUNS / key / "samples"
     shutil.rmtree(folder, ignore_errors=True)
-    draw = {"images": sample_images, "text": sample_text}[loaded.kind]
+    draw = {"images": sample_images, "points": sample_points, "text": sample_text}[loaded.kind]
     draw(key, run, loaded, sampling, folder)
 
 
@@ -56,6 +57,15 @@ def sample_images(key: str, run: Run, loaded: Loaded, sampling: dict[str, Any], 
     artifacts.write_tensors(folder / "scores.safetensors", {name: score.cpu() for name, score in named.items()})
     pairs = torch.stack([images[: GRID // 2], model.reconstruct(images[: GRID // 2]).cpu()], dim=1).flatten(0, 1)
     save_grid(artifacts.REPORTS / "runs" / key / "reconstructions.png", pairs)
+
+
+def sample_points(key: str, run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path) -> None:
+    """Draw points."""
+    points = loaded.model.sample(
+        sampling["count"], make_generator(run.seed, "sample", device=loaded.model.device)
+    ).cpu()
+    artifacts.write_tensors(folder / "generated.safetensors", {"points": points})
+    save_grid(artifacts.REPORTS / "runs" / key / "samples.png", draw_points(points))
 
 
 def sample_text(key: str, run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path) -> None:

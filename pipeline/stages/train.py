@@ -16,10 +16,10 @@ from ruamel.yaml import YAML
 from torch import Tensor
 
 from pipeline import artifacts, params, plugins
-from pipeline.data.loading import Examples, ImageExamples, TextExamples
+from pipeline.data.loading import Examples, LabelledExamples, TextExamples
 from pipeline.params import Params
 from pipeline.randomness import make_generator
-from pipeline.record import Record, describe_environment, describe_lineage
+from pipeline.record import Record, describe_environment, describe_lineage, draw_points
 from pipeline.stages import run_stage
 from pipeline.tokenization import restore_tokenizer
 from pipeline.tracking import Mirror
@@ -42,7 +42,7 @@ def main(key: str) -> None:
     record = _open_record(state, key, settings) if get_rank() == 0 else None
     mirror = Mirror(record).start() if record else None
     values = config.model_dump()
-    loaded = Loaded(model, module.KIND, config, restore_tokenizer(tokenizer) if tokenizer else None)
+    loaded = Loaded(model, manifest["kind"], config, restore_tokenizer(tokenizer) if tokenizer else None)
     preview = Preview(loaded, validation, record, run.seed) if record else None
     try:
         trainer = fit(
@@ -116,7 +116,7 @@ def _md5_of(data: str) -> str:
 def _make_examples(train: dict[str, Tensor], values: dict[str, Any], seed: int) -> Examples:
     if "tokens" in train:
         return TextExamples(train["tokens"], values["context"], seed)
-    return ImageExamples(train["images"], train["labels"])
+    return LabelledExamples(train)
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,9 @@ class Preview:
     seed: int
 
     def __call__(self, step: int) -> None:
-        """Add a sample grid or a text to the record, and the score of a model that has one."""
-        generator = make_generator(self.seed, "preview", device=self.loaded.model.device)
-        if self.loaded.tokenizer is None:
-            self._show_images(step, generator)
-        else:
-            self._show_text(step, generator)
+        """Add a sample grid, a scatter plot or a text to the record, and the score of a model that has one."""
+        show = {"images": self._show_images, "points": self._show_points, "text": self._show_text}[self.loaded.kind]
+        show(step, make_generator(self.seed, "preview", device=self.loaded.model.device))
 
     def _show_images(self, step: int, generator: torch.Generator) -> None:
         model = self.loaded.model
@@ -143,6 +140,9 @@ class Preview:
             generator = make_generator(self.seed, "validate", device=model.device)
             scores = model.score(self.validation["images"], 1, generator)
             self.record.log(step, {"validation_elbo_nats": float(scores["elbo"].mean())})
+
+    def _show_points(self, step: int, generator: torch.Generator) -> None:
+        self.record.image("samples", step, draw_points(self.loaded.model.sample(2000, generator).cpu()))
 
     def _show_text(self, step: int, generator: torch.Generator) -> None:
         model = self.loaded.model

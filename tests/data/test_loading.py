@@ -7,17 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.data.loading import Batch, Data, Examples, ImageExamples, Steps, TextExamples
+from pipeline.data.loading import Batch, Data, Examples, LabelledExamples, Steps, TextExamples
 
 COUNT = 10
 
 
 @pytest.fixture
-def images() -> ImageExamples:
+def images() -> LabelledExamples:
     """Ten images; the label says which one it is."""
-    return ImageExamples(
-        torch.arange(COUNT, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 2, 2), torch.arange(COUNT)
-    )
+    pixels = torch.arange(COUNT, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 2, 2)
+    return LabelledExamples({"images": pixels, "labels": torch.arange(COUNT)})
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def assert_equal(left: list[Batch], right: list[Batch]) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 10, 25])  # 3 and 4 do not divide 10; 25 is more than an epoch
-def test_every_example_comes_exactly_once_an_epoch(images: ImageExamples, batch_size: int) -> None:
+def test_every_example_comes_exactly_once_an_epoch(images: LabelledExamples, batch_size: int) -> None:
     batches = list(Steps(images, steps=60, batch_size=batch_size, seed=0))
     assert [len(batch["labels"]) for batch in batches] == [batch_size] * 60
     stream = labels(batches)
@@ -46,13 +45,13 @@ def test_every_example_comes_exactly_once_an_epoch(images: ImageExamples, batch_
         assert sorted(stream[epoch * COUNT : (epoch + 1) * COUNT]) == list(range(COUNT))
 
 
-def test_images_and_labels_stay_together(images: ImageExamples) -> None:
+def test_images_and_labels_stay_together(images: LabelledExamples) -> None:
     for batch in Steps(images, steps=10, batch_size=7, seed=0):
         assert batch["images"].dtype == torch.uint8
         assert torch.equal(batch["images"][:, 0, 1, 1].long(), batch["labels"])
 
 
-def test_the_order_of_an_epoch_is_the_permutation_of_seed_and_epoch(images: ImageExamples) -> None:
+def test_the_order_of_an_epoch_is_the_permutation_of_seed_and_epoch(images: LabelledExamples) -> None:
     stream = labels(Steps(images, steps=12, batch_size=5, seed=3))
     for epoch in range(6):
         seed = int(hashlib.sha256(f"3/order/{epoch}".encode()).hexdigest(), 16) >> (256 - 63)
@@ -60,7 +59,7 @@ def test_the_order_of_an_epoch_is_the_permutation_of_seed_and_epoch(images: Imag
         assert stream[epoch * COUNT : (epoch + 1) * COUNT] == expected.tolist()
 
 
-def test_epochs_and_seeds_differ(images: ImageExamples) -> None:
+def test_epochs_and_seeds_differ(images: LabelledExamples) -> None:
     orders = {
         tuple(labels(Steps(images, steps=8, batch_size=COUNT, seed=seed))[epoch * COUNT :][:COUNT])
         for seed in range(4)
@@ -69,12 +68,12 @@ def test_epochs_and_seeds_differ(images: ImageExamples) -> None:
     assert len(orders) == 32
 
 
-def test_the_batch_size_does_not_change_the_order(images: ImageExamples) -> None:
+def test_the_batch_size_does_not_change_the_order(images: LabelledExamples) -> None:
     streams = [labels(Steps(images, steps=60 // size, batch_size=size, seed=0)) for size in (1, 4, 6, 15)]
     assert all(stream == streams[0] for stream in streams)
 
 
-def test_the_global_generator_neither_matters_nor_moves(images: ImageExamples, text: TextExamples) -> None:
+def test_the_global_generator_neither_matters_nor_moves(images: LabelledExamples, text: TextExamples) -> None:
     for examples in (images, text):
         torch.manual_seed(1)
         first = list(Steps(examples, steps=9, batch_size=4, seed=0))
@@ -86,7 +85,7 @@ def test_the_global_generator_neither_matters_nor_moves(images: ImageExamples, t
 
 @pytest.mark.parametrize("world", [2, 3, 6])
 def test_the_shares_of_all_processes_put_together_are_the_batches_of_one(
-    images: ImageExamples, text: TextExamples, world: int
+    images: LabelledExamples, text: TextExamples, world: int
 ) -> None:
     for examples in (images, text):
         alone = list(Steps(examples, steps=20, batch_size=12, seed=0))
@@ -98,7 +97,7 @@ def test_the_shares_of_all_processes_put_together_are_the_batches_of_one(
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 7, 19, 20])
-def test_a_later_start_continues_exactly(images: ImageExamples, text: TextExamples, start: int) -> None:
+def test_a_later_start_continues_exactly(images: LabelledExamples, text: TextExamples, start: int) -> None:
     for examples in (images, text):
         whole = list(Steps(examples, steps=20, batch_size=4, seed=0))
         rest = Steps(examples, steps=20, batch_size=4, seed=0, start=start)
@@ -106,7 +105,7 @@ def test_a_later_start_continues_exactly(images: ImageExamples, text: TextExampl
         assert_equal(whole[start:], list(rest))  # and again: iterating changes nothing
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(images: ImageExamples) -> None:
+def test_a_batch_that_cannot_be_shared_is_refused(images: LabelledExamples) -> None:
     with pytest.raises(ValueError, match="10 cannot be shared by 4"):
         Steps(images, steps=1, batch_size=10, seed=0, world=4)
 
@@ -152,7 +151,7 @@ def test_a_text_that_is_too_short_is_refused(length: int) -> None:
         TextExamples(torch.arange(length), context=8, seed=0)
 
 
-def test_the_data_module_hands_out_the_same_steps(images: ImageExamples) -> None:
+def test_the_data_module_hands_out_the_same_steps(images: LabelledExamples) -> None:
     examples: Examples = images
     data = Data(examples, steps=12, batch_size=4, seed=5, start=3)
     expected = list(Steps(images, steps=12, batch_size=4, seed=5))[3:]

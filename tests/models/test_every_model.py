@@ -8,7 +8,7 @@ import torch
 
 from pipeline import params, plugins
 from pipeline.artifacts import ArtifactError, ImageSpec, TextSpec
-from pipeline.data.loading import Examples, ImageExamples, TextExamples
+from pipeline.data.loading import Examples, LabelledExamples, TextExamples
 from pipeline.randomness import make_generator
 from pipeline.training import fit
 from pipeline.weights import load_model, save_model
@@ -39,14 +39,14 @@ def build(run: str, **changes: Any) -> tuple[Any, Any, Examples, str]:
     config = config.model_validate(config.model_dump() | small)
     module = plugins.load("models", plug_in)
     examples: Examples
-    if module.KIND == "text":
+    if module.KINDS == ("text",):
         examples = TextExamples(torch.arange(300) % 12, config.model_dump()["context"], 0)
     else:  # one batch of 16 images, two shapes that are easy to tell apart
         images = torch.zeros(16, 1, 28, 28, dtype=torch.uint8)
         images[::2, :, 4:24, 8:12] = 255
         images[1::2, :, 12:16, 4:24] = 255
-        examples = ImageExamples(images, torch.arange(16) % 2)
-    return module.Model(config, SPECS[module.KIND], seed=0), config, examples, plug_in
+        examples = LabelledExamples({"images": images, "labels": torch.arange(16) % 2})
+    return module.Model(config, SPECS[module.KINDS[0]], seed=0), config, examples, plug_in
 
 
 def draw(loaded: Any, seed: int) -> Any:
@@ -87,7 +87,7 @@ def test_a_saved_model_loads_and_draws_the_same(run: str, tmp_path: Path) -> Non
     with torch.no_grad():
         for parameter in model.kept.parameters():  # not what a fresh model has
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) / 10)
-    save_model(tmp_path, plug_in, model, config, SPECS[plugins.load("models", plug_in).KIND])
+    save_model(tmp_path, plug_in, model, config, SPECS[plugins.load("models", plug_in).KINDS[0]])
     loaded = load_model(tmp_path)
     assert loaded.config == config
     assert torch.equal(draw(loaded.model, 3), draw(model.eval(), 3))
@@ -101,7 +101,7 @@ def test_weights_that_are_not_finite_are_not_saved(run: str, tmp_path: Path) -> 
     with torch.no_grad():
         next(model.kept.parameters()).view(-1)[0] = torch.inf
     with pytest.raises(ArtifactError, match="weights are not finite"):
-        save_model(tmp_path, plug_in, model, config, SPECS[plugins.load("models", plug_in).KIND])
+        save_model(tmp_path, plug_in, model, config, SPECS[plugins.load("models", plug_in).KINDS[0]])
     assert not list(tmp_path.iterdir())
 
 

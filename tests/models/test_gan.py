@@ -8,8 +8,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pipeline.artifacts import ImageSpec
-from pipeline.data.loading import ImageExamples
+from pipeline.artifacts import ArtifactError, ImageSpec, PointSpec
+from pipeline.data.loading import LabelledExamples
 from pipeline.models.gan import (
     Config,
     Discriminator,
@@ -33,6 +33,8 @@ def make_config(**changes: Any) -> Config:
         "generator_width": 4,
         "discriminator_width": 4,
         "conditional": False,
+        "flip": False,
+        "augment": [],
         "spectral_norm": False,
         "loss": "relativistic",
         "gradient_penalty": 1.0,
@@ -108,13 +110,13 @@ def test_networks_follow_the_image_shape(shape: tuple[int, int, int], conditiona
 
 def test_the_dcgan_for_digits_has_the_published_shapes() -> None:
     generator = Generator(make_config(latent=100, generator_width=64), DIGITS)
-    assert generator.dense.weight.shape == (7 * 7 * 128, 100)
+    assert generator.layers[0].weight.shape == (7 * 7 * 128, 100)
     kernels = [layer.weight.shape for layer in generator.layers if isinstance(layer, nn.ConvTranspose2d)]
     assert kernels == [(128, 64, 5, 5), (64, 1, 5, 5)]
 
 
 def test_odd_sides_are_refused() -> None:
-    with pytest.raises(ValueError, match="halve evenly, down to 8 or less, got 30x30"):
+    with pytest.raises(ValueError, match="halve evenly, down to 2 to 8, got 30x30"):
         resolutions(ImageSpec(shape=(1, 30, 30), classes=2))
 
 
@@ -148,14 +150,21 @@ def test_the_average_is_the_warmed_up_exponential_mean() -> None:
     assert average.module.weight.item() == pytest.approx(expected)
 
 
-def digits(count: int = 40) -> ImageExamples:
+def digits(count: int = 40) -> LabelledExamples:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
-    return ImageExamples(images, torch.arange(count) % 10)
+    return LabelledExamples({"images": images, "labels": torch.arange(count) % 10})
 
 
 @pytest.mark.parametrize(
-    "changes", [{"loss": name} for name in LOSSES] + [{"conditional": True}, {"r1": 1.0, "r2": 1.0}]
+    "changes",
+    [{"loss": name} for name in LOSSES]
+    + [
+        {"conditional": True},
+        {"r1": 1.0, "r2": 1.0},
+        {"flip": True},
+        {"augment": ["translation", "cutout", "colour"], "r1": 1.0},
+    ],
 )
 def test_every_choice_trains_both_networks_and_the_average(changes: dict[str, Any]) -> None:
     config = make_config(**changes)
@@ -194,3 +203,28 @@ def test_conditional_samples_take_the_classes_in_turn() -> None:
     images = model.sample(10, torch.Generator().manual_seed(0)).float()
     even, odd = images[::2], images[1::2]
     assert (odd - odd[0]).abs().mean() < (even - even[0]).abs().mean()
+
+
+def test_points_train_a_generator_of_points() -> None:
+    spec = PointSpec(dimensions=2, classes=3)
+    config = make_config(conditional=True, generator_width=16, discriminator_width=16, r1=1.0)
+    model = Model(config, spec, seed=0)
+    points = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
+    fit(model, LabelledExamples({"points": points, "labels": torch.arange(30) % 3}), steps=6, batch_size=8, seed=0)
+    drawn = model.sample(7, torch.Generator().manual_seed(0))
+    assert (drawn.shape, drawn.dtype) == ((7, 2), torch.float32)
+    with pytest.raises(ArtifactError, match="flip and augment are for images"):
+        Model(make_config(flip=True), spec, seed=0)
+
+
+def test_flipping_mirrors_half_of_the_real_images_and_nothing_else() -> None:
+    # With images that are their own mirror, a flip changes nothing; with others it does.
+    def train(images: torch.Tensor, *, flip: bool) -> torch.Tensor:
+        model = Model(make_config(flip=flip), ImageSpec(shape=(1, 8, 8), classes=10), seed=0)
+        fit(model, LabelledExamples({"images": images, "labels": torch.arange(40) % 10}), steps=2, batch_size=8, seed=0)
+        return torch.cat([parameter.flatten() for parameter in model.kept.parameters()])
+
+    images = digits().tensors["images"]
+    even = torch.cat([images[..., :4], images[..., :4].flip(-1)], dim=-1)
+    assert torch.equal(train(even, flip=True), train(even, flip=False))
+    assert not torch.equal(train(images, flip=True), train(images, flip=False))

@@ -1,0 +1,84 @@
+"""Mode coverage of points against the mixture of Gaussians that they were drawn from: every answer is known.
+
+Srivastava et al. 2017 (VEEGAN): a point is of high quality within three standard deviations of the nearest mode; a mode
+is captured if a high-quality point is nearest to it. Lin et al. 2018 (PacGAN): KL of the histogram of modes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.artifacts import ArtifactError
+from pipeline.params import Section
+
+KIND = "points"
+
+
+class Sampling(Section):
+    """What the stage `sample` draws."""
+
+    count: int = Field(ge=100, description="points; the literature uses 2500")
+
+
+class Config(Section):
+    """How mode coverage is measured."""
+
+    sampling: Sampling
+    deviations: float = Field(gt=0, description="standard deviations around a mode that count as high quality")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Generated and test points float32 (N, D); modes (K, D) of an equal mixture, each N(mode, deviation^2)."""
+
+    generated: Tensor
+    test: Tensor
+    modes: Tensor
+    deviation: float
+
+
+def compute(evidence: Evidence, config: Config) -> dict[str, float]:
+    """Return coverage and quality of the generated points, and the same of as many test points under `_real`.
+
+    Raises:
+        ArtifactError: if points are not finite or of another dimension than the modes.
+    """
+    if evidence.generated.size(1) != evidence.modes.size(1) or not evidence.generated.isfinite().all():
+        shapes = f"{tuple(evidence.generated.shape)} for modes {tuple(evidence.modes.shape)}"
+        msg = f"generated points: expected finite values of the modes' dimension, got {shapes}"
+        raise ArtifactError(msg)
+    count = min(len(evidence.generated), len(evidence.test))
+    values = {"samples": float(count), "modes": float(len(evidence.modes))}
+    for suffix, points in (("", evidence.generated[:count]), ("_real", evidence.test[:count])):
+        found = measure(points, evidence.modes, evidence.deviation, config.deviations)
+        values |= {f"{name}{suffix}": value for name, value in found.items()}
+    return values
+
+
+def measure(points: Tensor, modes: Tensor, deviation: float, within: float) -> dict[str, float]:
+    """Measure points (N, D).
+
+    modes_covered: modes with a high-quality point. high_quality: share of the points. mode_kl_nats: KL of the nearest
+    modes' histogram from the uniform one. log_density_nats: mean log density under the mixture; real points reach minus
+    its entropy, points too close to the modes go above it.
+    """
+    points, modes = points.double(), modes.double()
+    distances, nearest = torch.cdist(points, modes).min(dim=1)
+    good = distances <= within * deviation
+    shares = nearest.bincount(minlength=len(modes)).double() / len(points)
+    return {
+        "modes_covered": float(nearest[good].unique().numel()),
+        "high_quality": float(good.double().mean()),
+        "mode_kl_nats": float(torch.special.xlogy(shares, shares * len(modes)).sum()),
+        "log_density_nats": float(log_density(points, modes, deviation).mean()),
+    }
+
+
+def log_density(points: Tensor, modes: Tensor, deviation: float) -> Tensor:
+    """Return log 1/K sum_k N(x; mode_k, deviation^2 I) of points (N, D), in nats, (N,)."""
+    squared = (points[:, None] - modes).square().sum(dim=2)  # (N, K)
+    constant = 0.5 * points.size(1) * math.log(2 * math.pi * deviation**2) + math.log(len(modes))
+    return torch.logsumexp(-0.5 * squared / deviation**2, dim=1) - constant
