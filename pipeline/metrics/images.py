@@ -1,46 +1,38 @@
-"""Image quality: FID, KID, Inception Score, precision and recall, computed by torch-fidelity from uint8 images.
+"""Image quality: FID, KID, Inception Score, precision and recall of uint8 images, by torch-fidelity's formulas.
 
-Heusel et al. 2017 (FID), Binkowski et al. 2018 (KID), Salimans et al. 2016 (IS), Kynkaanniemi et al. 2019 (precision
-and recall). Each number is named <metric>_<feature network> and stands beside its floor: the same metric of real
-training images against the same real test images, with the same counts. Lower is better for FID and KID.
+Heusel et al. 2017 (FID), Chong and Forsyth 2020 (FID extrapolated to infinitely many samples), Binkowski et al. 2018
+(KID, unbiased), Salimans et al. 2016 (IS), Kynkaanniemi et al. 2019 (precision and recall). Each number is named
+<metric>_<feature network> and stands beside its floor: the same metric of real training images against the same real
+test images, with the same counts. Lower is better for FID and KID. Every image passes each network once.
 
 Per-image scores of a model with a likelihood (`scores`: elbo, iw, kl in nats) are averaged, with standard errors.
 """
 
-import contextlib
-import io
-import itertools
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from torch_fidelity import calculate_metrics, register_feature_extractor
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from pipeline.params import Section
 
 KIND = "images"
 LEAST = 50
-_numbers = itertools.count()
-NAMES = {
-    "frechet_inception_distance": "fid",
-    "kernel_inception_distance_mean": "kid",
-    "kernel_inception_distance_std": "kid_subset_std",
-    "inception_score_mean": "isc",
-    "inception_score_std": "isc_split_std",
-    "precision": "precision",
-    "recall": "recall",
-}
+SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of the images, from which FID is extrapolated
 
 
 class Sampling(Section):
     """What the stage `sample` draws."""
 
     count: int = Field(ge=LEAST, description="images; at most as many as the test and the training split hold")
+    sets: int = Field(ge=1, description="independent sets of so many images; metrics are means over them")
     importance_samples: int = Field(ge=1, description="K of a likelihood model's importance-weighted bound")
 
 
@@ -58,11 +50,12 @@ class Config(Section):
 class Evidence:
     """What the numbers rest on.
 
-    generated, test, train: uint8 images (N, C, H, W) of equal counts. networks: by name, modules that map uint8 images
-    (B, C, H, W) to features (B, D) and class logits (B, K). scores: a model's scores by name, float64 (N,) or scalars.
+    generated: S independent sets of uint8 images (N, C, H, W); test, train: as many real ones. networks: by name,
+    modules that map uint8 images (B, C, H, W) to features (B, D) and class logits (B, K). scores: a model's scores by
+    name, float64 (N,) or scalars.
     """
 
-    generated: Tensor
+    generated: Sequence[Tensor]
     test: Tensor
     train: Tensor
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
@@ -92,117 +85,118 @@ def check_images(name: str, images: Tensor, least: int = LEAST) -> None:
         raise ValueError(msg)
 
 
-def compute(evidence: Evidence, config: Config) -> dict[str, float]:
-    """Return every metric of every network with its floor and the counts, all finite."""
-    count = len(evidence.generated)
-    for name in ("generated", "test", "train"):
-        images = getattr(evidence, name)
-        check_images(name, images)
-        if images.shape != evidence.generated.shape:
-            msg = f"{name}: expected the shape of the generated images {tuple(evidence.generated.shape)}, "
-            raise ValueError(msg + f"got {tuple(images.shape)}")
-    values: dict[str, float] = {"samples": count}
+class Features(NamedTuple):
+    """What a network made of N images: features float32 (N, D), class logits float32 (N, K)."""
+
+    features: Tensor
+    logits: Tensor
+
+
+def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
+    """Return every metric of every network, one value a generated set; floors, counts and scores have one value."""
+    _check(evidence)
+    values: dict[str, list[float]] = {"samples": [float(len(evidence.test))]}
     for name, network in evidence.networks.items():
-        results = measure(network, evidence.generated, evidence.test, config)
-        floors = measure(network, evidence.train, evidence.test, config, ("fid", "kid", "prc"))
-        values |= {f"{metric}_{name}": value for metric, value in results.items()}
-        values |= {f"{metric}_{name}_floor": value for metric, value in floors.items()}
+        test, train = extract(network, evidence.test), extract(network, evidence.train)
+        floors = measure(train.features, test.features, config)
+        found: list[dict[str, float]] = []
+        for images in evidence.generated:
+            generated = extract(network, images)
+            distances = measure(generated.features, test.features, config)
+            ratio = {"fid_ratio": distances["fid"] / floors["fid"]}
+            found.append(distances | ratio | score_classes(generated.logits, config))
+        # Else the covariance is singular and FID is mostly bias.
+        reliable = len(evidence.test) > test.features.size(1)
         # IS has no reference set: its counterpart is the value of real test images.
-        real = measure(network, evidence.test, evidence.train, config, ("isc",))
-        values[f"isc_{name}_real"] = real["isc"]
-        values[f"fid_{name}_ratio"] = results["fid"] / floors["fid"]
-        values |= class_shares(network, evidence.generated, name)
-        with torch.inference_mode():
-            width = network(evidence.test[:1])[0].size(1)
-        values[f"fid_{name}_reliable"] = float(count > width)  # else the covariance is singular and FID mostly bias
+        real = {"isc_real": score_classes(test.logits, config)["isc"], "fid_reliable": float(reliable)}
+        real |= {f"{metric}_floor": value for metric, value in floors.items()}
+        values |= {_name(metric, name): [entry[metric] for entry in found] for metric in found[0]}
+        values |= {_name(metric, name): [value] for metric, value in real.items()}
     for name, score in evidence.scores.items():
-        values[name] = float(score.double().mean())
+        values[name] = [float(score.double().mean())]
         if score.ndim:
-            values[f"{name}_se"] = float(score.double().std() / len(score) ** 0.5)
+            values[f"{name}_se"] = [float(score.double().std() / len(score) ** 0.5)]
     return values
 
 
-def measure(
-    network: nn.Module,
-    images: Tensor,
-    reference: Tensor,
-    config: Config,
-    metrics: Sequence[str] = ("fid", "kid", "prc", "isc"),
-) -> dict[str, float]:
-    """Return metrics of uint8 images (N, C, H, W) and a reference, by torch-fidelity; `prc` is precision and recall."""
-    check_images("images", images)
-    check_images("reference", reference)
-    name = f"pipeline-{next(_numbers)}"  # the registry refuses a name twice
-    register_feature_extractor(name, _make_extractor(network))
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        results = calculate_metrics(
-            input1=_Images(images),
-            input2=_Images(reference),
-            cuda=torch.cuda.is_available(),
-            **{metric: metric in metrics for metric in ("fid", "kid", "prc", "isc")},
-            feature_extractor=name,
-            feature_layer_fid="features",
-            feature_layer_kid="features",
-            feature_layer_prc="features",
-            feature_layer_isc="logits",
-            isc_splits=config.isc_splits,
-            kid_subsets=config.kid_subsets,
-            kid_subset_size=min(config.kid_subset_size, len(images), len(reference)),
-            prc_neighborhood=config.neighbours,
-            prc_batch_size=10_000,
-            samples_shuffle=True,
-            rng_seed=2020,
-            batch_size=250,
-            save_cpu_ram=True,
-            cache=False,
-            verbose=False,
-        )
-    return {NAMES[key]: float(value) for key, value in results.items() if key in NAMES}
+def _name(metric: str, network: str) -> str:
+    """Put the network behind the metric's first word: fid_floor of classifier is fid_classifier_floor."""
+    for suffix in ("_floor", "_real", "_ratio", "_reliable"):
+        if metric.endswith(suffix):
+            return f"{metric.removesuffix(suffix)}_{network}{suffix}"
+    return f"{metric}_{network}"
 
 
-def class_shares(network: nn.Module, images: Tensor, name: str) -> dict[str, float]:
-    """Return the smallest and the largest share of images that any one class gets from the network."""
-    with torch.inference_mode():
-        classes = torch.cat([network(part)[1].argmax(dim=1) for part in images.split(250)])
-        width = network(images[:1])[1].size(1)
-    shares = torch.bincount(classes.cpu(), minlength=width).double() / len(images)
-    return {f"class_share_min_{name}": float(shares.min()), f"class_share_max_{name}": float(shares.max())}
+def _check(evidence: Evidence) -> None:
+    named = {f"generated set {index}": images for index, images in enumerate(evidence.generated)}
+    for name, images in {**named, "test": evidence.test, "train": evidence.train}.items():
+        check_images(name, images)
+        if images.shape != evidence.generated[0].shape:
+            msg = f"{name}: expected the shape of the generated images {tuple(evidence.generated[0].shape)}, "
+            raise ValueError(msg + f"got {tuple(images.shape)}")
 
 
-class _Images(Dataset[Tensor]):
-    """The images one by one, as torch-fidelity asks for them."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
+@torch.inference_mode()
+def extract(network: nn.Module, images: Tensor) -> Features:
+    """Pass uint8 images (N, C, H, W) through a network, in batches of 250, on the network's device."""
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    parts = [network(part.to(device)) for part in images.split(250)]
+    features, logits = (torch.cat([part[index] for part in parts]).float().cpu() for index in (0, 1))
+    return Features(features, logits)
 
 
-def _make_extractor(network: nn.Module) -> type[FeatureExtractorBase]:
-    """Wrap a network as the class that torch-fidelity registers and instantiates."""
+def measure(features: Tensor, reference: Tensor, config: Config) -> dict[str, float]:
+    """Return fid, fid_infinity, kid, kid_subset_std, precision and recall of features (N, D) and (M, D)."""
+    statistics = fid_features_to_statistics(reference)
+    kid = kid_features_to_metric(
+        features,
+        reference,
+        kid_subsets=config.kid_subsets,
+        kid_subset_size=min(config.kid_subset_size, len(features), len(reference)),
+        rng_seed=2020,
+        verbose=False,
+    )
+    manifold = prc_features_to_metric(
+        features,
+        reference,
+        prc_neighborhood=config.neighbours,
+        prc_batch_size=10_000,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    fids = {share: measure_fid(features[: round(share * len(features))], statistics) for share in SHARES}
+    return {
+        "fid": fids[1.0],
+        "fid_infinity": extrapolate({share * len(features): fid for share, fid in fids.items()}),
+        "kid": float(kid["kernel_inception_distance_mean"]),
+        "kid_subset_std": float(kid["kernel_inception_distance_std"]),
+        "precision": float(manifold["precision"]),
+        "recall": float(manifold["recall"]),
+    }
 
-    class Extractor(FeatureExtractorBase):
-        def __init__(self, name: str, features_list: list[str], **settings: object) -> None:
-            super().__init__(name, features_list)
-            self.network = network
-            self.eval()
 
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, ...]:
-            return ("features", "logits")
+def measure_fid(features: Tensor, reference: dict[str, np.ndarray]) -> float:
+    """Return |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of features (N, D) and a reference's mean and covariance."""
+    found = fid_statistics_to_metric(fid_features_to_statistics(features), reference, verbose=False)
+    return float(found["frechet_inception_distance"])
 
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "logits" if metric == "isc" else "features"
 
-        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-            features, logits = self.network(images)
-            named = {"features": features, "logits": logits}
-            return tuple(named[layer] for layer in self.features_list)
+def extrapolate(fids: Mapping[float, float]) -> float:
+    """Return the intercept of the line through FID over 1 / N: FID without the bias of few generated images.
 
-    return Extractor
+    Chong and Forsyth 2020. The reference keeps its own bias, so this compares runs that face the same reference.
+    """
+    slope_and_intercept = np.polyfit([1 / count for count in fids], list(fids.values()), 1)
+    return float(slope_and_intercept[1])
+
+
+def score_classes(logits: Tensor, config: Config) -> dict[str, float]:
+    """Return isc, isc_split_std and the smallest and largest share of images that a class gets, from logits (N, K)."""
+    score = isc_features_to_metric(logits, splits=config.isc_splits)
+    shares = torch.bincount(logits.argmax(dim=1), minlength=logits.size(1)).double() / len(logits)
+    return {
+        "isc": float(score["inception_score_mean"]),
+        "isc_split_std": float(score["inception_score_std"]),
+        "class_share_min": float(shares.min()),
+        "class_share_max": float(shares.max()),
+    }

@@ -5,6 +5,7 @@ is captured if a high-quality point is nearest to it. Lin et al. 2018 (PacGAN): 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ class Sampling(Section):
     """What the stage `sample` draws."""
 
     count: int = Field(ge=100, description="points; the literature uses 2500")
+    sets: int = Field(ge=1, description="independent sets of so many points; metrics are means over them")
 
 
 class Config(Section):
@@ -32,30 +34,33 @@ class Config(Section):
 
 @dataclass(frozen=True)
 class Evidence:
-    """Generated and test points float32 (N, D); modes (K, D) of an equal mixture, each N(mode, deviation^2)."""
+    """S generated sets and test points float32 (N, D); modes (K, D) of an equal mixture, each N(mode, deviation^2)."""
 
-    generated: Tensor
+    generated: Sequence[Tensor]
     test: Tensor
     modes: Tensor
     deviation: float
 
 
-def compute(evidence: Evidence, config: Config) -> dict[str, float]:
-    """Return coverage and quality of the generated points, and the same of as many test points under `_real`.
+def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
+    """Return coverage and quality of each generated set, and the same of as many test points under `_real`.
 
     Raises:
         ArtifactError: if points are not finite or of another dimension than the modes.
     """
-    if evidence.generated.size(1) != evidence.modes.size(1) or not evidence.generated.isfinite().all():
-        shapes = f"{tuple(evidence.generated.shape)} for modes {tuple(evidence.modes.shape)}"
-        msg = f"generated points: expected finite values of the modes' dimension, got {shapes}"
-        raise ArtifactError(msg)
-    count = min(len(evidence.generated), len(evidence.test))
-    values = {"samples": float(count), "modes": float(len(evidence.modes))}
-    for suffix, points in (("", evidence.generated[:count]), ("_real", evidence.test[:count])):
-        found = measure(points, evidence.modes, evidence.deviation, config.deviations)
-        values |= {f"{name}{suffix}": value for name, value in found.items()}
-    return values
+    for points in evidence.generated:
+        if points.size(1) != evidence.modes.size(1) or not points.isfinite().all():
+            shapes = f"{tuple(points.shape)} for modes {tuple(evidence.modes.shape)}"
+            msg = f"generated points: expected finite values of the modes' dimension, got {shapes}"
+            raise ArtifactError(msg)
+    count = min(len(evidence.generated[0]), len(evidence.test))
+    found = [
+        measure(points[:count], evidence.modes, evidence.deviation, config.deviations)
+        for points in (*evidence.generated, evidence.test)
+    ]
+    values = {"samples": [float(count)], "modes": [float(len(evidence.modes))]}
+    values |= {name: [entry[name] for entry in found[:-1]] for name in found[0]}
+    return values | {f"{name}_real": [value] for name, value in found[-1].items()}
 
 
 def measure(points: Tensor, modes: Tensor, deviation: float, within: float) -> dict[str, float]:

@@ -25,6 +25,7 @@ from pipeline.weights import load_model
 
 KINDS = ("images",)
 FEATURES = 128
+PREPROCESSING = "uint8 to [-1, 1], no resize"
 
 
 class Config(Section):

@@ -18,6 +18,7 @@ from pipeline.data.download import Source, fetch_all
 from pipeline.params import Section
 
 KINDS = ("images",)
+PREPROCESSING = "grey to RGB, TensorFlow 1 bilinear resize to 299x299"
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 

@@ -1,9 +1,13 @@
-"""Stage evaluate: turns samples and scores into reports/runs/<run>/metrics.json, and logs them to the training's run.
+"""Stage evaluate: turns samples and scores into numbers, and logs them to the training's MLflow run.
 
-python -m pipeline.stages.evaluate gan
+    python -m pipeline.stages.evaluate gan
+
+In reports/runs/<run>/: metrics.json (means over the sets of samples), sets.json (the value of each set), protocol.json
+(what must be equal for the numbers to be comparable).
 """
 
 import math
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -11,11 +15,14 @@ from torch import Tensor
 
 from pipeline import artifacts, params, plugins
 from pipeline.params import Params, Run
+from pipeline.protocol import hash_protocol
 from pipeline.randomness import make_generator
 from pipeline.record import Record
 from pipeline.stages import run_stage
 from pipeline.tracking import Mirror
 from pipeline.weights import choose_device
+
+LIBRARIES = ("torch", "torch-fidelity", "numpy")  # that the numbers go through
 
 
 def main(key: str) -> None:
@@ -23,35 +30,68 @@ def main(key: str) -> None:
     settings = params.load()
     run = settings.runs[key]
     module = plugins.load("metrics", run.metric)
-    gather = {"images": gather_images, "points": gather_points, "text": gather_text}[
-        artifacts.read_manifest(run.data)["kind"]
-    ]
-    values = module.compute(gather(module, key, run, settings), settings.metrics[run.metric])
+    gather = {"images": gather_images, "points": gather_points, "text": gather_text}[module.KIND]
+    found = module.compute(gather(module, key, run, settings), settings.metrics[run.metric])
+    values = {name: sum(sets) / len(sets) for name, sets in found.items()}
     broken = {name: value for name, value in values.items() if not math.isfinite(value)}
     if broken:
         msg = f"runs.{key}: metrics are not finite: {broken}"
         raise artifacts.ArtifactError(msg)
-    artifacts.write_json(artifacts.REPORTS / "runs" / key / "metrics.json", values)
+    protocol = describe(key, run, settings)
+    folder = artifacts.REPORTS / "runs" / key
+    artifacts.write_json(folder / "metrics.json", values)
+    artifacts.write_json(folder / "protocol.json", protocol)
+    artifacts.write_json(folder / "sets.json", {name: sets for name, sets in found.items() if len(sets) > 1})
     # The record is no dependency: its times differ from run to run, the numbers do not.
-    folder = artifacts.RUNS / key / "record"
-    if (folder / "run.json").exists():
-        record = Record(folder)
-        mirror = Mirror(record)
-        mirror.close(values, step=int(record.about["parameters"]["model.steps"]))
+    history = artifacts.RUNS / key / "record"
+    if (history / "run.json").exists():
+        record = Record(history)
+        record.about["tags"]["protocol"] = protocol["hash"]
+        Mirror(record).close(values, step=int(record.about["parameters"]["model.steps"]))
     for name, value in values.items():
         print(f"{key}  {name:36} {value:.6g}")
+
+
+def describe(key: str, run: Run, settings: Params) -> dict[str, Any]:
+    """Return the evaluation protocol with its hash, and beside it what belongs to the run itself."""
+    manifest = artifacts.read_manifest(run.data)
+    model = artifacts.read_json(artifacts.RUNS / key / "model" / "config.json")
+    protocol: dict[str, Any] = {
+        "metric": {"name": run.metric, **settings.metrics[run.metric].model_dump()},
+        "reference": {
+            "source": manifest["source"],
+            "sha256": {name: entry["sha256"] for name, entry in manifest["splits"].items()},
+        },
+        "features": {name: describe_network(name, settings) for name in run.features},
+        "numbers": "samples and features float32, statistics and sums float64",
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+    if "context" in model["config"]:
+        protocol["context"] = model["config"]["context"]
+    carried = {
+        "model": model["model"],
+        "seed": run.seed,
+        "weights": f"averaged, decay {model['config']['ema']}" if model["config"].get("ema") else "last",
+    }
+    return {"hash": hash_protocol(protocol), "protocol": protocol, "run": carried}
+
+
+def describe_network(name: str, settings: Params) -> dict[str, str]:
+    """Return what makes a feature network's numbers comparable: its kind, its weights, what it does to an image."""
+    plug_in = settings.features[name].model_dump()["network"]
+    weights = next(path for path in sorted((artifacts.FEATURES / name).iterdir()) if path.suffix != ".json")
+    preprocessing = plugins.load("models", plug_in).PREPROCESSING
+    return {"network": plug_in, "weights_sha256": artifacts.digest(weights), "preprocessing": preprocessing}
 
 
 def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
     """Read generated, test and as many training images, the feature networks and the model's scores."""
     folder = artifacts.RUNS / key / "samples"
-    generated = artifacts.read_tensors(folder / "generated.safetensors")["images"]
-    count = len(generated)
+    generated = list(artifacts.read_tensors(folder / "generated.safetensors").values())
     chosen = {}
     for split in ("test", "train"):
         images = artifacts.read_split(run.data, split)["images"]
-        order = make_order(len(images), run.data, split)
-        chosen[split] = images[order[:count]]
+        chosen[split] = images[make_order(len(images), run.data, split)[: len(generated[0])]]
     networks = {
         name: plugins.load("models", settings.features[name].model_dump()["network"])
         .load_features(artifacts.FEATURES / name)
@@ -59,18 +99,17 @@ def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
         for name in run.features
     }
     scores = folder / "scores.safetensors"
-    return module.Evidence(
-        generated, chosen["test"], chosen["train"], networks, artifacts.read_tensors(scores) if scores.exists() else {}
-    )
+    named = artifacts.read_tensors(scores) if scores.exists() else {}
+    return module.Evidence(generated, chosen["test"], chosen["train"], networks, named)
 
 
 def gather_points(module: Any, key: str, run: Run, settings: Params) -> Any:
     """Read generated and test points, and the density that they come from."""
     del settings
-    generated = artifacts.read_tensors(artifacts.RUNS / key / "samples" / "generated.safetensors")["points"]
+    generated = artifacts.read_tensors(artifacts.RUNS / key / "samples" / "generated.safetensors")
     known = artifacts.read_manifest(run.data)["known"]
     test = artifacts.read_split(run.data, "test")["points"]
-    return module.Evidence(generated, test, torch.tensor(known["modes"]), known["deviation"])
+    return module.Evidence(list(generated.values()), test, torch.tensor(known["modes"]), known["deviation"])
 
 
 def make_order(count: int, *purpose: str) -> Tensor:

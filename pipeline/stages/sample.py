@@ -2,9 +2,9 @@
 
     python -m pipeline.stages.sample gan
 
-Images: generated.safetensors (uint8 (N, C, H, W)), a likelihood model's scores.safetensors, reconstructions. Points:
-generated.safetensors (float32 (N, D)). Text: samples.json and nats.safetensors (float64, one number a target, by
-split). The evaluation reads these files alone.
+Images: generated.safetensors (sets "0", "1", ... of uint8 (N, C, H, W)), a likelihood model's scores.safetensors,
+reconstructions. Points: generated.safetensors (sets of float32 (N, D)). Text: samples.json and nats.safetensors
+(float64, one number a target, by split). The evaluation reads these files alone.
 """
 
 import shutil
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline import artifacts, params
 from pipeline.params import Run
@@ -40,9 +41,9 @@ def sample_images(key: str, run: Run, loaded: Loaded, sampling: dict[str, Any], 
     model = loaded.model
     splits = artifacts.read_manifest(run.data)["splits"]
     count = min(sampling["count"], splits["test"]["count"], splits["train"]["count"])
-    generated = model.sample(count, make_generator(run.seed, "sample", device=model.device)).cpu()
-    artifacts.write_tensors(folder / "generated.safetensors", {"images": generated})
-    save_grid(artifacts.REPORTS / "runs" / key / "samples.png", generated[:GRID])
+    sets = draw_sets(model, run.seed, count, sampling["sets"])
+    artifacts.write_tensors(folder / "generated.safetensors", sets)
+    save_grid(artifacts.REPORTS / "runs" / key / "samples.png", sets["0"][:GRID])
     if not hasattr(model, "score"):
         return
     samples = sampling["importance_samples"]
@@ -60,12 +61,16 @@ def sample_images(key: str, run: Run, loaded: Loaded, sampling: dict[str, Any], 
 
 
 def sample_points(key: str, run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path) -> None:
-    """Draw points."""
-    points = loaded.model.sample(
-        sampling["count"], make_generator(run.seed, "sample", device=loaded.model.device)
-    ).cpu()
-    artifacts.write_tensors(folder / "generated.safetensors", {"points": points})
-    save_grid(artifacts.REPORTS / "runs" / key / "samples.png", draw_points(points))
+    """Draw sets of points."""
+    sets = draw_sets(loaded.model, run.seed, sampling["count"], sampling["sets"])
+    artifacts.write_tensors(folder / "generated.safetensors", sets)
+    save_grid(artifacts.REPORTS / "runs" / key / "samples.png", draw_points(sets["0"]))
+
+
+def draw_sets(model: Any, seed: int, count: int, sets: int) -> dict[str, Tensor]:
+    """Draw independent sets of `count` samples, named "0", "1", ..., each from its own generator."""
+    generators = [make_generator(seed, "sample", index, device=model.device) for index in range(sets)]
+    return {str(index): model.sample(count, generator).cpu() for index, generator in enumerate(generators)}
 
 
 def sample_text(key: str, run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path) -> None:

@@ -1,19 +1,22 @@
 """Image metrics against closed forms, other libraries and identities; nonsense is refused."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
+from torch_fidelity import calculate_metrics, register_feature_extractor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from pipeline.metrics.images import Config, Evidence, check_images, compute, measure
+from pipeline.metrics import images as metrics
+from pipeline.metrics.images import Config, Evidence, check_images, compute, extract, extrapolate, score_classes
 
 CONFIG = Config.model_validate(
     {
-        "sampling": {"count": 400, "importance_samples": 1},
+        "sampling": {"count": 400, "sets": 1, "importance_samples": 1},
         "kid_subsets": 3,
         "kid_subset_size": 400,
         "neighbours": 3,
@@ -28,6 +31,10 @@ class Pixels(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         flat = images.flatten(1).float()
         return (flat[:, :8] - 128) / 64, flat[:, :4] / 32
+
+
+def measure(network: nn.Module, images: torch.Tensor, reference: torch.Tensor, config: Config) -> dict[str, float]:
+    return metrics.measure(extract(network, images).features, extract(network, reference).features, config)
 
 
 def draw(seed: int, count: int = 400, mean: float = 128, spread: float = 20) -> torch.Tensor:
@@ -100,20 +107,91 @@ def test_inception_score_of_even_sure_classes_is_their_number() -> None:
     p = torch.tensor([top, 1, 1, 1]).double() / (top + 3)
     expected = 4 * math.exp(float((p * p.log()).sum()))
     config = CONFIG.model_copy(update={"isc_splits": 1})
-    assert measure(Pixels(), images, draw(1), config)["isc"] == pytest.approx(expected, rel=1e-4)
+    assert score_classes(extract(Pixels(), images).logits, config)["isc"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_compute_sets_the_floor_and_the_counts_beside_each_number() -> None:
     scores = {"elbo_nats": torch.tensor([1.0, 2.0, 3.0, 6.0]), "active_units": torch.tensor(5)}
-    values = compute(Evidence(draw(0), draw(1), draw(2), {"pixels": Pixels()}, scores), CONFIG)
-    assert values["samples"] == 400
-    assert values["fid_pixels_floor"] == measure(Pixels(), draw(2), draw(1), CONFIG)["fid"]
-    assert values["fid_pixels_ratio"] == values["fid_pixels"] / values["fid_pixels_floor"]
-    assert values["elbo_nats"] == 3
-    assert values["elbo_nats_se"] == pytest.approx(torch.tensor([1.0, 2, 3, 6]).std().item() / 2)
-    assert values["active_units"] == 5
+    sets = [draw(0), draw(5)]
+    values = compute(Evidence(sets, draw(1), draw(2), {"pixels": Pixels()}, scores), CONFIG)
+    assert values["samples"] == [400]
+    assert values["fid_pixels_floor"] == [measure(Pixels(), draw(2), draw(1), CONFIG)["fid"]]
+    assert values["fid_pixels"] == [measure(Pixels(), images, draw(1), CONFIG)["fid"] for images in sets]
+    assert values["fid_pixels_ratio"] == [fid / values["fid_pixels_floor"][0] for fid in values["fid_pixels"]]
+    assert values["elbo_nats"] == [3]
+    assert values["elbo_nats_se"] == [pytest.approx(torch.tensor([1.0, 2, 3, 6]).std().item() / 2)]
+    assert values["active_units"] == [5]
     assert "active_units_se" not in values
-    assert values["fid_pixels_reliable"] == 1
+    assert values["fid_pixels_reliable"] == [1]
+
+
+def test_torch_fidelity_as_a_whole_gives_the_same_numbers() -> None:
+    class Extractor(FeatureExtractorBase):
+        def __init__(self, name: str, features_list: list[str], **settings: object) -> None:
+            super().__init__(name, features_list)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("features", "logits")
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "logits" if metric == "isc" else "features"
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            named = dict(zip(("features", "logits"), Pixels()(images), strict=True))
+            return tuple(named[layer] for layer in self.features_list)
+
+    class Images(Dataset[torch.Tensor]):
+        def __init__(self, images: torch.Tensor) -> None:
+            self.images = images
+
+        def __len__(self) -> int:
+            return len(self.images)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return self.images[index]
+
+    fake, real = draw(0, spread=30), draw(1)
+    register_feature_extractor("pixels", Extractor)
+    theirs = calculate_metrics(
+        input1=Images(fake),
+        input2=Images(real),
+        cuda=False,
+        isc=True,
+        fid=True,
+        kid=True,
+        prc=True,
+        feature_extractor="pixels",
+        isc_splits=2,
+        kid_subsets=3,
+        kid_subset_size=400,
+        cache=False,
+        verbose=False,
+    )
+    ours = measure(Pixels(), fake, real, CONFIG) | score_classes(extract(Pixels(), fake).logits, CONFIG)
+    names = {
+        "fid": "frechet_inception_distance",
+        "kid": "kernel_inception_distance_mean",
+        "isc": "inception_score_mean",
+        "precision": "precision",
+        "recall": "recall",
+    }
+    for name, key in names.items():
+        assert ours[name] == pytest.approx(theirs[key], rel=1e-6), name
+
+
+def test_fid_extrapolated_over_one_by_count_is_the_line_s_intercept() -> None:
+    assert extrapolate({count: 7 + 300 / count for count in (100, 250, 1000)}) == pytest.approx(7)
+
+
+def test_extrapolation_takes_most_of_the_bias_of_few_samples_away() -> None:
+    # Equal distributions: with few generated images FID is far above the value that many give.
+    reference = draw(1, count=4000)
+    few, many = draw(2, count=200), draw(3, count=4000)
+    plain, extrapolated = (measure(Pixels(), few, reference, CONFIG)[name] for name in ("fid", "fid_infinity"))
+    truth = measure(Pixels(), many, reference, CONFIG)["fid"]
+    assert abs(extrapolated - truth) < 0.5 * abs(plain - truth)
 
 
 @pytest.mark.parametrize(
@@ -135,12 +213,12 @@ def test_nonsense_is_refused(images: torch.Tensor, error: type[Exception], messa
     with pytest.raises(error, match=message):
         check_images("generated", images)
     with pytest.raises(error, match=message):
-        compute(Evidence(images, images, images, {}, {}), CONFIG)
+        compute(Evidence([images], images, images, {}, {}), CONFIG)
 
 
 def test_unequal_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="test: expected the shape of the generated images"):
-        compute(Evidence(draw(0), draw(1, count=300), draw(2), {}, {}), CONFIG)
+        compute(Evidence([draw(0)], draw(1, count=300), draw(2), {}, {}), CONFIG)
 
 
 def test_fewer_samples_than_features_are_marked_unreliable() -> None:
@@ -148,6 +226,6 @@ def test_fewer_samples_than_features_are_marked_unreliable() -> None:
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return images.flatten(1).float().repeat(1, 30), images.flatten(1)[:, :4].float()
 
-    few: Any = [draw(seed, count=60) for seed in range(3)]
+    first, second, third = (draw(seed, count=60) for seed in range(3))
     config = CONFIG.model_copy(update={"kid_subset_size": 60})
-    assert compute(Evidence(*few, {"wide": Wide()}, {}), config)["fid_wide_reliable"] == 0
+    assert compute(Evidence([first], second, third, {"wide": Wide()}, {}), config)["fid_wide_reliable"] == [0]

@@ -30,17 +30,17 @@ def sizes(tokens: int, characters: int | None = None, in_bytes: int | None = Non
 def test_perplexity_of_uniform_logits_is_the_vocabulary_size() -> None:
     nats = token_nats(torch.zeros(1, 40, 65), torch.arange(40)[None])[0]
     values = compute(Evidence({"test": nats}, sizes(41)), CONFIG)
-    assert values["test_perplexity"] == pytest.approx(65)
-    assert values["test_bits_per_character"] == pytest.approx(math.log2(65))
-    assert values["test_targets"] == 40
+    assert values["test_perplexity"] == [pytest.approx(65)]
+    assert values["test_bits_per_character"] == [pytest.approx(math.log2(65))]
+    assert values["test_targets"] == [40]
 
 
 def test_bits_per_character_and_byte_spread_the_same_sum_over_the_text() -> None:
     # 101 tokens stand for 202 characters in 404 bytes: 4 bits a token are 2 a character and 1 a byte.
     nats = torch.full((100,), 4 * math.log(2), dtype=torch.float64)
     values = compute(Evidence({"test": nats}, sizes(101, 202, 404)), CONFIG)
-    assert values["test_bits_per_character"] == pytest.approx(2)
-    assert values["test_bits_per_byte"] == pytest.approx(1)
+    assert values["test_bits_per_character"] == [pytest.approx(2)]
+    assert values["test_bits_per_byte"] == [pytest.approx(1)]
 
 
 @pytest.mark.parametrize("count", [99, 101])
@@ -53,3 +53,15 @@ def test_missing_or_repeated_targets_are_refused(count: int) -> None:
 def test_broken_or_absent_nats_are_refused(nats: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="test: expected finite nats"):
         compute(Evidence({"test": nats}, sizes(len(nats) + 1)), CONFIG)
+
+
+def test_the_standard_error_of_independent_nats_is_the_textbook_one() -> None:
+    nats = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).double() + 5
+    values = compute(Evidence({"test": nats}, sizes(100_001)), CONFIG)
+    assert values["test_nats_se"] == [pytest.approx(1 / 100_000**0.5, rel=0.3)]
+
+
+def test_targets_that_resemble_their_neighbours_make_the_standard_error_larger() -> None:
+    nats = torch.randn(2000, generator=torch.Generator().manual_seed(0)).double().repeat_interleave(50) + 5
+    values = compute(Evidence({"test": nats}, sizes(100_001)), CONFIG)
+    assert values["test_nats_se"] == [pytest.approx(1 / 2000**0.5, rel=0.3)]  # 2,000 facts, not 100,000
