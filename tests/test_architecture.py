@@ -16,6 +16,8 @@ RANKS = {
     "randomness": 0,
     "tokenization": 0,
     "artifacts": 0,
+    "protocol": 0,
+    "uncertainty": 0,
     "record": 1,
     "weights": 1,
     "tracking": 2,
@@ -25,6 +27,8 @@ RANKS = {
     "metrics": 2,
     "training": 3,
     "stages": 4,
+    "commands": 4,
+    "__main__": 5,
 }
 FAMILIES = {"models", "data", "metrics"}
 

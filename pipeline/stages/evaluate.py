@@ -70,6 +70,7 @@ def describe(key: str, run: Run, settings: Params) -> dict[str, Any]:
         protocol["context"] = model["config"]["context"]
     carried = {
         "model": model["model"],
+        "config": model["config"],
         "seed": run.seed,
         "weights": f"averaged, decay {model['config']['ema']}" if model["config"].get("ema") else "last",
     }

@@ -1,0 +1,36 @@
+"""Commands beside the DVC stages: `pipeline compare`, `pipeline reproduce`, ...; one file in pipeline/commands/ each.
+
+pipeline <command> --help
+"""
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+from pipeline.artifacts import ArtifactError
+from pipeline.params import ParamsError
+from pipeline.protocol import ProtocolError
+
+FOLDER = Path(__file__).parent / "commands"
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command; return its exit status."""
+    known = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem != "__init__"}
+    if not arguments or arguments[0] not in known:
+        print("usage: pipeline <command> [--help]\n")
+        for name, path in known.items():
+            summary = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            print(f"  {name:12}{summary.splitlines()[0]}")
+        return 0 if arguments[:1] in (["--help"], ["-h"]) else 2
+    command = importlib.import_module(f"pipeline.commands.{arguments[0]}")
+    try:
+        return int(command.main(arguments[1:]))
+    except (ParamsError, ArtifactError, ProtocolError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""One file, one command of `pipeline`: main(arguments) returns the exit status."""

@@ -1,0 +1,150 @@
+"""Compares evaluated runs: means, intervals, p-values, and "inconclusive" where the difference is within the noise.
+
+    pipeline compare gan vae
+    pipeline compare gan main:gan brave-fox:gan      # other commits, branches, tags or DVC experiments
+
+Runs that differ in nothing but the seed are seeds of one experiment and are averaged. Numbers of different evaluation
+protocols are refused. The table is Markdown.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.artifacts import ArtifactError
+from pipeline.protocol import require_equal
+from pipeline.uncertainty import Summary, compare, summarize
+
+BESIDE = ("_floor", "_real", "_se", "_reliable", "_targets", "_std_classifier", "samples", "modes")
+HIGHER_IS_BETTER = ("precision", "recall", "isc", "modes_covered", "high_quality")
+LOWER_IS_BETTER = ("fid", "kid", "elbo", "iw", "mode_kl", "validation_", "test_")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The committed numbers of one run: by metric one value a sample set."""
+
+    name: str
+    values: dict[str, list[float]]
+    protocol: dict[str, Any]
+    run: dict[str, Any]
+
+
+def main(arguments: list[str]) -> int:
+    """Print the comparison."""
+    parser = argparse.ArgumentParser(
+        prog="pipeline compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="name of a run, or <revision>:<name>")
+    parser.add_argument("--metric", action="append", default=[], help="show only this metric; may be repeated")
+    parser.add_argument("--allow", action="append", default=[], help="protocol field that may differ, such as versions")
+    options = parser.parse_args(arguments)
+    evaluations = [read_evaluation(name) for name in options.runs]
+    require_equal({evaluation.name: evaluation.protocol for evaluation in evaluations}, options.allow)
+    print(render(group(evaluations), options.metric), end="")
+    return 0
+
+
+def read_evaluation(name: str) -> Evaluation:
+    """Read a run's metrics, sets and protocol from the working folder, or from a revision of the repository.
+
+    Raises:
+        ArtifactError: if the run has not been evaluated there.
+    """
+    revision, _, run = name.rpartition(":")
+    read = {stem: _read(revision, f"reports/runs/{run}/{stem}.json") for stem in ("metrics", "sets", "protocol")}
+    values = {metric: [value] for metric, value in read["metrics"].items()} | read["sets"]
+    return Evaluation(name, values, read["protocol"]["protocol"], read["protocol"]["run"])
+
+
+def _read(revision: str, path: str) -> Any:
+    if not revision:
+        return artifacts.read_json(Path(path))
+    listing = ["git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps"]  # DVC's experiments
+    refs = subprocess.run(listing, capture_output=True, text=True, check=False).stdout.splitlines()
+    commits = [line.split()[0] for line in refs if line.endswith(f"/{revision}")]
+    shown = subprocess.run(
+        ["git", "show", f"{commits[0] if commits else revision}:{path}"], capture_output=True, text=True, check=False
+    )
+    if shown.returncode:
+        msg = f"{revision}:{path}: not found; a revision is a commit, a branch, a tag or a DVC experiment"
+        raise ArtifactError(f"{msg} ({shown.stderr.strip()})")
+    return json.loads(shown.stdout)
+
+
+def group(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
+    """Group runs that differ in nothing but the seed; a group is named after its first run.
+
+    Raises:
+        ArtifactError: if a seed stands twice in a group.
+    """
+    groups: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        experiment = json.dumps({key: value for key, value in evaluation.run.items() if key != "seed"}, sort_keys=True)
+        groups.setdefault(experiment, []).append(evaluation)
+    for members in groups.values():
+        seeds = [member.run["seed"] for member in members]
+        if len(set(seeds)) < len(seeds):
+            names = ", ".join(f"{member.name} (seed {member.run['seed']})" for member in members)
+            msg = f"the same training counts twice: {names}"
+            raise ArtifactError(msg)
+    return {members[0].name: members for members in groups.values()}
+
+
+def render(groups: dict[str, list[Evaluation]], wanted: Sequence[str]) -> str:
+    """Return the Markdown table; every group after the first is compared with the first.
+
+    Raises:
+        ArtifactError: if a wanted metric is not there.
+    """
+    names = list(groups)
+    known = list(groups[names[0]][0].values)
+    if missing := [metric for metric in wanted if metric not in known]:
+        msg = f"no metric {', '.join(missing)}; there are {', '.join(known)}"
+        raise ArtifactError(msg)
+    metrics = wanted or [name for name in known if not name.endswith(BESIDE) and not name.startswith("class_share")]
+    titles = [f"{name} ({len(members)} seed{'s' * (len(members) > 1)})" for name, members in groups.items()]
+    versus = [f"{name} against {names[0]}" for name in names[1:]]
+    lines = [f"| metric | {' | '.join(titles + versus)} |", "|---" * (1 + len(titles) + len(versus)) + "|"]
+    for metric in metrics:
+        tables = [[member.values[metric] for member in members] for members in groups.values()]
+        cells = [show(summarize(table)) for table in tables]
+        cells += [judge(metric, tables[0], table) for table in tables[1:]]
+        lines.append(f"| {metric} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Mean and 95 % t-interval over seeds; with one seed, over its sample sets, and then nothing is decided.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def show(summary: Summary) -> str:
+    """Return mean, interval and the two standard deviations as text."""
+    text = f"{summary.mean:.4g}"
+    if not math.isnan(summary.low):
+        text += f" [{summary.low:.4g}, {summary.high:.4g}]"
+    parts = [("sampling", summary.sampling_sd), ("training", summary.training_sd)]
+    known = [f"{name} sd {value:.2g}" for name, value in parts if not math.isnan(value)]
+    return text + (f"; {', '.join(known)}" if known else "")
+
+
+def judge(metric: str, first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> str:
+    """Return the verdict on the second table against the first."""
+    found = compare(first, second)
+    text = f"{found.difference:+.4g}"
+    if math.isnan(found.p):
+        return f"{text}, inconclusive: one training seed"
+    text += f", p = {found.p:.2g}, "
+    if not found.decided:
+        return f"{text}inconclusive: about {found.seeds_needed} seeds each would decide"
+    if metric.startswith(HIGHER_IS_BETTER):
+        return text + ("better" if found.difference > 0 else "worse")
+    if metric.startswith(LOWER_IS_BETTER):
+        return text + ("better" if found.difference < 0 else "worse")
+    return text + ("higher" if found.difference > 0 else "lower")

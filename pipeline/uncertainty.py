@@ -1,0 +1,103 @@
+"""Means with their uncertainty over training seeds and sample sets, and comparisons that may end inconclusive.
+
+A metric's values form a table: one row a training seed, one column a set of samples. Training and sampling variance are
+told apart by a one-way random-effects analysis of variance; intervals are Student's t over the seeds' means, because
+sets of one training are no independent trainings. FID is never bootstrapped: resampling with replacement repeats
+images, and its interval then excludes FID's own value.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric over S seeds and K sets each.
+
+    low, high: the 95 % interval of the mean; over seeds if there are several, else over the sets of the one seed, else
+    not a number. sampling_sd, training_sd: standard deviations of one set around its seed's mean, and of seeds' true
+    means; not a number where there is one set or one seed.
+    """
+
+    seeds: int
+    sets: int
+    mean: float
+    low: float
+    high: float
+    sampling_sd: float
+    training_sd: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Difference of two means (second minus first), Welch's p-value, and whether it is decided.
+
+    seeds_needed: seeds a side for which intervals of the present width would no longer overlap, 0 if unknown.
+    """
+
+    difference: float
+    p: float
+    decided: bool
+    seeds_needed: int
+
+
+def summarize(table: Sequence[Sequence[float]]) -> Summary:
+    """Return mean, interval and variance components of table[seed][set].
+
+    Raises:
+        ValueError: if the rows are empty or of unequal length.
+    """
+    if not table or len({len(row) for row in table}) != 1 or not table[0]:
+        msg = f"expected equally many sets for every seed, got {[len(row) for row in table]}"
+        raise ValueError(msg)
+    values = np.array(table, dtype=np.float64)  # (S, K)
+    seeds, sets = values.shape
+    means = values.mean(axis=1)
+    sampling = float(values.var(axis=1, ddof=1).mean()) if sets > 1 else math.nan
+    training = math.nan
+    if seeds > 1:
+        training = max(0.0, float(means.var(ddof=1)) - (sampling / sets if sets > 1 else 0.0))
+    half = half_width(means if seeds > 1 else values[0])
+    mean = float(values.mean())
+    return Summary(seeds, sets, mean, mean - half, mean + half, math.sqrt(sampling), math.sqrt(training))
+
+
+def half_width(values: np.ndarray) -> float:
+    """Return half of Student's 95 % interval of the mean of independent values (N,); not a number for one value."""
+    if len(values) < 2:
+        return math.nan
+    spread = float(values.std(ddof=1))
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * spread / math.sqrt(len(values))
+
+
+def compare(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> Comparison:
+    """Compare two tables by their seeds' means.
+
+    Decided means: p below 0.05 and intervals that do not overlap. With one seed on a side the training variance is
+    unknown, and nothing is decided.
+    """
+    left, right = (np.array(table, dtype=np.float64).mean(axis=1) for table in (first, second))
+    difference = float(right.mean() - left.mean())
+    if min(len(left), len(right)) < 2:
+        return Comparison(difference, math.nan, decided=False, seeds_needed=0)
+    spreads = [float(means.std(ddof=1)) for means in (left, right)]
+    if not any(spreads):
+        return Comparison(difference, 0.0 if difference else 1.0, decided=difference != 0, seeds_needed=2)
+    p = float(stats.ttest_ind(left, right, equal_var=False).pvalue)
+    apart = abs(difference) > half_width(left) + half_width(right)
+    return Comparison(difference, p, apart and p < 1 - CONFIDENCE, count_seeds(difference, sum(spreads)))
+
+
+def count_seeds(difference: float, spread: float) -> int:
+    """Return the least n with |difference| > t(n - 1) * spread / sqrt(n); spread: sum of both standard deviations."""
+    seeds = np.arange(2, MOST_SEEDS)
+    widths = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1) * spread / np.sqrt(seeds)
+    enough = seeds[widths < abs(difference)]
+    return int(enough[0]) if len(enough) else MOST_SEEDS
