@@ -124,3 +124,22 @@ def test_forced_training_gives_the_same_lock(clone: Path) -> None:
     before = read_model()
     run(clone, "dvc", "repro", "--force", "--single-item", "train@transformer")
     assert read_model() == before
+
+
+def test_committed_numbers_are_reproduced_bit_for_bit_from_the_raw_data_and_from_the_weights(clone: Path) -> None:
+    for options in ([], ["--evaluate"]):
+        output = run(clone, sys.executable, "-m", "pipeline", "reproduce", "vae", *options)
+        rows = [line for line in output.splitlines() if line.startswith("| vae |")]
+        assert len(rows) > 10
+        assert all(row.endswith("| bit for bit |") for row in rows), output
+
+
+def test_numbers_that_the_code_does_not_give_are_named_with_the_first_stage_that_differs(clone: Path) -> None:
+    text = (clone / "params.yaml").read_text()
+    set_params(clone, {"models.transformer.learning_rate": 1e-4})
+    run(clone, "git", "commit", "-qam", "numbers of another learning rate")
+    output = run(clone, sys.executable, "-m", "pipeline", "reproduce", "transformer", status=1)
+    (row,) = [line for line in output.splitlines() if line.startswith("| transformer | test_nats |")]
+    assert row.endswith("| **not**, first different: train@transformer |")
+    (clone / "params.yaml").write_text(text)
+    run(clone, "git", "commit", "-qam", "back")

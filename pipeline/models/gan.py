@@ -58,6 +58,9 @@ class Config(Section):
     beta2: float = Field(ge=0, lt=1, description="Adam's second decay")
     final_learning_rate: float = Field(ge=0, le=1, description="share of the peak reached by the cosine's end")
     ema: float = Field(ge=0, lt=1, description="decay of the averaged generator that is kept; 0 keeps the last")
+    latent_scale: float = Field(
+        gt=0, description="standard deviation of z when sampling: below 1 trades recall for precision (truncation trick)"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -307,7 +310,7 @@ class Model(LightningModule):
         network = self.kept.eval()
         drawn = []
         for indices in torch.arange(count, device=self.device).split(500):
-            z = normal(len(indices), self.config.latent, generator=generator)
+            z = self.config.latent_scale * normal(len(indices), self.config.latent, generator=generator)
             labels = indices % self.spec.classes if self.config.conditional else None
             values = network(z, labels)
             drawn.append(values if isinstance(self.spec, PointSpec) else to_bytes(values))

@@ -51,6 +51,7 @@ def make_config(**changes: Any) -> Config:
         "beta2": 0.99,
         "final_learning_rate": 1.0,
         "ema": 0.9,
+        "latent_scale": 1.0,
     }
     return Config.model_validate(values | changes)
 
@@ -228,3 +229,13 @@ def test_flipping_mirrors_half_of_the_real_images_and_nothing_else() -> None:
     even = torch.cat([images[..., :4], images[..., :4].flip(-1)], dim=-1)
     assert torch.equal(train(even, flip=True), train(even, flip=False))
     assert not torch.equal(train(images, flip=True), train(images, flip=False))
+
+
+def test_the_latent_scale_widens_z_when_sampling_and_changes_no_training() -> None:
+    spec = PointSpec(dimensions=2, classes=3)
+    narrow, wide = (Model(make_config(latent_scale=scale, ema=0.0), spec, seed=0) for scale in (1.0, 2.0))
+    z = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
+    for model, scale in ((narrow, 1), (wide, 2)):
+        torch.testing.assert_close(
+            model.sample(9, torch.Generator().manual_seed(0)), model.generator(scale * z).detach()
+        )
