@@ -6,7 +6,7 @@ and per byte divide the same sum by the text's length, so that they compare acro
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import Field
@@ -38,10 +38,14 @@ class Config(Section):
 
 @dataclass(frozen=True)
 class Evidence:
-    """Nats of each target by split, float64 (N,); characters, bytes and tokens of the split, from the manifest."""
+    """Nats of each target by split, float64 (N,); characters, bytes and tokens of the split, from the manifest.
+
+    known: of a synthetic source, `entropy_rate_nats` a character, and `<split>_nats`, what the true model pays there.
+    """
 
     nats: Mapping[str, Tensor]
     sizes: Mapping[str, Mapping[str, int]]
+    known: Mapping[str, float] = field(default_factory=dict)
 
 
 def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
@@ -68,6 +72,9 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
         share = len(nats) / sizes["tokens"]
         values[f"{split}_bits_per_character"] = total / math.log(2) / (sizes["characters"] * share)
         values[f"{split}_bits_per_byte"] = total / math.log(2) / (sizes["bytes"] * share)
+        if f"{split}_nats" in evidence.known:
+            excess = total / (sizes["characters"] * share) - evidence.known[f"{split}_nats"]
+            values[f"{split}_excess_percent"] = 100 * excess / evidence.known["entropy_rate_nats"]
         if len(nats) >= 2 * BLOCKS:
             values[f"{split}_nats_se"] = block_error(nats)
     return {name: [value] for name, value in values.items()}

@@ -59,7 +59,7 @@ class Config(Section):
     final_learning_rate: float = Field(ge=0, le=1, description="share of the peak reached by the cosine's end")
     ema: float = Field(ge=0, lt=1, description="decay of the averaged generator that is kept; 0 keeps the last")
     latent_scale: float = Field(
-        gt=0, description="standard deviation of z when sampling: below 1 trades recall for precision (truncation trick)"
+        gt=0, description="width of z when sampling; below 1 trades recall for precision (truncation trick)"
     )
 
     @model_validator(mode="after")

@@ -122,7 +122,8 @@ def gather_text(module: Any, key: str, run: Run, settings: Params) -> Any:
     """Read the nats of every target and the sizes of the splits."""
     del settings
     nats = artifacts.read_tensors(artifacts.RUNS / key / "samples" / "nats.safetensors")
-    return module.Evidence(nats, artifacts.read_manifest(run.data)["splits"])
+    manifest = artifacts.read_manifest(run.data)
+    return module.Evidence(nats, manifest["splits"], manifest["known"])
 
 
 if __name__ == "__main__":

@@ -65,3 +65,10 @@ def test_targets_that_resemble_their_neighbours_make_the_standard_error_larger()
     nats = torch.randn(2000, generator=torch.Generator().manual_seed(0)).double().repeat_interleave(50) + 5
     values = compute(Evidence({"test": nats}, sizes(100_001)), CONFIG)
     assert values["test_nats_se"] == [pytest.approx(1 / 2000**0.5, rel=0.3)]  # 2,000 facts, not 100,000
+
+
+def test_the_excess_is_over_what_the_true_model_pays_in_percent_of_the_entropy_rate() -> None:
+    known = {"entropy_rate_nats": 2.0, "test_nats": 2.1}
+    values = compute(Evidence({"test": torch.full((100,), 2.2)}, sizes(101), known), CONFIG)
+    assert values["test_excess_percent"] == [pytest.approx(5)]
+    assert "test_excess_percent" not in compute(Evidence({"test": torch.ones(100)}, sizes(101)), CONFIG)
