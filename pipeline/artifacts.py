@@ -6,10 +6,16 @@ Tensors are safetensors, everything else is JSON: reading a file never runs code
 
 import hashlib
 import json
+import math
 import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -22,6 +28,7 @@ FEATURES = Path("data/features")
 RUNS = Path("data/runs")
 REPORTS = Path("reports")
 SPLITS = ("train", "validation", "test")
+ZEROS = 2**20  # bytes that an empty tensor file grows by
 
 
 class ArtifactError(RuntimeError):
@@ -80,6 +87,71 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     partial = path.with_name(path.name + ".tmp")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
     os.replace(partial, path)
+
+
+@contextmanager
+def create_tensors(path: Path, layout: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> Iterator[dict[str, Tensor]]:
+    """Yield tensors of zeros that are the content of a new safetensors file, for sets larger than memory.
+
+    What is written to them within the context is what the file holds; its bytes are those of `write_tensors`. The file
+    gets its name at the end of the context, and is removed if that fails.
+
+    Args:
+        path: the file.
+        layout: dtype (int64, float32, int32 or uint8) and shape of each tensor; at least one has elements.
+    """
+    kinds = {torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.uint8: "U8"}  # the format's order
+    header: dict[str, Any] = {}
+    end = 0
+    for name, (dtype, shape) in sorted(layout.items(), key=lambda item: (list(kinds).index(item[1][0]), item[0])):
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": kinds[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for start in range(0, end, ZEROS):  # a file of holes would end in SIGBUS on a full disk
+                file.write(bytes(min(ZEROS, end - start)))
+        start = 8 + len(text)
+        content = torch.from_file(str(partial), shared=True, size=start + end, dtype=torch.uint8)[start:]
+        yield {
+            name: content[slice(*header[name]["data_offsets"])].view(dtype).view(*shape)
+            for name, (dtype, shape) in layout.items()
+        }
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def append_tensor(path: Path, name: str) -> Iterator[Callable[[NDArray[np.int32]], None]]:
+    """Write an int32 tensor (N,) of unknown length to a safetensors file, part by part, complete or not at all.
+
+    The context's value appends an array int32 (n,). An error inside the context leaves no file behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    space = 248  # bytes: the header is filled in at the end, and spaces are allowed behind it
+    count = 0
+    try:
+        with partial.open("wb") as file:
+            file.write(bytes(8 + space))
+
+            def append(values: NDArray[np.int32]) -> None:
+                nonlocal count
+                file.write(np.ascontiguousarray(values, dtype="<i4").data)
+                count += len(values)
+
+            yield append
+            header = json.dumps({name: {"dtype": "I32", "shape": [count], "data_offsets": [0, 4 * count]}})
+            file.seek(0)
+            file.write(space.to_bytes(8, "little") + header.encode().ljust(space))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

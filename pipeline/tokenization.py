@@ -1,11 +1,31 @@
-"""Tokenizers: character, byte, byte pair. Made from a training text, stored as JSON, restored without running code."""
+"""Tokenizers: character, byte, byte pair. Made from a training text, stored as JSON, restored without running code.
 
-from collections.abc import Callable
-from typing import Literal, Protocol
+A text of any size is tokenised in pieces by several threads: NumPy and the tokenizers library let go of Python's lock
+while they work. Threads share what is imported; a process of its own would import torch once more for each worker.
+"""
 
+import itertools
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 Kind = Literal["character", "byte", "bpe"]
+T = TypeVar("T")
+R = TypeVar("R")
+
+PIECE = 2**16  # characters: what a piece needs stays in the processor's cache, and the heap does not break up
+PART = 2**14  # characters: the BPE library is fastest on short texts, and takes many at once
+LINE = 2**10  # characters: the library's training takes time with the square of the longest word
+SAMPLE = 2**8  # pieces that BPE learns from at most: 16 million characters bound its table of words
+WORKERS = min(8, os.cpu_count() or 1)  # changes no result
+CUT = re.compile(r".*\S(?=[ \n]\S)", re.DOTALL)
 
 
 class TextTokenizer(Protocol):
@@ -15,8 +35,8 @@ class TextTokenizer(Protocol):
     def size(self) -> int:
         """Count the vocabulary."""
 
-    def encode(self, text: str) -> list[int]:
-        """Return token ids."""
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Return token ids int32 (N,)."""
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of token ids."""
@@ -32,17 +52,25 @@ class CharacterTokenizer:
 
     def __init__(self, characters: str) -> None:
         self.characters = characters
-        self.ids = {character: index for index, character in enumerate(characters)}
+        self.ids = np.full(0x11_0000, max(characters.find(self.UNKNOWN), 0), dtype=np.int32)  # of each code point
+        self.ids[code_points(characters)] = np.arange(len(characters), dtype=np.int32)
+
+    @classmethod
+    def train(cls, pieces: Iterable[str]) -> "CharacterTokenizer":
+        """Take every character of the training text."""
+        found = {cls.UNKNOWN}
+        for characters in map_pieces(distinct_characters, cut(pieces)):
+            found |= characters
+        return cls("".join(sorted(found)))
 
     @property
     def size(self) -> int:
         """Count the vocabulary."""
         return len(self.characters)
 
-    def encode(self, text: str) -> list[int]:
-        """Return token ids."""
-        unknown = self.ids.get(self.UNKNOWN, 0)
-        return [self.ids.get(character, unknown) for character in text]
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Return token ids int32 (N,), one a character."""
+        return np.take(self.ids, code_points(text))
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of token ids."""
@@ -58,9 +86,9 @@ class ByteTokenizer:
 
     size = 256
 
-    def encode(self, text: str) -> list[int]:
-        """Return token ids."""
-        return list(text.encode("utf-8"))
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Return token ids int32 (N,)."""
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32)
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of token ids; invalid bytes become U+FFFD."""
@@ -78,15 +106,18 @@ class BytePairTokenizer:
         self.tokenizer = tokenizer
 
     @classmethod
-    def train(cls, text: str, vocabulary: int) -> "BytePairTokenizer":
-        """Learn merges from the training text, up to `vocabulary` tokens."""
+    def train(cls, pieces: Iterable[str], vocabulary: int) -> "BytePairTokenizer":
+        """Learn merges from the training text, up to `vocabulary` tokens; of a long text, from every n-th piece."""
+        step = -(-sum(1 for _ in cut(pieces)) // SAMPLE) or 1
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
         )
-        tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+        sample = itertools.islice(cut(pieces), 0, None, step)
+        lines = (line for piece in sample for line in piece.splitlines(keepends=True))
+        tokenizer.train_from_iterator((part for line in lines for part in cut([line], LINE)), trainer)
         return cls(tokenizer)
 
     @property
@@ -94,9 +125,10 @@ class BytePairTokenizer:
         """Count the vocabulary."""
         return int(self.tokenizer.get_vocab_size())
 
-    def encode(self, text: str) -> list[int]:
-        """Return token ids."""
-        return list(self.tokenizer.encode(text).ids)
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Return token ids int32 (N,)."""
+        encodings = self.tokenizer.encode_batch_fast(list(cut([text], PART)))
+        return np.array([token for encoding in encodings for token in encoding.ids], dtype=np.int32)
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of token ids."""
@@ -107,12 +139,12 @@ class BytePairTokenizer:
         return {"tokenizer": "bpe", "json": self.tokenizer.to_str()}
 
 
-def train_tokenizer(text: str, kind: Kind, vocabulary: int) -> TextTokenizer:
-    """Make a tokenizer from the training text alone; only BPE has a choice of `vocabulary`."""
+def train_tokenizer(pieces: Iterable[str], kind: Kind, vocabulary: int) -> TextTokenizer:
+    """Make a tokenizer from the training text alone, read once or twice; only BPE has a choice of `vocabulary`."""
     makers: dict[str, Callable[[], TextTokenizer]] = {
-        "character": lambda: CharacterTokenizer("".join(sorted({*text, CharacterTokenizer.UNKNOWN}))),
+        "character": lambda: CharacterTokenizer.train(pieces),
         "byte": ByteTokenizer,
-        "bpe": lambda: BytePairTokenizer.train(text, vocabulary),
+        "bpe": lambda: BytePairTokenizer.train(pieces, vocabulary),
     }
     return makers[kind]()
 
@@ -126,3 +158,49 @@ def restore_tokenizer(state: dict[str, str]) -> TextTokenizer:
             return ByteTokenizer()
         case _:
             return BytePairTokenizer(Tokenizer.from_str(state["json"]))
+
+
+def cut(texts: Iterable[str], size: int = PIECE) -> Iterator[str]:
+    """Cut texts, read as one, into pieces of at most `size` characters; how they came in changes nothing.
+
+    A piece ends before a single space or line feed between words, where BPE's pre-tokenizer always cuts as well, so
+    that the pieces' tokens are the whole text's. A text of `size` characters without such a place is cut at its end.
+    """
+    rest = ""
+    for text in texts:
+        rest += text
+        start = 0
+        while len(rest) - start > size:
+            place = CUT.match(rest, start, start + size)
+            end = place.end() if place else start + size
+            yield rest[start:end]
+            start = end
+        rest = rest[start:]
+    if rest:
+        yield rest
+
+
+def map_pieces(function: Callable[[T], R], pieces: Iterable[T]) -> Iterator[R]:
+    """Apply a function to each piece, several at a time; the results come in the order of the pieces."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        ahead: deque[Future[R]] = deque()
+        for piece in pieces:
+            ahead.append(pool.submit(function, piece))
+            if len(ahead) > WORKERS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def code_points(text: str) -> NDArray[np.uint8] | NDArray[np.uint32]:
+    """Return the code points of a text, (N,): uint8 if all are ASCII, which is four times less to move."""
+    if text.isascii():
+        return np.frombuffer(text.encode("ascii"), dtype=np.uint8)
+    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+
+
+def distinct_characters(text: str) -> set[str]:
+    """Return the characters of a text."""
+    seen = np.zeros(0x11_0000, dtype=bool)
+    seen[code_points(text)] = True
+    return set(map(chr, np.flatnonzero(seen)))

@@ -2,7 +2,7 @@
 
 Hardware is set by environment variables and never in params.yaml, so that DVC does not retrain when the machine
 changes: PIPELINE_ACCELERATOR, PIPELINE_DEVICES, PIPELINE_NODES, PIPELINE_STRATEGY, PIPELINE_PRECISION (as Lightning's
-Trainer takes them; default: all GPUs of the machine, else the CPU, in float32).
+Trainer takes them; default: all GPUs of the machine, else the CPU, in float32), PIPELINE_CHECKPOINT_SECONDS (60).
 """
 
 import hashlib
@@ -11,6 +11,8 @@ import logging
 import math
 import os
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,18 +22,20 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 
+from pipeline import checkpoints
 from pipeline.data.loading import Data, Examples
+from pipeline.preemption import PreemptedError
 from pipeline.record import Record
 
 STATE = Path(".state")
-CHECKPOINT = "last.ckpt"
+EVERY_FEW = 10  # steps between questions among processes
 LOGGED_LINES = 200
 PREVIEWS = 8
 NOISE = "litlogger|`weights_only` was not set|TPU available"
 
 
 class NonFiniteError(RuntimeError):
-    """A loss stopped being finite; the message names the step and the values."""
+    """A loss or gradient stopped being finite; the message names the step and the value. Nothing was updated by it."""
 
 
 def fingerprint(*parts: Any) -> str:
@@ -44,15 +48,6 @@ def get_rank() -> int:
     """Return this process's rank before Lightning has started, from what torchrun, SLURM or Lightning itself set."""
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)
-
-
-def resume_step(state: Path) -> int:
-    """Return the step that the checkpoint in `state` reached, 0 without one."""
-    path = state / CHECKPOINT
-    if not path.exists():
-        return 0
-    loops = torch.load(path, weights_only=True, map_location="cpu")["loops"]
-    return int(loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"])
 
 
 class Recorder(Callback):
@@ -102,43 +97,102 @@ def fit(
     """Train for `steps` batches; with `state`, resume from its checkpoint and keep one there about once a minute."""
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):  # advertising, and a default we set
         logging.getLogger(f"pytorch_lightning.{name}").addFilter(lambda entry: not re.search(NOISE, str(entry.msg)))
-    start = resume_step(state) if state else 0
-    if start:
-        print(f"resuming at step {start} of {steps} from {state}")
-    extra: list[Callback] = list(callbacks or [])
+    found = checkpoints.find(state) if state else None
+    start = found[1] if found else 0
+    if found:
+        print(f"resuming at step {start} of {steps} from {found[0]}")
+    extra: list[Callback] = [Guard(), *(callbacks or [])]
     if state:
-        extra.append(Minutely(state))
+        state.mkdir(parents=True, exist_ok=True)
+        checkpoints.require_space(state, model)
+        extra.append(Saver(state, float(os.environ.get("PIPELINE_CHECKPOINT_SECONDS", "60"))))
     data = Data(examples, steps=steps, batch_size=batch_size, seed=seed, start=start)
     strategy = os.environ.get("PIPELINE_STRATEGY", "auto")
     trainer = _make_trainer(clip_norm, extra, strategy)
     if trainer.world_size > 1 and not model.automatic_optimization and strategy in {"auto", "ddp"}:
         # Two optimizers: each backward leaves the other network's parameters without gradients.
         trainer = _make_trainer(clip_norm, extra, "ddp_find_unused_parameters_true")
-    trainer.fit(model, data, ckpt_path=str(state / CHECKPOINT) if state and start else None, weights_only=True)
+    trainer.fit(model, data, ckpt_path=str(found[0]) if found else None, weights_only=True)
     return trainer
 
 
-class Minutely(Callback):
-    """Saves a checkpoint once a minute, whatever the number of optimizers (ModelCheckpoint's timer needs one)."""
+class Guard(Callback):
+    """Stops before an update by a gradient that is not finite.
 
-    def __init__(self, folder: Path, seconds: float = 60) -> None:
-        self.path = folder / CHECKPOINT
+    On a CPU at every step; elsewhere reading the answer would stop the device at every step, and the Recorder's lines
+    and the checkpoints, which are finite or not written, take its place.
+    """
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Look at the norm of every gradient that this optimizer is about to use."""
+        if module.device.type != "cpu":
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm([p.grad for p in parameters]))  # noqa: SLF001
+        if bool(norms.isfinite().all()):
+            return
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        broken = names[id(parameters[int((~norms.isfinite()).nonzero()[0])])]
+        step = trainer.fit_loop.epoch_loop.batch_idx + 1
+        msg = f"step {step}: the gradient of {broken} is not finite; lower the learning rate or the penalties' weights"
+        raise NonFiniteError(msg)
+
+
+class Saver(Callback):
+    """Saves a checkpoint every `seconds`, and when SIGTERM or Ctrl-C asks to stop: then it ends the training.
+
+    ModelCheckpoint's timer never fires with two optimizers, and Lightning's own SIGTERM ends with status 0.
+    """
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self.folder = folder
         self.seconds = seconds
         self.saved = time.monotonic()
+        self.received: int | None = None
+        self.handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Take the signals over, after Lightning has."""
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _receive(self, number: int, frame: Any) -> None:
+        """Note the signal; the same one again has its usual effect."""
+        self.received = number
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        """Save under another name, then rename: a reader never sees half a file."""
-        due = time.monotonic() - self.saved > self.seconds
-        if trainer.world_size > 1:  # all save together or none; asked seldom, for asking waits for every process
-            due = index % 50 == 0 and bool(trainer.strategy.broadcast(due))
-        if due:
-            partial = self.path.with_suffix(".tmp")
-            trainer.save_checkpoint(partial)
-            if trainer.is_global_zero:
-                os.replace(partial, self.path)
+        """Save where it is due; all processes save together or none, and they ask each other every few steps."""
+        due, stop = time.monotonic() - self.saved > self.seconds, self.received is not None
+        if trainer.world_size > 1:
+            if index % EVERY_FEW:
+                return
+            flags = torch.tensor([float(due), float(stop)], device=module.device)
+            due, stop = (bool(flag) for flag in trainer.strategy.reduce(flags, reduce_op="sum"))
+        if due or stop:
+            checkpoints.save(trainer, self.folder, index + 1)
             self.saved = time.monotonic()
+        if stop and index + 1 < trainer.num_training_batches:
+            name = signal.Signals(self.received).name if self.received else "a signal to another process"
+            msg = f"{name} at step {index + 1}: the state is saved; the same command goes on from there"
+            raise PreemptedError(msg)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
 
 
 def _make_trainer(clip_norm: float | None, callbacks: list[Callback], strategy: str) -> Trainer:

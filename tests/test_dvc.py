@@ -32,10 +32,8 @@ def set_params(folder: Path, changes: dict[str, object]) -> None:
     yaml.dump(values, folder / "params.yaml")
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone of the working tree, reproduced once."""
-    folder = tmp_path_factory.mktemp("clone") / "project"
+def copy_project(folder: Path) -> None:
+    """Make a repository of the working tree's files, with trainings of a second and without results."""
     listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
     for name in listed:
         if (ROOT / name).is_file() and not name.startswith("reports/"):
@@ -48,6 +46,13 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "git", "config", "user.name", "test")
     run(folder, "git", "add", ".")
     run(folder, "git", "commit", "-qm", "start")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of the working tree, reproduced once."""
+    folder = tmp_path_factory.mktemp("clone") / "project"
+    copy_project(folder)
     run(folder, "dvc", "repro")
     run(folder, "git", "add", ".")
     run(folder, "git", "commit", "-qm", "reproduced")

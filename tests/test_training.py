@@ -1,6 +1,8 @@
 """Training: resume bit for bit, non-finite losses, values at the right steps."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,12 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 
-from pipeline import params, plugins
+from pipeline import checkpoints, params, plugins
 from pipeline.artifacts import ImageSpec, TextSpec
 from pipeline.data.loading import Examples, LabelledExamples, TextExamples
+from pipeline.preemption import PreemptedError
 from pipeline.record import Record
-from pipeline.training import CHECKPOINT, Minutely, NonFiniteError, Recorder, fingerprint, fit, resume_step
+from pipeline.training import NonFiniteError, Recorder, Saver, fingerprint, fit
 
 SPECS: dict[str, Any] = {"images": ImageSpec(shape=(1, 28, 28), classes=10), "text": TextSpec(vocabulary=20)}
 CHANGES: dict[str, dict[str, Any]] = {
@@ -50,7 +53,7 @@ class Crash(Callback):
 
     def __init__(self, step: int, folder: Path) -> None:
         self.step = step
-        self.saver = Minutely(folder, seconds=0)
+        self.saver = Saver(folder, seconds=0)
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         if index + 1 == self.step:
@@ -65,7 +68,9 @@ def test_a_crashed_training_ends_with_the_bits_of_an_uninterrupted_one(name: str
     straight = run(name)
     with pytest.raises(InterruptedError):
         run(name, callbacks=[Crash(step, tmp_path)])
-    assert resume_step(tmp_path) == step
+    found = checkpoints.find(tmp_path)
+    assert found
+    assert found[1] == step
     torch.manual_seed(99)  # whatever the new process drew before
     resumed = run(name, state=tmp_path)
     expected = straight.state_dict()
@@ -74,8 +79,58 @@ def test_a_crashed_training_ends_with_the_bits_of_an_uninterrupted_one(name: str
 
 
 def test_a_training_without_a_checkpoint_starts_at_zero(tmp_path: Path) -> None:
-    assert resume_step(tmp_path) == 0
-    assert not (tmp_path / CHECKPOINT).exists()
+    assert checkpoints.find(tmp_path) is None
+
+
+class Signal(Callback):
+    """Sends a signal to this process during a step."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step = step
+        self.number = number
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+        if index + 1 == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", ["gan", "vae", "transformer"])
+def test_a_signal_saves_the_step_and_the_next_start_ends_with_the_same_bits(
+    name: str, number: int, tmp_path: Path
+) -> None:
+    handlers = [signal.getsignal(known) for known in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(PreemptedError, match=f"{signal.Signals(number).name} at step 4: the state is saved"):
+        run(name, state=tmp_path, callbacks=[Signal(4, number)])
+    assert [signal.getsignal(known) for known in (signal.SIGTERM, signal.SIGINT)] == handlers
+    resumed, straight = run(name, state=tmp_path), run(name)
+    for key, tensor in resumed.state_dict().items():
+        assert torch.equal(tensor, straight.state_dict()[key]), key
+
+
+def test_a_signal_in_the_last_step_lets_the_training_finish(tmp_path: Path) -> None:
+    finished, straight = run("vae", state=tmp_path, callbacks=[Signal(10, signal.SIGTERM)]), run("vae")
+    assert all(torch.equal(tensor, straight.state_dict()[key]) for key, tensor in finished.state_dict().items())
+
+
+class Poison(Callback):
+    """Makes one gradient infinite after the backward pass of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_after_backward(self, trainer: Any, module: Any) -> None:
+        if trainer.fit_loop.epoch_loop.batch_idx + 1 == self.step:
+            next(p for p in module.parameters() if p.grad is not None).grad.view(-1)[0] = torch.inf
+
+
+@pytest.mark.parametrize("name", ["gan", "vae", "transformer"])
+def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_step_and_weight(name: str) -> None:
+    model, config, examples = make(name)
+    clip = config.model_dump().get("clip_norm")
+    with pytest.raises(NonFiniteError, match=r"step 3: the gradient of [\w.]+ is not finite"):
+        fit(model, examples, steps=10, batch_size=8, seed=0, clip_norm=clip, callbacks=[Poison(3)])
+    assert checkpoints.find_broken(model) == ""
 
 
 @pytest.mark.parametrize("name", ["gan", "vae", "transformer"])
@@ -84,7 +139,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_with_step_and_name(name: s
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
-    with pytest.raises(NonFiniteError, match=r"step 1: .*is not finite"):
+    with pytest.raises(NonFiniteError, match=r"step 1: .* not finite"):
         fit(model, examples, steps=10, batch_size=8, seed=0, callbacks=[Recorder(None, 10)])
 
 

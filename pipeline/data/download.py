@@ -1,6 +1,7 @@
 """Verified downloads: a mirror first, then each address; resumed, retried, hashed; https only.
 
-DATA_MIRROR, a folder or an https address, is tried first: <mirror>/<data set>/<file>.
+DATA_MIRROR, a folder or an https address, is tried first: <mirror>/<data set>/<file>. What has not the right hash never
+gets the file's name.
 """
 
 import gzip
@@ -9,35 +10,57 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-import pooch
 import requests
+import urllib3
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline.artifacts import ArtifactError
 
 ATTEMPTS = 3
-TIMEOUT = 30  # seconds without a byte
+REDIRECTS = 10
+TIMEOUT = 30.0  # seconds without a byte
+PATIENCE = 30.0  # seconds over which the speed is taken
+SLOWEST = 1024  # bytes a second; some servers give 50,000 for hours
+LONGEST_WAIT = 60.0  # seconds that Retry-After may ask for before the next address is tried instead
+BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+CHUNK = 1 << 18  # bytes
+AGENT = "Mozilla/5.0 (compatible; generative-experiment-pipeline)"  # wikitext.smerity.com refuses Python's own
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file, the SHA-256 of its decompressed content and the addresses (folders) that have it."""
+    """A file, its SHA-256 and the addresses (folders, each with its last /) that have it.
+
+    gunzip: whether the SHA-256 is that of the decompressed content, because gzip headers differ between mirrors;
+    archives and everything else are hashed as they are. limit: bytes that neither the file nor its content may exceed.
+    """
 
     name: str
     sha256: str
     addresses: Sequence[str]
+    gunzip: bool = False
+    limit: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why an attempt failed, and after how many seconds the same address may be asked again; None: never."""
+
+    problem: str
+    wait: float | None
 
 
 def fetch_all(dataset: str, sources: Sequence[Source], folder: Path) -> None:
     """Bring every file into `folder`, from DATA_MIRROR or the first address that has the right content.
 
     Raises:
-        ArtifactError: with the file, what each address answered, and what to do.
+        ArtifactError: with the file, its hash, what each address answered, and what to do.
     """
     for source in sources:
         _fetch(dataset, source, folder / source.name)
@@ -51,14 +74,16 @@ def _fetch(dataset: str, source: Source, target: Path) -> None:
     partial = target.with_name(target.name + ".part")
     tried = []
     for place in places:
-        problem = _try(place, source, partial)
+        problem = _download(place, source, partial) if "://" in place else _copy(Path(place), source, partial)
         if problem is None:
             os.replace(partial, target)
             return
         tried.append(f"  {place}: {problem}")
+        partial.unlink(missing_ok=True)  # the next address may serve other bytes
+    content = "the decompressed content" if source.gunzip else "the file"
     msg = "\n".join(
         [
-            f"{dataset}: could not get {source.name} (SHA-256 of the content {source.sha256}). Tried:",
+            f"{dataset}: could not get {source.name} (SHA-256 of {content} {source.sha256}). Tried:",
             *tried,
             f"Without a network, put the file at <folder>/{dataset}/{source.name} and set DATA_MIRROR=<folder>.",
         ]
@@ -66,57 +91,143 @@ def _fetch(dataset: str, source: Source, target: Path) -> None:
     raise ArtifactError(msg)
 
 
-def _try(place: str, source: Source, partial: Path) -> str | None:
-    """Bring one place's file to `partial`; return what went wrong, or nothing."""
-    if "://" not in place:
-        if not Path(place).is_file():
-            return "no such file"
-        shutil.copyfile(place, partial)
-        return _check(partial, source)
+def _copy(path: Path, source: Source, partial: Path) -> str | None:
+    """Copy a mirror's file to `partial`; return what is wrong with it, or nothing."""
+    if not path.is_file():
+        return "no such file"
     try:
-        require_https(place)
-    except ValueError as error:
-        return str(error)
-    problem: str | None = None
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(2**attempt - 1)
-        try:
-            _download(place, partial)
-        except requests.HTTPError as error:
-            status = error.response.status_code if error.response is not None else 0
-            problem = f"HTTP status {status}"
-            if status == 416:  # the partial file is longer than the served one
-                partial.unlink(missing_ok=True)
-            elif status not in {408, 429, 500, 502, 503, 504}:
-                break
-        except (requests.RequestException, ValueError, OSError) as error:
-            problem = f"{type(error).__name__}: {error}"
-        else:
-            problem = _check(partial, source)
-            if problem is None:
-                return None
-    partial.unlink(missing_ok=True)  # the next address may serve other bytes
+        shutil.copyfile(path, partial)
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+    return _find_fault(partial, source)
+
+
+def _download(address: str, source: Source, partial: Path) -> str | None:
+    """Bring one address's file to `partial`, in several attempts; return what went wrong, or nothing."""
+    problem = None
+    for attempt in range(1, ATTEMPTS + 1):
+        failure = _attempt(address, source, partial, pause=2.0**attempt - 1)
+        if failure is None:
+            return None
+        problem = failure.problem
+        if failure.wait is None:
+            break
+        if attempt < ATTEMPTS:
+            time.sleep(failure.wait)
     return problem
 
 
-def _download(address: str, partial: Path) -> None:
-    """Append what is missing of `address` to `partial`; pooch streams it with a progress bar."""
+def _attempt(address: str, source: Source, partial: Path, pause: float) -> _Failure | None:
     have = partial.stat().st_size if partial.exists() else 0
+    try:
+        _append(address, partial, have, source)
+    except requests.HTTPError as error:
+        return _judge(error, partial, pause)
+    except ValueError as error:  # a refusal, or no address at all
+        return _Failure(str(error), wait=None)
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        return _Failure(f"{type(error).__name__}: {error}", pause)
+    problem = _find_fault(partial, source)
+    if problem is None:
+        return None
+    partial.unlink()
+    return _Failure(problem, pause if have else None)  # a whole file that is wrong stays wrong
 
-    def check(response: requests.Response, **_: Any) -> None:
-        require_https(response.url)
-        if response.is_redirect:  # refused before it is followed
-            require_https(urljoin(response.url, response.headers["location"]))
-        if have and response.ok and response.status_code != 206 and not response.is_redirect:
-            file.truncate(0)  # the server sends the whole file again
 
-    with partial.open("ab") as file:
-        headers = {"Accept-Encoding": "identity"}  # a range counts the bytes that are sent
-        if have:
-            headers["Range"] = f"bytes={have}-"
-        downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT, headers=headers, hooks={"response": check})
-        downloader(address, file, None)
+def _judge(error: requests.HTTPError, partial: Path, pause: float) -> _Failure:
+    """Say what an answer that is no success means for the next attempt."""
+    response = error.response
+    if response is None:
+        return _Failure(str(error), wait=None)
+    problem = f"HTTP status {response.status_code}"
+    if response.status_code == 416:  # the partial file is longer than the served one
+        partial.unlink(missing_ok=True)
+        return _Failure(problem, pause)
+    if response.status_code not in BUSY:
+        return _Failure(problem, wait=None)
+    asked = _read_retry_after(response.headers.get("Retry-After", ""))
+    if asked > LONGEST_WAIT:
+        return _Failure(f"{problem}, asks to come back after {asked:.0f} s", wait=None)
+    return _Failure(problem, max(asked, pause))
+
+
+def _read_retry_after(value: str) -> float:
+    """Return the seconds that a Retry-After header asks for, as a number or a date; 0 if it says nothing readable."""
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _append(address: str, partial: Path, have: int, source: Source) -> None:
+    """Append to `partial`, which has `have` bytes, what is missing of `address`, with a progress bar."""
+    with _open(address, have) as response, partial.open("ab") as file:
+        begins = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if have and (response.status_code != 206 or not begins):
+            file.truncate(0)
+            if response.status_code == 206:
+                msg = f"asked for bytes from {have}, got {response.headers.get('Content-Range')!r}"
+                raise OSError(msg)
+            have = 0  # the server sends the whole file again
+        length = int(response.headers.get("Content-Length", -1))
+        total = have + length if length >= 0 else None
+        with tqdm(total=total, initial=have, desc=source.name, unit="B", unit_scale=True, disable=None) as bar:
+            for block in _read_blocks(response):
+                if have + len(block) > source.limit:
+                    msg = f"refused: longer than {source.limit} bytes"
+                    raise ValueError(msg)
+                file.write(block)
+                have += len(block)
+                bar.update(len(block))
+
+
+def _open(address: str, start: int) -> requests.Response:
+    """Ask for a file from byte `start` on, through redirects of which each is checked before it is followed."""
+    headers = {"Accept-Encoding": "identity", "User-Agent": AGENT}  # a range counts the bytes that are sent
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    for _ in range(REDIRECTS + 1):
+        require_https(address)
+        response = _ask(address, headers)
+        if response.ok and not response.is_redirect:
+            return response
+        response.close()
+        response.raise_for_status()
+        address = urljoin(address, response.headers["Location"])
+    msg = f"refused: more than {REDIRECTS} redirects"
+    raise ValueError(msg)
+
+
+def _ask(address: str, headers: dict[str, str]) -> requests.Response:
+    """Send one GET with the environment's proxies and certificates; the body is still to be read.
+
+    The adapter is asked itself, because a session reads the body of a redirect, however long it is.
+    """
+    session = requests.Session()
+    request = session.prepare_request(requests.Request("GET", address, headers=headers))
+    settings = session.merge_environment_settings(address, {}, stream=True, verify=None, cert=None)
+    return session.get_adapter(address).send(request, timeout=TIMEOUT, **settings)
+
+
+def _read_blocks(response: requests.Response) -> Iterator[bytes]:
+    """Yield the bytes of an answer as they come.
+
+    Raises:
+        TimeoutError: if fewer than SLOWEST bytes a second came during PATIENCE seconds; a server that sends a byte now
+            and then would hold the process for ever.
+    """
+    since, received = time.monotonic(), 0
+    while block := response.raw.read1(CHUNK):
+        yield block
+        received += len(block)
+        seconds = time.monotonic() - since
+        if seconds >= PATIENCE:
+            if received < SLOWEST * seconds:
+                msg = f"slower than {SLOWEST} bytes a second: {received} bytes in {seconds:.0f} s"
+                raise TimeoutError(msg)
+            since, received = time.monotonic(), 0
 
 
 def require_https(address: str) -> None:
@@ -131,16 +242,18 @@ def require_https(address: str) -> None:
         raise ValueError(msg)
 
 
-def _check(path: Path, source: Source) -> str | None:
+def _find_fault(path: Path, source: Source) -> str | None:
+    """Hash a file in chunks; return what is wrong with it, or nothing."""
+    found, size = hashlib.sha256(), 0
     try:
-        content = path.read_bytes()
-        if source.name.endswith(".gz"):
-            content = gzip.decompress(content)
+        with gzip.open(path) if source.gunzip else path.open("rb") as file:
+            while block := file.read(CHUNK):
+                size += len(block)
+                if size > source.limit:
+                    return f"longer than {source.limit} bytes"
+                found.update(block)
     except (OSError, EOFError, zlib.error) as error:
-        path.unlink()
-        return f"not a gzip file: {error}"
-    found = hashlib.sha256(content).hexdigest()
-    if found == source.sha256:
+        return f"not a gzip file: {error}" if source.gunzip else f"not readable: {error}"
+    if found.hexdigest() == source.sha256:
         return None
-    path.unlink()
-    return f"wrong content: expected SHA-256 {source.sha256}, found {found}"
+    return f"wrong content: expected SHA-256 {source.sha256}, found {found.hexdigest()}"

@@ -83,7 +83,10 @@ def write(folder: Path, images: ImageSplits, config: ImageConfig) -> dict[str, A
             msg = f"{folder} {name}: expected uint8 (N, C, H, W) and N labels, got {pixels.dtype} {tuple(pixels.shape)}"
             raise ArtifactError(msg)
         path = folder / f"{name}.safetensors"
-        artifacts.write_tensors(path, {"images": pixels, "labels": labels})
+        layout = {"images": (pixels.dtype, pixels.shape), "labels": (labels.dtype, labels.shape)}
+        with artifacts.create_tensors(path, layout) as tensors:  # memory-mapped: no copy in memory
+            tensors["images"].copy_(pixels)
+            tensors["labels"].copy_(labels)
         digests = [blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in pixels]
         known[name] = set(digests)
         entries[name] = {

@@ -3,13 +3,11 @@
 60,000 training images, of which `validation` are held out, and the canonical 10,000 test images.
 """
 
-import gzip
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from pipeline.data.download import Source, fetch_all
+from pipeline.data.idx import read_pair
 from pipeline.data.image_sets import ImageConfig, ImageSplits, hold_out
 
 ADDRESSES = (
@@ -33,32 +31,19 @@ class Config(ImageConfig):
 def fetch(folder: Path, config: Config) -> None:
     """Download the four idx files."""
     del config
-    fetch_all("mnist", [Source(name, sha256, ADDRESSES) for name, sha256 in FILES.items()], folder)
+    download(folder)
 
 
 def prepare(raw: Path, config: Config) -> ImageSplits:
     """Read the idx files and hold out the validation images."""
-    train, test = (
-        (read_idx(raw / f"{part}-images-idx3-ubyte.gz"), read_idx(raw / f"{part}-labels-idx1-ubyte.gz"))
-        for part in ("train", "t10k")
-    )
-    return hold_out(train, test, config)
+    return read(raw, config)
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """Read a gzipped idx file of unsigned bytes: magic 0 0 8 D, D big-endian sizes, then the values.
+def download(folder: Path) -> None:
+    """Bring the four idx files to `folder`."""
+    fetch_all("mnist", [Source(name, sha256, ADDRESSES, gunzip=True) for name, sha256 in FILES.items()], folder)
 
-    Raises:
-        ValueError: if the header or the length is not what the format says.
-    """
-    content = gzip.decompress(path.read_bytes())
-    dimensions = content[3] if len(content) > 3 else 0
-    if content[:3] != b"\x00\x00\x08" or not dimensions:
-        msg = f"{path}: not an idx file of unsigned bytes, it begins with {content[:4].hex()}"
-        raise ValueError(msg)
-    start = 4 + 4 * dimensions
-    shape = np.frombuffer(content[4:start], dtype=">u4").astype(int)
-    if len(content) - start != shape.prod():
-        msg = f"{path}: the header says {shape.prod()} values of shape {tuple(shape)}, found {len(content) - start}"
-        raise ValueError(msg)
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+
+def read(raw: Path, config: ImageConfig) -> ImageSplits:
+    """Return the splits by the seed and share of `config`, which may be that of a source made from these digits."""
+    return hold_out(read_pair(raw, "train"), read_pair(raw, "t10k"), config)

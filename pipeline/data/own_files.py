@@ -4,24 +4,39 @@
 bytes that are no UTF-8.
 """
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import stat
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 
+REPORTS = "files.json"
 LISTED = 20  # broken files that an error names
+THREADS = 16  # at most: beyond, they only wait for the interpreter's lock
+AHEAD = 8  # results a thread that may wait to be taken
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class FileReport:
-    """What became of one file: `path` relative to the folder, with / between its parts.
+    """What became of one file: `path` is relative to the folder, with / between its parts; a folder's ends with /.
 
-    mode: what the file holds, such as "RGB 640x480 PNG" or "utf-8-sig, CRLF". reason: empty if the file is used,
-    else why it is not. note: what was done to it on the way in, such as "first of 12 frames".
+    mode: what the file holds, such as "RGB 640x480 PNG" or "utf-8-sig, CRLF". note: what was done to it on the way in,
+    such as "first of 12 frames". reason: why the file is broken, else empty. duplicate_of: the file of equal content
+    that is used in its place, else empty. A file is used if both are empty.
     """
 
     path: str
@@ -30,6 +45,7 @@ class FileReport:
     mode: str = ""
     note: str = ""
     reason: str = ""
+    duplicate_of: str = ""
 
 
 def list_files(root: Path) -> Iterator[tuple[str, Path]]:
@@ -39,13 +55,18 @@ def list_files(root: Path) -> Iterator[tuple[str, Path]]:
     report, and `leaves` tells them.
 
     Raises:
-        ArtifactError: if `root` is not a folder.
+        ArtifactError: if `root` is not a folder, or a folder below it cannot be read.
     """
     if not root.is_dir():
         msg = f"{root}: expected a folder, found {'a file' if root.exists() else 'nothing'}"
         raise ArtifactError(msg)
+
+    def refuse(error: OSError) -> None:
+        msg = f"{str(error.filename)!r}: cannot read the folder: {error.strerror}"
+        raise ArtifactError(msg) from error
+
     found: list[tuple[str, Path]] = []
-    for parent, folders, names in os.walk(root):  # never descends into linked folders
+    for parent, folders, names in os.walk(root, onerror=refuse):  # never descends into linked folders
         folders[:] = [name for name in folders if not name.startswith(".")]
         linked = [name for name in folders if (Path(parent) / name).is_symlink()]
         for name in [*names, *linked]:
@@ -58,6 +79,53 @@ def list_files(root: Path) -> Iterator[tuple[str, Path]]:
 def leaves(root: Path, path: Path) -> bool:
     """Say whether a path below `root` leads out of it, or to nothing, through a link."""
     return not path.exists() or not path.resolve().is_relative_to(root.resolve())
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a regular file to read its bytes; pipes, sockets and devices are not even opened, so that nothing hangs.
+
+    Raises:
+        OSError: if it is no regular file or cannot be opened.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(0, "no regular file but a folder, pipe, socket or device")
+    return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # noqa: PTH123 - of a descriptor
+
+
+def examine(root: Path, name: str, path: Path) -> FileReport:
+    """Report size and SHA-256 of one file that `list_files` found, or the reason why it cannot be used."""
+    try:
+        if path.is_symlink() and leaves(root, path):
+            return FileReport(name, 0, "", reason="a link out of the folder, or to nothing")
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return FileReport(name, 0, "", reason=f"cannot be read: {error.strerror}")
+    return FileReport(name, size, sha256, reason="" if size else "an empty file")
+
+
+def map_in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], *, total: int, description: str
+) -> Iterator[Result]:
+    """Yield the result of `work` for each of `total` items, in their order, with a progress bar on a terminal.
+
+    Threads, because hashing and decoding release the interpreter's lock: nothing is copied between processes, and no
+    process imports torch again. At most AHEAD results a thread are held.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = min(cores or 1, THREADS)
+    pending: deque[Future[Result]] = deque()
+    bar = tqdm(total=total, desc=description, unit=" files", disable=None)
+    with ThreadPoolExecutor(count) as pool, bar:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > AHEAD * count:
+                yield pending.popleft().result()
+                bar.update()
+        while pending:
+            yield pending.popleft().result()
+            bar.update()
 
 
 def refuse_if_broken(root: Path, reports: Sequence[FileReport], limit: float) -> None:
@@ -74,13 +142,33 @@ def refuse_if_broken(root: Path, reports: Sequence[FileReport], limit: float) ->
         raise ArtifactError(msg)
     lines = [f"  {report.path!r}: {report.reason}" for report in broken[:LISTED]]
     more = [f"  and {len(broken) - LISTED} more"] if len(broken) > LISTED else []
-    msg = f"{root}: {len(broken)} of {len(reports)} files cannot be used, allowed is a share of {limit:g}:"
+    msg = (
+        f"{root}: {len(broken)} of {len(reports)} files cannot be used, allowed is a share of {limit:g}; "
+        "mend or remove them, or raise max_broken:"
+    )
     raise ArtifactError("\n".join([msg, *lines, *more]))
 
 
 def write_reports(folder: Path, reports: Sequence[FileReport]) -> dict[str, Any]:
-    """Write files.json, if there are reports; return the manifest's summary of them."""
+    """Write files.json, one file a line, if there are reports; return the manifest's summary of them."""
     if not reports:
         return {}
-    artifacts.write_json(folder / "files.json", [asdict(report) for report in reports])
-    return {"files": {"count": len(reports), "quarantined": sum(bool(report.reason) for report in reports)}}
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{REPORTS}.tmp"
+    with partial.open("w", encoding="utf-8") as file:  # line by line: a million files need little memory
+        for index, report in enumerate(reports):
+            file.write((",\n" if index else "[\n") + json.dumps(vars(report), sort_keys=True))
+        file.write("\n]\n")
+    os.replace(partial, folder / REPORTS)
+    files = [report for report in reports if not report.path.endswith("/")]
+    counts = {
+        "count": len(files),
+        "quarantined": sum(bool(report.reason) for report in files),
+        "duplicates": sum(bool(report.duplicate_of) for report in files),
+    }
+    return {"files": counts}
+
+
+def read_reports(folder: Path) -> list[FileReport]:
+    """Read back what `write_reports` wrote."""
+    return [FileReport(**entry) for entry in artifacts.read_json(folder / REPORTS)]

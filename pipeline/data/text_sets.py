@@ -1,6 +1,6 @@
 """Text sets: what every text source shares, and how its text is split, tokenised and written.
 
-A source's `prepare` returns Texts; the stage `prepare` calls `write`.
+A source's `prepare` returns Texts; the stage `prepare` calls `write`. The text may be larger than memory.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,13 +10,17 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline import artifacts
-from pipeline.artifacts import TextSpec
+from pipeline.artifacts import SPLITS, ArtifactError, TextSpec
+from pipeline.data.overlap import WINDOW, measure_overlap, sample_windows
 from pipeline.data.own_files import FileReport, write_reports
 from pipeline.params import Section
 from pipeline.randomness import make_generator
-from pipeline.tokenization import Kind, train_tokenizer
+from pipeline.tokenization import Kind, TextTokenizer, cut, distinct_characters, map_pieces, train_tokenizer
+
+SHORTEST = 2  # characters of a split
 
 
 class TextConfig(Section):
@@ -24,12 +28,14 @@ class TextConfig(Section):
 
     KIND: ClassVar = "text"
 
-    path: str = Field(min_length=1, description="file, folder or glob of one's own, for text_file; others ignore it")
+    path: str = Field(min_length=1, description="file or folder of one's own, for text_file; others ignore it")
     split_seed: int = Field(ge=0, description="seed that shuffles the documents; one document is split by position")
     validation: float = Field(gt=0, lt=1, description="share of the characters")
     test: float = Field(ge=0, lt=1, description="share of the characters; 0 for no test split (nanoGPT's protocol)")
     tokenizer: Kind = Field(description="what a token is")
-    vocabulary: int = Field(ge=257, description="tokens of the BPE tokenizer; the others have as many as they need")
+    vocabulary: int = Field(
+        ge=257, description="tokens of bpe, learnt from 16 million characters at most; the others have what they need"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "TextConfig":
@@ -41,8 +47,9 @@ class TextConfig(Section):
 
 @dataclass(frozen=True)
 class Texts:
-    """The text of each split, by its name, in pieces of about a megabyte that can be read again and again.
+    """The text of each split, by its name, in pieces of any size that can be read again and again.
 
+    A text in memory is a list of one string; a large one an object that reads its files anew whenever it is iterated.
     A split without text is absent. `known` holds facts about the source that the manifest should carry, such as its
     entropy rate; `files` the reports of one's own files.
     """
@@ -77,22 +84,63 @@ def split_documents(groups: dict[str, list[str]], config: TextConfig) -> Texts:
 
 
 def write(folder: Path, texts: Texts, config: TextConfig) -> dict[str, Any]:
-    """Write each split's tokens, and the tokenizer made from the training split; return the manifest."""
-    tokenizer = train_tokenizer("".join(texts.splits["train"]), config.tokenizer, config.vocabulary)
+    """Write each split's tokens, and the tokenizer made from the training split; return the manifest.
+
+    The text is read in pieces, several times, and never held as a whole.
+
+    Raises:
+        ArtifactError: if a split that the config asks for has no text to predict.
+    """
+    entries = {name: survey(pieces) for name, pieces in texts.splits.items()}
+    wanted = [name for name in SPLITS if name != "test" or config.test]
+    if short := [name for name in wanted if name not in entries or entries[name]["characters"] < SHORTEST]:
+        found = ", ".join(f"{name} {entries[name]['characters'] if name in entries else 0}" for name in wanted)
+        msg = (
+            f"{folder}: the {short[0]} split needs at least {SHORTEST} characters, one to predict from another; got "
+            f"{found}; bring more text or more documents, or change validation, test or split_seed"
+        )
+        raise ArtifactError(msg)
+    tokenizer = train_tokenizer(texts.splits["train"], config.tokenizer, config.vocabulary)
     artifacts.write_json(folder / "tokenizer.json", tokenizer.state())
-    entries = {}
     for name, pieces in texts.splits.items():
-        text = "".join(pieces)
         path = folder / f"{name}.safetensors"
-        tokens = torch.tensor(tokenizer.encode(text), dtype=torch.int32)
-        artifacts.write_tensors(path, {"tokens": tokens})
-        entries[name] = {
-            "sha256": artifacts.digest(path),
-            "tokens": len(tokens),
-            "characters": len(text),
-            "bytes": len(text.encode("utf-8")),
-            "distinct_characters": len(set(text)),
-        }
+        entries[name]["tokens"] = tokenize(path, pieces, tokenizer, entries[name]["characters"])
+        entries[name]["sha256"] = artifacts.digest(path)
+    sizes = {name: entry["characters"] for name, entry in entries.items()}
+    windows = {name: sample_windows(texts.splits[name], size) for name, size in sizes.items() if name != "train"}
+    for name, share in measure_overlap(windows, texts.splits["train"]).items():
+        entries[name] |= {"overlap_with_train": share, "overlap_window": WINDOW, "overlap_windows": len(windows[name])}
     report = write_reports(folder, texts.files)
     spec = TextSpec(vocabulary=tokenizer.size).model_dump()
     return {"spec": spec, "known": dict(texts.known), "splits": entries, **report}
+
+
+def survey(pieces: Iterable[str]) -> dict[str, Any]:
+    """Count the characters, the bytes of UTF-8 and the distinct characters of a text."""
+    characters = size = 0
+    distinct: set[str] = set()
+    for found in map_pieces(lambda piece: (len(piece), count_bytes(piece), distinct_characters(piece)), cut(pieces)):
+        characters += found[0]
+        size += found[1]
+        distinct |= found[2]
+    return {"characters": characters, "bytes": size, "distinct_characters": len(distinct)}
+
+
+def count_bytes(text: str) -> int:
+    """Return the length of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8"))
+
+
+def tokenize(path: Path, pieces: Iterable[str], tokenizer: TextTokenizer, characters: int) -> int:
+    """Write a text's tokens, int32 (N,), with a progress bar on a terminal; return N.
+
+    The tokens are those of the whole text, and the same for any number of threads; see `cut` for the one exception.
+    """
+    count = 0
+    bar = tqdm(total=characters, desc=f"tokenize {path.stem}", unit=" characters", unit_scale=True, disable=None)
+    with artifacts.append_tensor(path, "tokens") as append, bar:
+        for size, tokens in map_pieces(lambda piece: (len(piece), tokenizer.encode(piece)), cut(pieces)):
+            append(tokens)
+            count += len(tokens)
+            bar.update(size)
+    return count

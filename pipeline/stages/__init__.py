@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pipeline.artifacts import ArtifactError
 from pipeline.params import ParamsError
+from pipeline.preemption import PREEMPTED, PreemptedError, follow_dvc
 
 
 def run_stage(main: Callable[..., None]) -> None:
@@ -14,8 +15,12 @@ def run_stage(main: Callable[..., None]) -> None:
     if len(arguments) != len(inspect.signature(main).parameters) or any(word.startswith("-") for word in arguments):
         print(sys.modules["__main__"].__doc__)
         sys.exit(0 if {"--help", "-h"} & set(arguments) else 2)
+    follow_dvc()
     try:
         main(*arguments)
+    except PreemptedError as error:
+        print(f"stopped by {error}", file=sys.stderr)
+        sys.exit(PREEMPTED)
     except (ParamsError, ArtifactError) as error:
         sys.exit(f"error: {error}")
     except KeyError as error:

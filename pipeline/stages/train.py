@@ -6,24 +6,28 @@ A training that was interrupted goes on from .state/train-<run>/ when it is star
 and code. Hardware comes from the environment: see pipeline/training.py.
 """
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from pipeline import artifacts, params, plugins
+from pipeline import artifacts, checkpoints, params, plugins
 from pipeline.data.loading import Examples, LabelledExamples, TextExamples
 from pipeline.params import Params
+from pipeline.preemption import PreemptedError
 from pipeline.randomness import make_generator
 from pipeline.record import Record, describe_environment, describe_lineage, draw_points
 from pipeline.stages import run_stage
 from pipeline.tokenization import restore_tokenizer
 from pipeline.tracking import Mirror
-from pipeline.training import STATE, Recorder, fingerprint, fit, get_rank, resume_step
+from pipeline.training import STATE, Recorder, fingerprint, fit, get_rank
 from pipeline.weights import Loaded, save_model
 
 
@@ -31,23 +35,31 @@ def main(key: str) -> None:
     """Train the run runs.<key>."""
     settings = params.load()
     run, config = settings.runs[key], settings.models[key]
-    module = plugins.load("models", run.model)
     manifest = artifacts.read_manifest(run.data)
-    spec = artifacts.read_spec(run.data)
     code = [plugins.PACKAGE / name for name in (f"models/{run.model}.py", "models/layers.py", "data/loading.py")]
     state = STATE / f"train-{key}" / fingerprint(run.model_dump(), config.model_dump(), manifest, *code)
-    model = module.Model(config, spec, run.seed)
-    train, validation = (artifacts.read_split(run.data, split) for split in ("train", "validation"))
-    tokenizer = artifacts.read_json(artifacts.PREPARED / run.data / "tokenizer.json") if "tokens" in train else None
+    with hold(state.parent) if get_rank() == 0 else contextlib.nullcontext():
+        train(key, settings, state)
+
+
+def train(key: str, settings: Params, state: Path) -> None:
+    """Train with resume state in a folder that no other process writes; then write weights, record and curves."""
+    run, config = settings.runs[key], settings.models[key]
+    spec = artifacts.read_spec(run.data)
+    model = plugins.load("models", run.model).Model(config, spec, run.seed)
+    training, validation = (artifacts.read_split(run.data, split) for split in ("train", "validation"))
+    tokenizer = artifacts.read_json(artifacts.PREPARED / run.data / "tokenizer.json") if "tokens" in training else None
     record = _open_record(state, key, settings) if get_rank() == 0 else None
     mirror = Mirror(record).start() if record else None
     values = config.model_dump()
-    loaded = Loaded(model, manifest["kind"], config, restore_tokenizer(tokenizer) if tokenizer else None)
+    loaded = Loaded(
+        model, artifacts.read_manifest(run.data)["kind"], config, restore_tokenizer(tokenizer) if tokenizer else None
+    )
     preview = Preview(loaded, validation, record, run.seed) if record else None
     try:
         trainer = fit(
             model,
-            _make_examples(train, values, run.seed),
+            _make_examples(training, values, run.seed),
             steps=values["steps"],
             batch_size=values["batch_size"],
             seed=run.seed,
@@ -57,7 +69,7 @@ def main(key: str) -> None:
         )
     except BaseException as error:
         if record and mirror:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            status = "KILLED" if isinstance(error, KeyboardInterrupt | PreemptedError) else "FAILED"
             record.finish(status, failure=f"{type(error).__name__}: {error}")
             mirror.close()
         raise
@@ -70,8 +82,24 @@ def main(key: str) -> None:
         write_curves(record, artifacts.REPORTS / "runs" / key / "curves")
         shutil.rmtree(artifacts.RUNS / key / "record", ignore_errors=True)
         shutil.move(record.folder, artifacts.RUNS / key / "record")
-        shutil.rmtree(state.parent)
+        shutil.rmtree(state)
         print(f"{key}: {values['steps']} steps in {record.about['totals']['seconds']:.0f} s, weights in {folder}")
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Lock a run's folder of states: two trainers never write one.
+
+    Raises:
+        ArtifactError: if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        msg = f"{folder}: another process is training this run; wait for it, or stop it"
+        raise artifacts.ArtifactError(msg) from None
 
 
 def _open_record(state: Path, key: str, settings: Params) -> Record:
@@ -99,7 +127,8 @@ def _open_record(state: Path, key: str, settings: Params) -> Record:
         "environment": describe_environment(),
     }
     record = Record(state / "record", about)
-    record.rewind(resume_step(state))
+    found = checkpoints.find(state)
+    record.rewind(found[1] if found else 0)
     return record
 
 

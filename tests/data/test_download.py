@@ -2,16 +2,23 @@
 
 import gzip
 import hashlib
+import io
 import socket
+import struct
+import sys
 import threading
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from pipeline.artifacts import ArtifactError
-from pipeline.data.download import ATTEMPTS, Source, fetch_all, require_https
+from pipeline.data.download import ATTEMPTS, LONGEST_WAIT, Source, fetch_all, require_https
 
 CONTENT = bytes(range(256)) * 800  # 200 KiB: several network packets
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -71,8 +78,46 @@ def compressing(answer: Callable[..., Answer]) -> Answer:
     return compressed
 
 
-def status(code: int) -> Answer:
-    return lambda handler: send(handler, code, b"<html>not the file</html>")
+def status(code: int, **headers: str) -> Answer:
+    return lambda handler: send(handler, code, b"<html>not the file</html>", **headers)
+
+
+def dripping(body: bytes, size: int, seconds: float) -> Answer:
+    """Announce the whole file, and send `size` bytes every few `seconds` until the client goes."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        send(handler, 200, b"", content_length=str(len(body)))
+        with suppress(OSError):
+            for start in range(0, len(body), size):
+                handler.wfile.write(body[start : start + size])
+                threading.Event().wait(seconds)
+
+    return answer
+
+
+def unannounced(body: bytes) -> Answer:
+    """Send bytes without their number: the end of the connection is their end."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        with suppress(OSError):
+            handler.wfile.write(body)
+
+    return answer
+
+
+def reset(body: bytes) -> Answer:
+    """Send bytes of a longer file and break the connection as a machine that restarts does (RST)."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        send(handler, 200, body, content_length=str(len(CONTENT)))
+        handler.wfile.flush()
+        threading.Event().wait(0.05)  # a reset discards what has not been read
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        handler.connection.close()
+
+    return answer
 
 
 def redirect(address: str) -> Answer:
@@ -119,6 +164,15 @@ def target(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(target: Path) -> Iterator[Server]:
+    yield from serve(target)
+
+
+@pytest.fixture
+def other(target: Path) -> Iterator[Server]:
+    yield from serve(target)
+
+
+def serve(target: Path) -> Iterator[Server]:
     server = Server(target)
     thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -147,14 +201,16 @@ def closed() -> str:
         return f"http://127.0.0.1:{listener.getsockname()[1]}/"
 
 
-def fetch(target: Path, *addresses: str, sha256: str = SHA256) -> None:
-    fetch_all("digits", [Source(target.name, sha256, addresses)], target.parent)
+def fetch(target: Path, *addresses: str, sha256: str = SHA256, limit: int = 1 << 20) -> None:
+    """Fetch one file; that of file.gz is known by the hash of its decompressed content."""
+    source = Source(target.name, sha256, addresses, gunzip=target.name == "file.gz", limit=limit)
+    fetch_all("digits", [source], target.parent)
 
 
-def refusal(target: Path, *addresses: str, sha256: str = SHA256) -> str:
+def refusal(target: Path, *addresses: str, sha256: str = SHA256, limit: int = 1 << 20) -> str:
     """The message of a download that fails; it must leave nothing behind."""
     with pytest.raises(ArtifactError) as caught:
-        fetch(target, *addresses, sha256=sha256)
+        fetch(target, *addresses, sha256=sha256, limit=limit)
     assert list(target.parent.iterdir()) == []
     return str(caught.value)
 
@@ -266,6 +322,209 @@ def test_a_server_that_stays_busy_is_given_up(server: Server, target: Path) -> N
     fetch(target, server.address + "one/", server.address + "two/")
     assert_fetched(target)
     assert server.paths == ["/one/file.bin"] * ATTEMPTS + ["/two/file.bin"]
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_a_busy_server_is_asked_again_after_the_seconds_that_it_asks_for(
+    server: Server, target: Path, code: int, waits: list[float]
+) -> None:
+    server.answers["/file.bin"] = [status(code, retry_after="17"), whole(CONTENT)]
+    fetch(target, server.address)
+    assert_fetched(target)
+    assert waits == [17]
+
+
+def test_a_busy_server_may_ask_for_a_date(server: Server, target: Path, waits: list[float]) -> None:
+    date = formatdate(time.time() + 30, usegmt=True)
+    server.answers["/file.bin"] = [status(429, retry_after=date), whole(CONTENT)]
+    fetch(target, server.address)
+    assert 25 < waits[0] <= 30
+
+
+@pytest.mark.parametrize("value", ["soon", "-5", "1e9", "", "\xb2", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_wait_that_is_unreadable_or_over_is_not_honoured(
+    server: Server, target: Path, value: str, waits: list[float]
+) -> None:
+    server.answers["/file.bin"] = [status(429, retry_after=value), whole(CONTENT)]
+    fetch(target, server.address)
+    assert_fetched(target)
+    assert waits == [1]
+
+
+def test_a_server_that_asks_for_an_hour_is_left_for_the_next(server: Server, target: Path, waits: list[float]) -> None:
+    server.answers = {"/one/file.bin": [status(429, retry_after="3600")], "/two/file.bin": [whole(CONTENT)]}
+    fetch(target, server.address + "one/", server.address + "two/")
+    assert_fetched(target)
+    assert server.paths == ["/one/file.bin", "/two/file.bin"]
+    assert waits == []
+    assert LONGEST_WAIT < 3600
+    server.answers["/two/file.bin"] = [status(404)]
+    target.unlink()
+    assert "HTTP status 429, asks to come back after 3600 s" in refusal(target, server.address + "one/")
+
+
+def test_a_whole_file_that_is_wrong_is_not_downloaded_again(server: Server, target: Path) -> None:
+    server.answers["/file.bin"] = [whole(b"something else")]
+    refusal(target, server.address)
+    assert len(server.asked) == 1
+
+
+def test_a_server_that_drips_is_left_for_the_next_long_before_the_file_is_there(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A byte every 10 ms never runs into the time limit of a single read, and would take half an hour.
+    monkeypatch.setattr("pipeline.data.download.PATIENCE", 0.1)
+    server.answers = {"/one/file.bin": [dripping(CONTENT, 1, 0.01)], "/two/file.bin": [whole(CONTENT)]}
+    begin = time.monotonic()
+    fetch(target, server.address + "one/", server.address + "two/")
+    assert time.monotonic() - begin < 2
+    assert_fetched(target)
+    assert server.paths == ["/one/file.bin"] * ATTEMPTS + ["/two/file.bin"]
+    server.answers["/two/file.bin"] = [status(404)]
+    target.unlink()
+    assert "/one/file.bin: TimeoutError: slower than 1024 bytes a second" in refusal(target, server.address + "one/")
+
+
+def test_a_server_of_50_kilobytes_a_second_is_waited_for(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # That is what the home of CIFAR-10 gives.
+    monkeypatch.setattr("pipeline.data.download.PATIENCE", 0.05)
+    body = CONTENT[:15_000]
+    server.answers["/file.bin"] = [dripping(body, 500, 0.01)]
+    fetch(target, server.address, sha256=hashlib.sha256(body).hexdigest())
+    assert_fetched(target, body)
+    assert len(server.asked) == 1
+
+
+def test_a_server_that_falls_silent_is_asked_for_the_rest(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.download.TIMEOUT", 0.2)
+    server.answers["/file.bin"] = [dripping(CONTENT, 70_000, 1), ranged(CONTENT)]
+    fetch(target, server.address)
+    assert_fetched(target)
+    assert server.starts == [0, 70_000]
+
+
+def test_a_connection_that_is_reset_is_resumed(server: Server, target: Path) -> None:
+    server.answers["/file.bin"] = [reset(CONTENT[:70_000]), ranged(CONTENT)]
+    fetch(target, server.address)
+    assert_fetched(target)
+    assert server.starts[0] == 0
+    assert 0 < server.starts[1] <= 70_000
+
+
+def test_a_server_that_is_gone_in_the_middle_is_left_for_the_next(server: Server, other: Server, target: Path) -> None:
+    def gone(handler: BaseHTTPRequestHandler) -> None:
+        server.http.shutdown()
+        server.http.server_close()  # nobody listens any more: the next connection is refused
+        broken_off(CONTENT, 70_000)(handler)
+
+    server.answers["/file.bin"] = [gone]
+    other.answers["/file.bin"] = [ranged(CONTENT)]
+    fetch(target, server.address, other.address)
+    assert_fetched(target)
+    assert len(server.asked) == 1
+    assert other.asked == [("/file.bin", None)]
+
+
+def test_a_file_that_is_cut_off_at_its_home_leads_to_the_next(server: Server, target: Path) -> None:
+    for answer in (whole(CONTENT[:70_000]), unannounced(CONTENT[:70_000])):  # no length tells
+        server.answers = {"/one/file.bin": [answer], "/two/file.bin": [whole(CONTENT)]}
+        fetch(target, server.address + "one/", server.address + "two/")
+        assert_fetched(target)
+
+
+def test_a_chunked_transfer_without_its_last_chunk_is_not_complete(server: Server, target: Path) -> None:
+    def chunked(handler: BaseHTTPRequestHandler) -> None:
+        handler.protocol_version = "HTTP/1.1"
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.wfile.write(b"%x\r\n%s\r\n" % (70_000, CONTENT[:70_000]))
+        handler.close_connection = True
+
+    server.answers["/file.bin"] = [chunked, ranged(CONTENT)]
+    fetch(target, server.address)
+    assert_fetched(target)
+    assert server.starts == [0, 70_000]
+
+
+def test_another_range_than_was_asked_for_is_not_glued_to_what_is_there(server: Server, target: Path) -> None:
+    def shifted(handler: BaseHTTPRequestHandler) -> None:
+        send(handler, 206, CONTENT[-500:], content_range=f"bytes {len(CONTENT) - 500}-{len(CONTENT) - 1}/*")
+
+    server.answers["/file.bin"] = [broken_off(CONTENT, 70_000), shifted, ranged(CONTENT)]
+    fetch(target, server.address)
+    assert_fetched(target)
+    assert server.starts[2] == 0
+
+
+def test_a_server_that_sends_without_end_is_stopped_at_the_limit(server: Server, target: Path) -> None:
+    server.answers["/file.bin"] = [unannounced(bytes(1 << 22))]
+    assert "refused: longer than 300000 bytes" in refusal(target, server.address, limit=300_000)
+    assert len(server.asked) == 1
+
+
+def test_a_gzip_bomb_is_stopped_at_the_limit(server: Server, target: Path) -> None:
+    server.answers["/file.gz"] = [whole(gzip.compress(bytes(1 << 22)))]
+    assert "longer than 300000 bytes" in refusal(target.with_name("file.gz"), server.address, limit=300_000)
+
+
+def test_hashing_a_large_file_takes_little_memory(server: Server, target: Path) -> None:
+    content = bytes(1 << 25)
+    server.answers["/file.gz"] = [whole(gzip.compress(content, compresslevel=1))]
+    tracemalloc.start()
+    fetch(target.with_name("file.gz"), server.address, sha256=hashlib.sha256(content).hexdigest(), limit=1 << 26)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < len(content) / 8
+
+
+def test_a_gz_file_that_the_server_calls_an_encoding_is_not_unpacked(server: Server, target: Path) -> None:
+    # Some servers declare the compression of the file itself as one of the transfer.
+    body = gzip.compress(CONTENT)
+    server.answers["/file.gz"] = [lambda handler: send(handler, 200, body, content_encoding="gzip")]
+    fetch(target.with_name("file.gz"), server.address)
+    assert_fetched(target.with_name("file.gz"), body)
+
+
+def test_the_body_of_a_redirect_is_not_read(server: Server, target: Path) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        send(handler, 302, location="/moved/file.bin", content_length="1000000")
+        threading.Event().wait(2)
+
+    server.answers = {"/file.bin": [answer], "/moved/file.bin": [whole(CONTENT)]}
+    begin = time.monotonic()
+    fetch(target, server.address)
+    assert time.monotonic() - begin < 1
+    assert_fetched(target)
+
+
+def test_python_is_not_named_to_servers_that_refuse_it(server: Server, target: Path) -> None:
+    agents: list[str] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        agents.append(handler.headers["User-Agent"])
+        whole(CONTENT)(handler)
+
+    server.answers["/file.bin"] = [answer]
+    fetch(target, server.address)
+    assert "python" not in agents[0].lower()
+
+
+def test_a_terminal_shows_the_progress_of_what_is_resumed_too(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    server.answers["/file.bin"] = [broken_off(CONTENT, 70_000), ranged(CONTENT)]
+    fetch(target, server.address)
+    last = terminal.getvalue().split("\r")[-1]
+    assert last.startswith("file.bin: 100%")
+    assert "205k/205k" in last
 
 
 def assert_resumed(begin: int, length: int) -> None:

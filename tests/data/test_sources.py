@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
-from pipeline.data import mnist, mnist5k, numpy_docs
+from pipeline.data import idx, mnist, mnist5k, numpy_docs
 from pipeline.data.image_sets import ImageConfig, ImageSplits, write
 from pipeline.stages import fetch, prepare
 from pipeline.tokenization import restore_tokenizer
@@ -276,7 +277,7 @@ def write_tiny_mnist(folder: Path) -> dict[str, np.ndarray]:
 def test_read_idx_reads_sizes_and_values_in_order(tmp_path: Path) -> None:
     array = np.arange(2 * 3 * 300).reshape(2, 3, 300) % 256  # a size above 255 needs its second byte
     write_idx(tmp_path / "x.gz", array)
-    assert np.array_equal(mnist.read_idx(tmp_path / "x.gz"), array)
+    assert np.array_equal(idx.read_idx(tmp_path / "x.gz"), array)
 
 
 @pytest.mark.parametrize(
@@ -286,28 +287,64 @@ def test_read_idx_reads_sizes_and_values_in_order(tmp_path: Path) -> None:
 )
 def test_read_idx_refuses_another_magic_number(tmp_path: Path, magic: bytes) -> None:
     write_idx(tmp_path / "x.gz", np.arange(5), magic)
-    with pytest.raises(ValueError, match=f"x.gz: not an idx file of unsigned bytes, it begins with {magic.hex()}"):
-        mnist.read_idx(tmp_path / "x.gz")
+    with pytest.raises(ArtifactError, match=f"x.gz: not an idx file of unsigned bytes, it begins with {magic.hex()}"):
+        idx.read_idx(tmp_path / "x.gz")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00\x00\x08"])
+@pytest.mark.parametrize("content", [b"", b"\x00\x00\x08", b"\x00\x00\x08\x02\x00\x00\x00\x01"])
 def test_read_idx_refuses_a_file_without_a_header(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.gz").write_bytes(gzip.compress(content))
-    with pytest.raises(ValueError, match="not an idx file"):
-        mnist.read_idx(tmp_path / "x.gz")
+    with pytest.raises(ArtifactError, match=r"x\.gz: not an idx file"):
+        idx.read_idx(tmp_path / "x.gz")
 
 
 @pytest.mark.parametrize("change", [-1, 1])
 def test_read_idx_refuses_another_number_of_values_than_the_header_says(tmp_path: Path, change: int) -> None:
     content = bytes([0, 0, 8, 1, 0, 0, 0, 10]) + bytes(10 + change)
     (tmp_path / "x.gz").write_bytes(gzip.compress(content))
-    with pytest.raises(ValueError, match=f"says 10 values of shape .*found {10 + change}"):
-        mnist.read_idx(tmp_path / "x.gz")
+    with pytest.raises(ArtifactError, match=f"x.gz: the header says 10 values of shape .*found {10 + change}"):
+        idx.read_idx(tmp_path / "x.gz")
+
+
+def test_read_idx_takes_no_memory_for_values_that_are_not_there(tmp_path: Path) -> None:
+    content = bytes([0, 0, 8, 3]) + bytes([255] * 12) + b"values"  # announces 2**96 values
+    (tmp_path / "x.gz").write_bytes(gzip.compress(content))
+    tracemalloc.start()
+    with pytest.raises(ArtifactError, match=f"says {(2**32 - 1) ** 3} values .*found 6$"):
+        idx.read_idx(tmp_path / "x.gz")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("content", [b"<html>", gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 0]))[:-1], None])
+def test_read_idx_names_the_file_that_is_no_whole_gzip_file(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "x.gz").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"x\.gz: not a whole gzip file"):
+        idx.read_idx(tmp_path / "x.gz")
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("train-images-idx3-ubyte.gz", np.zeros((40, 28, 27)), r"expected images of shape \(28, 28\), found .*28, 27"),
+        ("train-images-idx3-ubyte.gz", np.zeros((0, 28, 28)), r"expected images of shape"),
+        ("train-labels-idx1-ubyte.gz", np.zeros(39), r"expected 40 labels, found an array of shape \(39,\)"),
+        ("t10k-labels-idx1-ubyte.gz", np.arange(20), r"expected labels below 10, found 10 at position 10"),
+    ],
+)
+def test_mnist_names_the_file_that_does_not_fit(tmp_path: Path, name: str, array: np.ndarray, message: str) -> None:
+    write_tiny_mnist(tmp_path)
+    write_idx(tmp_path / name, array)
+    with pytest.raises(ArtifactError, match=f"{name}: {message}"):
+        mnist.prepare(tmp_path, mnist.Config(source="mnist", **SPLIT))
 
 
 def test_mnist_keeps_the_canonical_test_split_and_holds_out_validation_images(tmp_path: Path) -> None:
     arrays = write_tiny_mnist(tmp_path)
-    splits = mnist.prepare(tmp_path, mnist.Config(path="data/own", source="mnist", split_seed=0, validation=0.25)).splits
+    splits = mnist.prepare(
+        tmp_path, mnist.Config(path="data/own", source="mnist", split_seed=0, validation=0.25)
+    ).splits
     assert {name: images.shape for name, (images, _) in splits.items()} == {
         "train": (30, 1, 28, 28),
         "validation": (10, 1, 28, 28),

@@ -1,0 +1,130 @@
+"""Signals and kills from outside, to the trainer and to DVC: nothing half-done counts, nothing is lost or left."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from tests.test_dvc import BIN, copy_project, run, set_params
+
+pytestmark = pytest.mark.slow
+MODEL = Path("data/runs/transformer/model/model.safetensors")
+TRAIN = (sys.executable, "-m", "pipeline.stages.train", "transformer")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with prepared text and a language model that trains for some seconds."""
+    folder = tmp_path_factory.mktemp("faults") / "project"
+    copy_project(folder)
+    set_params(folder, {"models.transformer.steps": 1500})
+    run(folder, "dvc", "repro", "prepare@text")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(project: Path) -> bytes:
+    """The weights of the uninterrupted training."""
+    run(project, *TRAIN)
+    content = (project / MODEL).read_bytes()
+    (project / MODEL).unlink()
+    return content
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
+    environment |= {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PIPELINE_CHECKPOINT_SECONDS": "0.2",
+    }
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def count_checkpoints(folder: Path) -> int:
+    return len(list((folder / ".state").rglob("step-*.ckpt.sha256")))
+
+
+def trainers(folder: Path) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if "pipeline.stages.train" in (process.info["cmdline"] or []) and process.info["cwd"] == str(folder)
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_training_exits_with_75_within_5_seconds_and_goes_on_to_the_same_bits(
+    project: Path, expected: bytes, number: int
+) -> None:
+    process = start(project, *TRAIN)
+    wait_for(lambda: count_checkpoints(project))
+    process.send_signal(number)
+    before = time.monotonic()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, output[-2000:]
+    assert time.monotonic() - before < 5
+    assert "the state is saved; the same command goes on from there" in output
+    assert not (project / MODEL).exists()
+    assert "resuming at step" in run(project, *TRAIN)
+    assert (project / MODEL).read_bytes() == expected
+    (project / MODEL).unlink()
+
+
+def test_ten_kills_at_random_moments_lose_nothing(project: Path, expected: bytes) -> None:
+    rng = random.Random(0)  # noqa: S311
+    for _ in range(10):
+        process = start(project, *TRAIN)
+        try:
+            process.wait(timeout=rng.uniform(3, 7))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+        if process.returncode == 0:
+            break
+    if process.returncode:
+        run(project, *TRAIN)
+    assert (project / MODEL).read_bytes() == expected
+    assert set(load_file(project / MODEL))
+    (project / MODEL).unlink()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_dvc_leaves_no_trainer_and_the_next_one_goes_on(project: Path, expected: bytes, number: int) -> None:
+    process = start(project, str(BIN / "dvc"), "repro", "--no-run-cache", "train@transformer")
+    wait_for(lambda: count_checkpoints(project))
+    assert trainers(project)
+    process.send_signal(number)
+    wait_for(lambda: not trainers(project), 10)
+    process.communicate(timeout=60)
+    assert "train@transformer" not in (project / "dvc.lock").read_text()
+    assert "resuming at step" in run(project, "dvc", "repro", "--no-run-cache", "train@transformer")
+    assert (project / MODEL).read_bytes() == expected
+    lock = (project / "dvc.lock").read_text()
+    (project / "dvc.lock").write_text(lock[: lock.index("  train@transformer")])
+    (project / MODEL).unlink()
+
+
+def test_a_second_trainer_of_the_same_run_is_refused(project: Path) -> None:
+    process = start(project, *TRAIN)
+    wait_for(lambda: count_checkpoints(project))
+    output = run(project, *TRAIN, status=1)
+    assert "another process is training this run" in output
+    process.kill()
+    process.communicate()
