@@ -1,0 +1,101 @@
+"""Stage results: gathers the benchmarks' claims from the runs that they name, into results.json and a table.
+
+    cd benchmarks && python -m pipeline.stages.results
+
+results.yaml names each claim: its runs (one a seed), metric, direction, and the values to reach. Runs of one claim must
+have been evaluated by one protocol and differ in nothing but the seed.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from ruamel.yaml import YAML
+
+from pipeline import artifacts
+from pipeline.params import Section
+from pipeline.protocol import require_equal
+from pipeline.stages import run_stage
+from pipeline.uncertainty import summarize
+
+PATH = Path("results.yaml")
+
+
+class Claim(Section):
+    """One line of the table."""
+
+    title: str = Field(description="what was measured, by which protocol")
+    runs: list[str] = Field(min_length=1, description="runs of params.yaml, one a seed")
+    metric: str = Field(description="a metric of those runs")
+    lower_is_better: bool
+    must: float = Field(description="what had to be reached")
+    aim: float = Field(description="what was aimed at")
+    source: str = Field(description="where the value to reach comes from")
+
+
+def main() -> None:
+    """Write results.json and results.md."""
+    claims = {name: Claim.model_validate(values) for name, values in YAML(typ="safe", pure=True).load(PATH).items()}
+    results = {name: measure(claim) for name, claim in claims.items()}
+    artifacts.write_json(Path("results.json"), results)
+    Path("results.md").write_text(render(claims, results), encoding="utf-8")
+    print(f"{len(results)} benchmarks: results.json, results.md")
+
+
+def measure(claim: Claim) -> dict[str, Any]:
+    """Return value, interval, seeds, counts, costs, protocol and commits of one claim.
+
+    Raises:
+        ProtocolError: if its runs were evaluated by different protocols.
+    """
+    folders = {run: artifacts.REPORTS / "runs" / run for run in claim.runs}
+    metrics = {run: artifacts.read_json(folder / "metrics.json") for run, folder in folders.items()}
+    sets = {run: artifacts.read_json(folder / "sets.json") for run, folder in folders.items()}
+    about = {run: artifacts.read_json(folder / "protocol.json") for run, folder in folders.items()}
+    records = [artifacts.read_json(artifacts.RUNS / run / "record" / "run.json") for run in claim.runs]
+    require_equal({run: entry["protocol"] for run, entry in about.items()})
+    require_equal({run: {**entry["run"], "seed": None} for run, entry in about.items()})
+    summary = summarize([sets[run].get(claim.metric, [metrics[run][claim.metric]]) for run in claim.runs])
+    reached = summary.mean <= claim.must if claim.lower_is_better else summary.mean >= claim.must
+    first = metrics[claim.runs[0]]
+    counts = {name: first[name] for name in first if name == "samples" or name.endswith("_targets")}
+    return {
+        "value": summary.mean,
+        "interval": None if math.isnan(summary.low) else [summary.low, summary.high],
+        "seeds": [about[run]["run"]["seed"] for run in claim.runs],
+        "sample_sets": summary.sets,
+        "counts": counts,
+        "training_seconds": max(record["totals"]["seconds"] for record in records),
+        "cpu_seconds": max(record["totals"]["cpu_seconds"] for record in records),
+        "peak_memory_mib": max(record["totals"]["peak_memory_mib"] for record in records),
+        "processor": records[0]["environment"]["processor"],
+        "threads": records[0]["environment"]["threads"],
+        "protocol": about[claim.runs[0]]["hash"],
+        "command": "dvc repro " + " ".join(f"evaluate@{run}" for run in claim.runs),
+        "commits": sorted({record["tags"].get("mlflow.source.git.commit", "") for record in records}),
+        "must": claim.must,
+        "aim": claim.aim,
+        "reached": reached,
+    }
+
+
+def render(claims: dict[str, Claim], results: dict[str, Any]) -> str:
+    """Return the Markdown table."""
+    lines = [
+        "| benchmark | value | 95 % interval | seeds | must | aim | training, at most | memory |",
+        "|---|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, claim in claims.items():
+        found = results[name]
+        interval = "" if found["interval"] is None else "{:.4g} to {:.4g}".format(*found["interval"])
+        value = f"**{found['value']:.4g}**" if found["reached"] else f"{found['value']:.4g} (missed)"
+        lines.append(
+            f"| {claim.title} (`{name}`) | {value} | {interval} | {len(found['seeds'])} | {claim.must:g} "
+            f"| {claim.aim:g} | {found['training_seconds']:.0f} s | {found['peak_memory_mib']:.0f} MiB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run_stage(main)
