@@ -12,6 +12,8 @@ help:  ## list the targets
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	printf '#!/bin/sh\nexec python -m pipeline "$$@"\n' > $(BIN)/pipeline
+	chmod +x $(BIN)/pipeline
 	touch $@
 
 repro: .venv/installed  ## install the locked environment, then run every stage that is not up to date

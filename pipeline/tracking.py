@@ -55,6 +55,7 @@ class Mirror:
     def __init__(self, record: Record) -> None:
         self.record = record
         self.failed = False
+        self.is_new = False  # whether this process created MLflow's run
         self.resumed_step = -1  # what an earlier process has sent
         self.sent_lines = 0
         self.sent_files: set[Path] = set()
@@ -95,6 +96,7 @@ class Mirror:
         start = int(about["started"] * 1000)
         run = self.client.create_run(experiment, start_time=start, tags=tags, run_name=about["name"])
         self.run_id = run.info.run_id
+        self.is_new = True
         parameters = [Param(key, str(value)[:LONGEST_VALUE]) for key, value in about["parameters"].items()]
         for index in range(0, len(parameters), 100):
             self.client.log_batch(self.run_id, params=parameters[index : index + 100])

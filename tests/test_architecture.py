@@ -28,9 +28,10 @@ RANKS = {
     "data": 2,
     "metrics": 2,
     "training": 3,
+    "leftovers": 4,
     "stages": 4,
-    "commands": 4,
-    "__main__": 5,
+    "commands": 5,
+    "__main__": 6,
 }
 FAMILIES = {"models", "data", "metrics"}
 

@@ -1,16 +1,17 @@
-"""Explains what is wrong: with the metrics (known answers on real images), or with what a crash left behind.
+"""Explains what a crash left behind and repairs it, or checks the metrics on real images with known answers.
 
-pipeline doctor                  # locks, half-written files, stale runs: says what is there and what it means
-pipeline doctor --fix            # and repairs it
-pipeline doctor metrics          # self-test of the image metrics on the test split of each feature network
+pipeline doctor                  # interrupted trainings, half-written files, dead locks: what they mean
+pipeline doctor --fix            # and repairs them; without it nothing is changed
+pipeline doctor metrics          # self-test of the image metrics with each feature network
 """
 
 import argparse
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
-from pipeline import artifacts, params, plugins
+from pipeline import artifacts, leftovers, params, plugins
 from pipeline.metrics import selftest
 from pipeline.metrics.images import Config
 from pipeline.metrics.selftest import Check
@@ -18,25 +19,48 @@ from pipeline.randomness import make_generator
 
 
 def main(arguments: list[str]) -> int:
-    """Print what was found; status 1 if something does not hold."""
+    """Print what was found; status 1 if something does not hold or waits for --fix."""
     parser = argparse.ArgumentParser(
         prog="pipeline doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("subject", nargs="?", choices=["metrics"], default="metrics")
-    parser.parse_args(arguments)
+    parser.add_argument("subject", nargs="?", choices=["metrics"], help="check the metrics instead")
+    parser.add_argument("--fix", action="store_true", help="repair what a crash left behind")
+    options = parser.parse_args(arguments)
+    return check_metrics() if options.subject else check_leftovers(fix=options.fix)
+
+
+def check_leftovers(*, fix: bool) -> int:
+    """Print and, if asked to, repair what is left behind; return whether something waits for repair."""
+    waiting = 0
+    for found in leftovers.find_all():
+        print(f"{found.what}: {found.meaning}")
+        if found.repair is not None and fix:
+            found.repair()
+            print("  repaired")
+        elif found.repair is not None:
+            waiting += 1
+    if waiting:
+        print(f"{waiting} to repair: `pipeline doctor --fix`")
+    else:
+        print("nothing waits for repair")
+    return int(waiting > 0)
+
+
+def check_metrics() -> int:
+    """Print the self-test of every feature network of params.yaml; return whether a check fails."""
     settings = params.load()
     failed = 0
     for name, section in settings.features.items():
         values = section.model_dump()
-        checks = check_network(name, values["network"], values["data"], settings.metrics["images"])
+        config = cast("Config", settings.metrics["images"])
+        checks = check_network(name, values["network"], values["data"], config)
         failed += sum(not check.holds for check in checks)
         print(render(name, checks), end="")
     return int(failed > 0)
 
 
-def check_network(name: str, plug_in: str, data: str, config: object) -> list[Check]:
+def check_network(name: str, plug_in: str, data: str, config: Config) -> list[Check]:
     """Run the self-test with one feature network, on equally many training and test images."""
-    assert isinstance(config, Config)
     network = plugins.load("models", plug_in).load_features(artifacts.FEATURES / name)
     splits = {split: artifacts.read_split(data, split) for split in ("train", "test")}
     count = min(len(split["labels"]) for split in splits.values())
