@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test test-slow ui lint lock clean
+.PHONY: help repro test test-slow benchmark ui lint lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:\t/'
@@ -24,6 +24,9 @@ test: .venv/installed  ## run the default tests (no network)
 
 test-slow: .venv/installed  ## run the slow tests: DVC in a fresh clone, several processes
 	python -m pytest -m slow
+
+benchmark: .venv/installed  ## run the benchmarks of the README's table
+	cd benchmarks && dvc repro && python -m pipeline.stages.results
 
 ui: .venv/installed  ## show the runs at http://127.0.0.1:5000
 	mlflow ui --host 127.0.0.1 --port 5000

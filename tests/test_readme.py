@@ -25,3 +25,10 @@ def test_every_source_stands_in_the_readme_s_table() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = "".join(re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE))
     assert [name for name in plugins.names("data") if f"`{name}`" not in rows] == []
+
+
+def test_the_benchmark_table_is_the_one_that_the_results_stage_wrote() -> None:
+    table = (ROOT / "benchmarks" / "results.md").read_text(encoding="utf-8")
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+    results = artifacts.read_json(ROOT / "benchmarks" / "results.json")
+    assert all(f"`{name}`" in table for name in results)
