@@ -189,7 +189,7 @@ def test_all_problems_are_listed_at_once(write: Write) -> None:
     found = problems(
         write(
             {
-                "data.images.source": "cifar10",
+                "data.images.source": "imagenet",
                 "features.classifier.width": "wide",
                 "models.gan.latent": 0,
                 "models.vae.betta": 1.0,
