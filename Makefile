@@ -20,10 +20,10 @@ repro: .venv/installed  ## install the locked environment, then run every stage 
 	dvc repro
 
 test: .venv/installed  ## run the default tests (no network)
-	python -m pytest -m "not slow"
+	python -m pytest -m "not slow" --faults
 
 test-slow: .venv/installed  ## run the slow tests: DVC in a fresh clone, several processes
-	python -m pytest -m slow
+	python -m pytest -m slow --faults
 
 benchmark: .venv/installed  ## run the benchmarks of the README's table
 	cd benchmarks && dvc repro && python -m pipeline.stages.results
@@ -37,7 +37,7 @@ lint: .venv/installed  ## ruff and mypy
 	mypy
 
 lock: .venv/installed  ## write requirements.lock anew from pyproject.toml (needs uv)
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	uv pip compile pyproject.toml --extra dev --extra server --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header -o requirements.lock
 
 clean:  ## delete resume state and caches; data, runs and reports stay
