@@ -2,8 +2,8 @@
 
 Run with `dvc repro train@vae`. Convolutional encoder to mean and log-variance, reparameterisation, convolutional
 decoder. The Bernoulli likelihood binarises each training image anew at every step (dynamic binarisation); the
-discretised logistic likelihood models the 256 grey levels (Kingma et al. 2016, appendix). Departures: SiLU, residual
-blocks, averaged weights.
+discretised logistic likelihood models the 256 grey levels (Kingma et al. 2016, appendix). The prior is a standard
+normal, or a flow that is learned (flow.py). Departures: SiLU, residual blocks, averaged weights.
 
 Dimensions: B batch, K importance samples, C H W image, Z latent.
 """
@@ -19,6 +19,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from pipeline.artifacts import ImageSpec
+from pipeline.models.flow import Flow
 from pipeline.models.layers import make_average, shift_images, warmup_cosine
 from pipeline.params import Section
 from pipeline.randomness import make_generator, seeded
@@ -31,7 +32,11 @@ class Config(Section):
 
     latent: int = Field(ge=1, description="width Z of the latent vector")
     width: int = Field(ge=1, description="channels at half resolution; twice as many at a quarter")
+    blocks: int = Field(ge=1, description="residual blocks at a quarter of the resolution, of encoder and of decoder")
+    half_blocks: int = Field(ge=0, description="residual blocks at half the resolution, of encoder and of decoder")
     hidden: int = Field(ge=1, description="width of the dense layers around the latent")
+    prior_couplings: int = Field(ge=0, description="affine couplings of the learned prior; 0: a standard normal")
+    prior_hidden: int = Field(ge=1, description="width of the couplings' dense layers")
     dropout: float = Field(ge=0, lt=1, description="share of dense activations dropped, against overfitting")
     likelihood: Literal["bernoulli", "discretized_logistic"] = Field(description="distribution of the pixels")
     beta: float = Field(ge=0, description="weight of the KL term (Higgins et al. 2017)")
@@ -52,6 +57,9 @@ class Config(Section):
     def _check(self) -> "Config":
         if self.importance_samples > 1 and (self.beta != 1 or self.free_bits or self.kl_warmup):
             msg = "importance_samples > 1 has no separate KL term: beta must be 1, free_bits 0 and kl_warmup 0"
+            raise ValueError(msg)
+        if self.prior_couplings and self.free_bits:
+            msg = "a learned prior has no KL of each unit: free_bits must be 0 with prior_couplings > 0"
             raise ValueError(msg)
         return self
 
@@ -83,9 +91,10 @@ class Network(nn.Module):
         flat = math.prod(self.small)
         self.encoder = nn.Sequential(
             nn.Conv2d(channels, config.width, 5, stride=2, padding=2),
+            *(Residual(config.width) for _ in range(config.half_blocks)),
             nn.SiLU(),
             nn.Conv2d(config.width, 2 * config.width, 5, stride=2, padding=2),
-            Residual(2 * config.width),
+            *(Residual(2 * config.width) for _ in range(config.blocks)),
             nn.SiLU(),
             nn.Flatten(),
             nn.Dropout(config.dropout),
@@ -101,13 +110,15 @@ class Network(nn.Module):
             nn.Linear(config.hidden, flat),
         )
         self.decoder = nn.Sequential(
-            Residual(2 * config.width),
+            *(Residual(2 * config.width) for _ in range(config.blocks)),
             nn.SiLU(),
             nn.ConvTranspose2d(2 * config.width, config.width, 5, stride=2, padding=2, output_padding=1),
+            *(Residual(config.width) for _ in range(config.half_blocks)),
             nn.SiLU(),
             nn.ConvTranspose2d(config.width, channels, 5, stride=2, padding=2, output_padding=1),
         )
-        self.log_scale = nn.Parameter(torch.full((channels, 1, 1), -2.0))  # of the logistic, image range [-1, 1]
+        self.log_scale = nn.Parameter(torch.full((channels, 1, 1), -2.0))  # of the logistic, image range [0, 1]
+        self.prior = Flow(config.latent, config.prior_couplings, config.prior_hidden)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map images in [0, 1] (B, C, H, W) to mean and log-variance (B, Z) of q(z | x)."""
@@ -181,13 +192,19 @@ class Model(LightningModule):
             return log_bernoulli(logits, x)
         return log_discretized_logistic(logits, network.log_scale, x)
 
-    def log_weights(self, network: Network, x: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-        """Return log p(x, z) - log q(z | x) for `samples` draws of z, (K, B)."""
+    def draw(self, network: Network, x: Tensor, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return log p(x | z) and log q(z | x) - log p(z) of `samples` draws of z, (K, B) each."""
         mean, log_variance = network.encode(x)
         noise = torch.randn(samples, *mean.shape, generator=generator, device=x.device)
         z = mean + noise * (0.5 * log_variance).exp()  # (K, B, Z)
         likelihood = self._log_likelihood(network, z.flatten(0, 1), x.repeat(samples, 1, 1, 1)).view(samples, -1)
-        return likelihood + log_normal(z, 0.0, 0.0) - log_normal(z, mean, log_variance)
+        return likelihood, log_normal(z, mean, log_variance) - network.prior.log_density(z)
+
+    def divergence(self, z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """Return the KL of posteriors from the prior, in nats: exact, of each unit (B, Z), or at z of all (B, 1)."""
+        if self.config.prior_couplings:
+            return (log_normal(z, mean, log_variance) - self.network.prior.log_density(z))[:, None]
+        return gaussian_kl(mean, log_variance)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss in nats an image, and its parts."""
@@ -196,12 +213,14 @@ class Model(LightningModule):
         torch.manual_seed(generator.initial_seed())  # dropout has no generator argument
         x = self._observe(shift_images(batch["images"], config.shift, generator), generator)
         if config.importance_samples > 1:
-            weights = self.log_weights(self.network, x, config.importance_samples, generator)
+            likelihood, divergence = self.draw(self.network, x, config.importance_samples, generator)
+            weights = likelihood - divergence
             return {"loss": (math.log(len(weights)) - weights.logsumexp(dim=0)).mean()}
         mean, log_variance = self.network.encode(x)
         noise = torch.randn(mean.shape, generator=generator, device=x.device)
-        reconstruction = -self._log_likelihood(self.network, mean + noise * (0.5 * log_variance).exp(), x).mean()
-        kl = gaussian_kl(mean, log_variance).mean(dim=0)  # (Z,)
+        z = mean + noise * (0.5 * log_variance).exp()
+        reconstruction = -self._log_likelihood(self.network, z, x).mean()
+        kl = self.divergence(z, mean, log_variance).mean(dim=0)  # (Z,)
         beta = config.beta * min(1.0, (batch_idx + 1) / max(1, config.kl_warmup))
         loss = reconstruction + beta * kl.clamp(min=config.free_bits).sum()
         return {"loss": loss, "reconstruction_nats": reconstruction.detach(), "kl_nats": kl.sum().detach()}
@@ -230,7 +249,7 @@ class Model(LightningModule):
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw `count` latents from the prior and return the pixels' means, uint8 (N, C, H, W)."""
         network = self.kept.eval()
-        z = torch.randn(count, self.config.latent, generator=generator, device=self.device)
+        z = network.prior.draw(torch.randn(count, self.config.latent, generator=generator, device=self.device))
         return torch.cat([_to_bytes(network.decode(part)) for part in z.split(500)])
 
     @torch.inference_mode()
@@ -246,8 +265,9 @@ class Model(LightningModule):
 
         Returns:
             elbo, iw: the evidence lower bound (mean over `samples` draws) and the importance-weighted bound of Burda
-            et al. (2016, eq. 8), float64 (N,), both as negative log-likelihoods (lower is better); kl: analytic KL of
-            the posterior, float64 (N,); active_units: number of units with Var_x E[z | x] > 0.01, a scalar.
+            et al. (2016, eq. 8), float64 (N,), both as negative log-likelihoods (lower is better); kl: KL of the
+            posterior from the prior, mean over the draws, float64 (N,); active_units: number of units with
+            Var_x E[z | x] > 0.01, a scalar.
         """
         network = self.kept.eval()
         elbo: list[Tensor] = []
@@ -256,14 +276,13 @@ class Model(LightningModule):
         means: list[Tensor] = []
         for part in images.to(self.device).split(20):
             x = self._observe(part, generator)
-            weights = torch.cat(
-                [self.log_weights(network, x, k, generator) for k in _chunks(samples, 50)]
-            ).double()  # (K, B)
+            drawn = [self.draw(network, x, k, generator) for k in _chunks(samples, 50)]
+            likelihood, divergence = (torch.cat(parts).double() for parts in zip(*drawn, strict=True))  # (K, B)
+            weights = likelihood - divergence
             elbo.append(-weights.mean(dim=0))
             bound.append(math.log(samples) - weights.logsumexp(dim=0))
-            mean, log_variance = network.encode(x)
-            kl.append(gaussian_kl(mean, log_variance).double().sum(dim=1))
-            means.append(mean)
+            kl.append(divergence.mean(dim=0))
+            means.append(network.encode(x)[0])
         active = (torch.cat(means).var(dim=0) > 0.01).sum()
         return {"elbo": torch.cat(elbo), "iw": torch.cat(bound), "kl": torch.cat(kl), "active_units": active}
 

@@ -26,7 +26,11 @@ def make_config(**changes: Any) -> Config:
     values: dict[str, Any] = {
         "latent": 4,
         "width": 4,
+        "blocks": 1,
+        "half_blocks": 0,
         "hidden": 16,
+        "prior_couplings": 0,
+        "prior_hidden": 8,
         "dropout": 0.0,
         "likelihood": "bernoulli",
         "beta": 1.0,
@@ -103,6 +107,33 @@ def test_the_bound_approaches_the_exact_likelihood_by_quadrature() -> None:
     torch.testing.assert_close(bound, exact, rtol=0, atol=0.05)
 
 
+def test_a_learned_prior_keeps_the_bound_below_the_likelihood_and_enters_kl_and_samples() -> None:
+    # As above, with the flow's density in the integral.
+    model = Model(make_config(latent=1, prior_couplings=4, half_blocks=1), SPEC, seed=0)
+    with torch.no_grad():
+        for parameter in model.network.prior.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    images = (make_images(6) > 127).byte() * 255
+    z = torch.linspace(-10, 10, 8001)
+    x = images.float() / 255
+    with torch.no_grad():
+        joint = torch.stack([log_bernoulli(model.network.decode(z[:, None]), one.expand(8001, 1, 8, 8)) for one in x])
+        prior = model.network.prior.log_density(z[:, None])
+        exact = -((joint + prior).double().logsumexp(dim=1) + math.log(20 / 8000))
+    scores = model.score(images, 3000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(scores["iw"], exact, rtol=0, atol=0.05)
+    mean, log_variance = (part.double() for part in model.network.encode(x))
+    posterior = Normal(mean, (0.5 * log_variance).exp())
+    density = posterior.log_prob(z.double()[:, None, None]).exp()[..., 0]  # (grid, B)
+    kl = (density * (density.clamp(min=1e-300).log() - prior.double()[:, None])).sum(dim=0) * 20 / 8000
+    torch.testing.assert_close(scores["kl"], kl, rtol=0.1, atol=0.05)
+
+
+def test_a_learned_prior_refuses_free_bits() -> None:
+    with pytest.raises(ValidationError, match="free_bits must be 0"):
+        make_config(prior_couplings=2, free_bits=0.5)
+
+
 def test_units_that_ignore_the_image_are_not_active() -> None:
     model = Model(make_config(), SPEC, seed=0)
     last = model.network.encoder[-1]
@@ -132,7 +163,9 @@ def test_importance_samples_with_a_weighted_kl_are_refused() -> None:
         make_config(importance_samples=5, beta=0.5)
 
 
-@pytest.mark.parametrize("changes", [{"importance_samples": 4}, {"likelihood": "discretized_logistic"}])
+@pytest.mark.parametrize(
+    "changes", [{"importance_samples": 4}, {"likelihood": "discretized_logistic"}, {"prior_couplings": 2}]
+)
 def test_other_objectives_give_finite_losses_and_gradients(changes: dict[str, Any]) -> None:
     model = Model(make_config(**changes), SPEC, seed=0)
     model.training_step({"images": make_images(4), "labels": torch.zeros(4)}, 0)["loss"].backward()
