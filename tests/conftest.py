@@ -12,6 +12,13 @@ import torch
 from mlflow.tracking import MlflowClient
 from ruamel.yaml import YAML
 
+from tests.faults import (  # noqa: F401 - pytest takes its hooks from here
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_runtest_makereport,
+    pytest_sessionfinish,
+)
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -75,6 +75,7 @@ def flip_a_bit(path: Path) -> None:
         lambda path: path.with_suffix(".ckpt.sha256").unlink(),
     ],
 )
+@pytest.mark.fault(3, 15)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     folder: Path, damage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -90,6 +91,7 @@ def test_without_any_valid_checkpoint_there_is_none(folder: Path) -> None:
     assert checkpoints.find(folder) is None
 
 
+@pytest.mark.fault(4)
 def test_a_full_disk_is_a_warning_and_leaves_the_checkpoints_as_they_were(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -104,6 +106,7 @@ def test_a_full_disk_is_a_warning_and_leaves_the_checkpoints_as_they_were(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.fault(2)
 def test_weights_that_are_not_finite_are_never_kept(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     writer = Writer()
     with torch.no_grad():
@@ -113,6 +116,7 @@ def test_weights_that_are_not_finite_are_never_kept(folder: Path, caplog: pytest
     assert found_step(folder) == 15
 
 
+@pytest.mark.fault(4)
 def test_a_disk_too_small_for_the_checkpoints_is_refused_before_the_start(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

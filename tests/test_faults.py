@@ -70,6 +70,7 @@ def trainers(folder: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.fault(0)
 def test_a_stopped_training_exits_with_75_within_5_seconds_and_goes_on_to_the_same_bits(
     project: Path, expected: bytes, number: int
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_stopped_training_exits_with_75_within_5_seconds_and_goes_on_to_the_sa
     (project / MODEL).unlink()
 
 
+@pytest.mark.fault(3)
 def test_ten_kills_at_random_moments_lose_nothing(project: Path, expected: bytes) -> None:
     rng = random.Random(0)  # noqa: S311
     for _ in range(10):
@@ -106,6 +108,7 @@ def test_ten_kills_at_random_moments_lose_nothing(project: Path, expected: bytes
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.fault(0, 6)
 def test_a_killed_dvc_leaves_no_trainer_and_the_next_one_goes_on(project: Path, expected: bytes, number: int) -> None:
     process = start(project, str(BIN / "dvc"), "repro", "--no-run-cache", "train@transformer")
     wait_for(lambda: count_checkpoints(project))
@@ -121,6 +124,7 @@ def test_a_killed_dvc_leaves_no_trainer_and_the_next_one_goes_on(project: Path, 
     (project / MODEL).unlink()
 
 
+@pytest.mark.fault(6)
 def test_a_second_trainer_of_the_same_run_is_refused(project: Path) -> None:
     process = start(project, *TRAIN)
     wait_for(lambda: count_checkpoints(project))

@@ -38,6 +38,7 @@ def test_a_clean_folder_has_nothing(workdir: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.usefixtures("killed")
+@pytest.mark.fault(26)
 def test_a_run_killed_without_a_word_is_closed_when_asked_and_not_before(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 1
     assert "killed without a word; MLflow shows it RUNNING" in capsys.readouterr().out
@@ -69,6 +70,7 @@ def test_half_written_files_are_removed_and_others_stay(workdir: Path) -> None:
 @pytest.mark.parametrize(
     "content", ['{"a": {"write": {"pid": 999999999', '{"a": {"write": {"pid": 999999999, "cmd": "dvc"}}}']
 )
+@pytest.mark.fault(45)
 def test_dead_or_cut_off_locks_of_dvc_are_explained_and_removed(workdir: Path, content: str) -> None:
     path = workdir / leftovers.DVC_LOCKS
     path.parent.mkdir(parents=True)

@@ -112,6 +112,7 @@ def test_a_lost_store_is_filled_again_from_the_record(
     assert run.data.tags["record.id"] == record.about["id"]
 
 
+@pytest.mark.fault(7)
 def test_an_absent_server_is_one_warning_and_the_record_keeps_all(
     record: Record, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

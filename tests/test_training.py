@@ -64,6 +64,7 @@ class Crash(Callback):
 
 @pytest.mark.parametrize("step", [1, 5, 9])
 @pytest.mark.parametrize("name", ["gan", "vae", "transformer"])
+@pytest.mark.fault(1)
 def test_a_crashed_training_ends_with_the_bits_of_an_uninterrupted_one(name: str, step: int, tmp_path: Path) -> None:
     straight = run(name)
     with pytest.raises(InterruptedError):
@@ -125,6 +126,7 @@ class Poison(Callback):
 
 
 @pytest.mark.parametrize("name", ["gan", "vae", "transformer"])
+@pytest.mark.fault(2)
 def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_step_and_weight(name: str) -> None:
     model, config, examples = make(name)
     clip = config.model_dump().get("clip_norm")
@@ -134,6 +136,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_step_an
 
 
 @pytest.mark.parametrize("name", ["gan", "vae", "transformer"])
+@pytest.mark.fault(2)
 def test_a_loss_that_is_not_finite_stops_the_training_with_step_and_name(name: str) -> None:
     model, _, examples = make(name)
     with torch.no_grad():

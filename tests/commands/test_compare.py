@@ -52,6 +52,7 @@ def test_seeds_of_one_experiment_are_averaged_and_a_large_difference_is_decided(
 
 
 @pytest.mark.usefixtures("folder")
+@pytest.mark.fault(48)
 def test_a_difference_within_the_noise_is_inconclusive_and_says_how_many_seeds_would_decide(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -291,6 +291,7 @@ def test_wrong_bytes_at_the_first_address_lead_to_the_second(server: Server, tar
     assert {asked for _, asked in server.asked} == {None}  # nothing of the wrong file is continued
 
 
+@pytest.mark.fault(34)
 def test_wrong_bytes_everywhere_are_refused_with_both_hashes(server: Server, target: Path) -> None:
     server.answers["/file.bin"] = [whole(b"something else")]
     message = refusal(target, server.address)
@@ -602,6 +603,7 @@ def test_a_redirect_on_the_same_machine_is_followed(server: Server, target: Path
     assert_fetched(target)
 
 
+@pytest.mark.fault(34)
 def test_a_redirect_to_plain_http_is_refused_before_anyone_is_asked(server: Server, target: Path) -> None:
     # The connection itself, before any hash is checked, would tell the network what is fetched.
     server.answers["/file.bin"] = [redirect(ELSEWHERE + "file.bin")]
@@ -619,6 +621,7 @@ def test_a_redirect_in_a_circle_ends(server: Server, target: Path) -> None:
     assert "redirects" in refusal(target, server.address)
 
 
+@pytest.mark.fault(34)
 def test_a_plain_http_address_is_refused_without_asking(target: Path) -> None:
     assert f"refused {ELSEWHERE}file.bin: only https is allowed" in refusal(target, ELSEWHERE)
 
@@ -634,6 +637,7 @@ def test_a_plain_http_address_is_refused_without_asking(target: Path) -> None:
         "//example.com/x",
     ],
 )
+@pytest.mark.fault(34)
 def test_only_https_is_allowed(address: str) -> None:
     with pytest.raises(ValueError, match="only https is allowed") as caught:
         require_https(address)

@@ -220,6 +220,7 @@ def test_nonsense_is_refused_by_its_key(changes: dict[str, Any]) -> None:
 # --- what is not used --------------------------------------------------------
 
 
+@pytest.mark.fault(31)
 def test_broken_files_are_quarantined_with_their_reasons_and_the_others_used(root: Path) -> None:
     (root / "cat" / "empty.png").touch()
     (root / "cat" / "page.png").write_bytes(b"<!DOCTYPE html>")
@@ -240,6 +241,7 @@ def test_broken_files_are_quarantined_with_their_reasons_and_the_others_used(roo
         run(root, max_broken=0.1)
 
 
+@pytest.mark.fault(36)
 def test_of_equal_files_the_first_is_used_and_the_others_named(root: Path) -> None:
     shutil.copy(root / "cat" / "0.png", root / "cat" / "copy.png")
     (root / "cat" / "link.png").symlink_to("0.png")
@@ -262,6 +264,7 @@ def test_the_duplicates_of_a_broken_file_are_broken(root: Path) -> None:
     assert not any(report.duplicate_of for report in reports.values())
 
 
+@pytest.mark.fault(36)
 def test_a_file_in_two_classes_is_used_in_neither(root: Path) -> None:
     shutil.copy(root / "cat" / "0.png", root / "Eel" / "copy.png")
     images = run(root, max_broken=0.1)

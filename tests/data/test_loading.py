@@ -51,6 +51,7 @@ def test_images_and_labels_stay_together(images: LabelledExamples) -> None:
         assert torch.equal(batch["images"][:, 0, 1, 1].long(), batch["labels"])
 
 
+@pytest.mark.fault(30)
 def test_the_order_of_an_epoch_is_the_permutation_of_seed_and_epoch(images: LabelledExamples) -> None:
     stream = labels(Steps(images, steps=12, batch_size=5, seed=3))
     for epoch in range(6):
@@ -84,6 +85,7 @@ def test_the_global_generator_neither_matters_nor_moves(images: LabelledExamples
 
 
 @pytest.mark.parametrize("world", [2, 3, 6])
+@pytest.mark.fault(30)
 def test_the_shares_of_all_processes_put_together_are_the_batches_of_one(
     images: LabelledExamples, text: TextExamples, world: int
 ) -> None:
@@ -97,6 +99,7 @@ def test_the_shares_of_all_processes_put_together_are_the_batches_of_one(
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 7, 19, 20])
+@pytest.mark.fault(8, 23)
 def test_a_later_start_continues_exactly(images: LabelledExamples, text: TextExamples, start: int) -> None:
     for examples in (images, text):
         whole = list(Steps(examples, steps=20, batch_size=4, seed=0))

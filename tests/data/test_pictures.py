@@ -49,6 +49,7 @@ def palette() -> Image.Image:
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+@pytest.mark.fault(18)
 def test_16_bit_grey_is_divided_by_257_and_not_clipped(format: str) -> None:  # noqa: A002
     picture = read(save(RAMP.astype(np.uint16), format), f"x.{format.lower()}", **GREY)
     assert rows(picture) == [[0, 1, 1, 255]]
@@ -85,6 +86,7 @@ def test_16_bit_colour_keeps_its_upper_8_bits_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("format", ["TIFF", "PPM"])
+@pytest.mark.fault(18)
 def test_floats_in_0_to_1_are_multiplied_by_255(format: str) -> None:  # noqa: A002
     values = np.array([[0, 0.25, 0.5, 1]] * 4, dtype=np.float32)
     name = {"TIFF": "x.tif", "PPM": "x.pfm"}[format]
@@ -92,6 +94,7 @@ def test_floats_in_0_to_1_are_multiplied_by_255(format: str) -> None:  # noqa: A
 
 
 @pytest.mark.parametrize(("value", "said"), [(1.5, "0 to 1.5"), (-0.5, "-0.5 to 0"), (np.nan, "nan"), (np.inf, "inf")])
+@pytest.mark.fault(18)
 def test_floats_beyond_0_to_1_are_refused_with_their_range(value: float, said: str) -> None:
     values = np.zeros((4, 4), dtype=np.float32)
     values[1, 1] = value
@@ -111,6 +114,7 @@ def test_32_bit_integers_without_a_known_white_are_refused(values: np.ndarray) -
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.fault(18)
 def test_transparent_pixels_show_the_background_and_not_their_hidden_colour(format: str) -> None:  # noqa: A002
     values = np.zeros((4, 4, 4), dtype=np.uint8)
     values[..., 0] = 255
@@ -234,6 +238,7 @@ def test_the_content_decides_what_a_file_is_and_a_wrong_ending_is_said() -> None
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
 @pytest.mark.parametrize("share", [0.0, 0.002, 0.01, 0.5, 0.9])
+@pytest.mark.fault(31)
 def test_a_truncated_file_is_refused_and_a_whole_one_is_not(format: str, share: float) -> None:  # noqa: A002
     content = save(NOISE, format)
     name = f"x.{format.lower()}"
@@ -311,6 +316,7 @@ def header(format: str, side: int) -> bytes:  # noqa: A002
 
 @pytest.mark.parametrize("side", [9_500, 13_300, 20_000])  # 90, 177 and 400 megapixels: Pillow warns, warns, refuses
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "BMP", "PPM"])
+@pytest.mark.fault(47)
 def test_a_header_of_too_many_megapixels_is_refused(format: str, side: int) -> None:  # noqa: A002
     content = png(side, side, b"") if format == "PNG" else header(format, side)
     with warnings.catch_warnings():
@@ -327,6 +333,7 @@ def test_the_limit_is_in_params() -> None:
     assert read(content, max_megapixels=1.0).reason == "1000x1001 pixels are more than 1 megapixels"
 
 
+@pytest.mark.fault(47)
 def test_a_small_tiff_file_of_a_huge_tile_is_refused() -> None:
     assert read(tiff(zlib.compress(bytes(64**2)), 16, tile=64, compression=8), "x.tif").reason == ""
     picture = read(tiff(b"", 16, tile=20_000, compression=8), "x.tif")
@@ -344,6 +351,7 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process's memory is read from /proc")
+@pytest.mark.fault(47)
 def test_memory_stays_bounded_whatever_a_whole_bomb_unpacks_to(tmp_path: Path) -> None:
     (tmp_path / "grey.png").write_bytes(black(20_000, 20_000))
     (tmp_path / "black.png").write_bytes(black(20_000, 20_000, depth=1))

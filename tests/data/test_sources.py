@@ -194,6 +194,7 @@ def test_numpy_docs_are_numpys_docstrings(documents: dict[str, str]) -> None:
     assert str(Path(np.__file__).parent) not in "".join(documents.values())  # nothing of this machine
 
 
+@pytest.mark.fault(36)
 def test_numpy_docs_split_has_no_document_and_no_name_in_two_splits(docs_raw: Path, documents: dict[str, str]) -> None:
     splits = split_text(docs_raw)
     names: dict[str, list[str]] = {}
@@ -361,6 +362,7 @@ def test_mnist_keeps_the_canonical_test_split_and_holds_out_validation_images(tm
     assert not pairs
 
 
+@pytest.mark.fault(36)
 def test_the_manifest_counts_test_images_that_were_trained_on(tmp_path: Path) -> None:
     write_tiny_mnist(tmp_path)
     splits = mnist.prepare(tmp_path, mnist.Config(path="data/own", source="mnist", split_seed=0, validation=0.25))

@@ -143,6 +143,7 @@ def test_a_text_can_be_read_again_and_again_and_from_its_middle(story: Path, mon
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
+@pytest.mark.fault(37)
 def test_every_encoding_and_line_end_gives_the_same_text(
     tmp_path: Path, content: bytes, named: str, mode: str, note: str
 ) -> None:
@@ -179,6 +180,7 @@ def test_latin_1_must_be_named(tmp_path: Path) -> None:
     ],
     ids=range(13),
 )
+@pytest.mark.fault(37)
 def test_what_is_no_text_is_quarantined_with_its_place(tmp_path: Path, content: bytes, reason: str) -> None:
     root = tmp_path / "texts"
     root.mkdir()
@@ -215,6 +217,7 @@ def test_blanks_and_controls_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 9])
+@pytest.mark.fault(37)
 def test_a_text_too_short_for_its_splits_is_refused(tmp_path: Path, length: int) -> None:
     path = tmp_path / "x.txt"
     path.write_text("x" * length, encoding="utf-8")
@@ -229,6 +232,7 @@ def test_a_text_too_short_for_its_splits_is_refused(tmp_path: Path, length: int)
 # --- folders -----------------------------------------------------------------
 
 
+@pytest.mark.fault(36)
 def test_every_document_is_in_one_split_and_whole(folder: Path) -> None:
     splits = texts_of(folder)
     found = {name: numbers(text) for name, text in splits.items()}
@@ -270,6 +274,7 @@ def test_documents_come_in_the_order_of_their_names_and_say_their_split(folder: 
         assert [Path(path).stem for path in paths] == [part.split(">")[0][1:] for part in text.split("\n\n")]
 
 
+@pytest.mark.fault(36)
 def test_equal_texts_are_used_once_and_named(folder: Path) -> None:
     before = texts_of(folder)
     text = (folder / "part 1" / "1.txt").read_text(encoding="utf-8")

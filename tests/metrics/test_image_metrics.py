@@ -209,6 +209,7 @@ def test_extrapolation_takes_most_of_the_bias_of_few_samples_away() -> None:
         (torch.zeros(60, 1, 4, 4, dtype=torch.uint8), ValueError, "every pixel of all 60 images is 0"),
     ],
 )
+@pytest.mark.fault(19, 20, 21)
 def test_nonsense_is_refused(images: torch.Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         check_images("generated", images)
@@ -221,6 +222,7 @@ def test_unequal_counts_are_refused() -> None:
         compute(Evidence([draw(0)], draw(1, count=300), draw(2), {}, {}), CONFIG)
 
 
+@pytest.mark.fault(20)
 def test_fewer_samples_than_features_are_marked_unreliable() -> None:
     class Wide(nn.Module):
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
