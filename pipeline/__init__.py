@@ -1,1 +1,15 @@
-"""Generative experiment pipeline: DVC stages, Lightning models, torch-fidelity metrics, MLflow records."""
+"""Generative experiment pipeline: DVC stages, Lightning models, torch-fidelity metrics, MLflow records.
+
+Importing it closes what the libraries leave open, for this process and those that it starts: no pickle that runs code
+is loaded, wherever it comes from, and versions with known holes are refused before they are imported.
+"""
+
+import os
+
+from pipeline import versions
+
+# Lightning loads a checkpoint by address, and torch-fidelity its weights, with weights_only=False: this overrules both.
+os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+# Our own models are saved as code and safetensors, so MLflow needs to unpickle nothing; its default is to do so.
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+versions.require()

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = {path.relative_to(ROOT / "pipeline").as_posix(): path for path in sorted((ROOT / "pipeline").rglob("*.py"))}
 RANKS = {
     "": 0,
+    "versions": 0,
     "plugins": 0,
     "params": 0,
     "randomness": 0,
