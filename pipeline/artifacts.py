@@ -1,8 +1,11 @@
 """Every path, and the only readers and writers of what stages exchange: prepared tensors, weights, samples, metrics.
 
 All paths are relative to the working folder, which DVC sets to the repository or, in `dvc exp run --temp`, to a copy.
-Tensors are safetensors, everything else is JSON: reading a file never runs code.
+Tensors are safetensors, everything else is JSON: reading a file never runs code. torch is imported by the functions
+that need it, because it takes half a gigabyte of memory, and the stages of a text need none of it.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -11,15 +14,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
 
 CHECKED = Path("data/checked.json")
 RAW = Path("data/raw")
@@ -83,6 +87,8 @@ def read_json(path: Path) -> Any:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors to a safetensors file, complete or not at all."""
+    from safetensors.torch import save_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
@@ -100,6 +106,8 @@ def create_tensors(path: Path, layout: Mapping[str, tuple[torch.dtype, Sequence[
         path: the file.
         layout: dtype (int64, float32, int32 or uint8) and shape of each tensor; at least one has elements.
     """
+    import torch
+
     kinds = {torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.uint8: "U8"}  # the format's order
     header: dict[str, Any] = {}
     end = 0
@@ -159,6 +167,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         msg = f"{path}: not found; run `dvc repro` to make it"
         raise ArtifactError(msg)
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -170,6 +180,15 @@ def digest(path: Path) -> str:
     """Return the SHA-256 of a file's content as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_weights(folder: Path) -> Path:
+    """Return the one file of a feature network's folder that is no JSON: its weights."""
+    found = [path for path in sorted(folder.glob("*")) if path.suffix != ".json"]
+    if len(found) != 1:
+        msg = f"{folder}: expected one file of weights, found {[path.name for path in found]}; run `dvc repro`"
+        raise ArtifactError(msg)
+    return found[0]
 
 
 def read_manifest(name: str) -> dict[str, Any]:

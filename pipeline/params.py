@@ -2,8 +2,9 @@
 
     python -m pipeline.params       # check params.yaml and print the resolved runs
 
-Every stage loads and checks the whole file before it does anything, so that a typing error in the last section stops
-the first stage. Messages name the key in full, what was expected and what came.
+The stages load and check the whole file before they do anything, so that a typing error in the last section stops the
+first stage, `check`. `fetch` and `prepare` come after it and load their own section alone: the others' plug-ins take
+hundreds of megabytes of memory. Messages name the key in full, what was expected and what came.
 """
 
 import difflib
@@ -95,6 +96,23 @@ def load(path: Path = PATH) -> Params:
     return Params.model_construct(
         data=checked["data"], features=checked["features"], models=models, metrics=checked["metrics"], runs=runs
     )
+
+
+def load_data(key: str, path: Path = PATH) -> Section:
+    """Read and check the section data.<key> alone, importing no plug-in but its source.
+
+    Raises:
+        ParamsError: as `load`, for this section.
+        KeyError: if there is no such section.
+    """
+    sections = _read(path).get("data")
+    if not isinstance(sections, dict):
+        raise _error(path, ["data: missing section"])
+    problems: list[str] = []
+    config = _plug_in("data", "source", f"data.{key}", sections[key], problems)
+    if problems:
+        raise _error(path, problems)
+    return config
 
 
 SECTIONS = tuple(Params.model_fields)

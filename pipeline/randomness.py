@@ -2,14 +2,18 @@
 
 No code in this package draws from a global generator to decide what data a model sees, which noise it gets or what
 it samples: each place derives its own generator from the run's seed and a few words. Resume, the number of workers
-and the order of the stages therefore change nothing.
+and the order of the stages therefore change nothing. torch is imported where it is used: `derive_seed` needs none.
 """
+
+from __future__ import annotations
 
 import hashlib
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
@@ -20,11 +24,15 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 
 def make_generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a fresh generator on `device` for one purpose, such as (0, "noise", step, rank)."""
+    import torch
+
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
 
 
 def normal(*shape: int, generator: torch.Generator) -> Tensor:
     """Draw standard normal float32 numbers of `shape` on the generator's device."""
+    import torch
+
     return torch.randn(*shape, generator=generator, device=generator.device)
 
 
@@ -35,10 +43,14 @@ def seeded(seed: int, *purpose: str | int) -> AbstractContextManager[None]:
 
 class _Seeded(AbstractContextManager[None]):
     def __init__(self, seed: int) -> None:
+        import torch
+
         self.seed = seed
         self.fork = torch.random.fork_rng()
 
     def __enter__(self) -> None:
+        import torch
+
         self.fork.__enter__()
         torch.manual_seed(self.seed)
 

@@ -362,3 +362,36 @@ def test_the_command_prints_each_resolved_run_and_fails_on_a_wrong_file(
     write({"modles": {}})
     with pytest.raises(SystemExit, match=r"error: params\.yaml is not usable:\n  modles: unknown section"):
         runpy.run_module("pipeline.params", run_name="__main__")
+
+
+# --- one section -------------------------------------------------------------
+
+
+def test_load_data_gives_the_section_that_load_gives(write: Write) -> None:
+    path = write({})
+    for key, section in params.load(path).data.items():
+        assert params.load_data(key, path) == section
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.text.tokeniser": "byte"},
+        {"data.text.split_seed": ABSENT},
+        {"data.text.validation": "half"},
+        {"data.text.source": "no_source"},
+        {"data.text.source": ABSENT},
+        {"data.text": 3},
+    ],
+)
+def test_load_data_refuses_with_the_words_of_load(write: Write, changes: dict[str, Any]) -> None:
+    path = write(changes)
+    with pytest.raises(ParamsError) as caught:
+        params.load_data("text", path)
+    assert str(caught.value) == refusal(path)
+    assert params.load_data("images", path)  # the others are none of its business
+
+
+def test_load_data_passes_on_a_key_that_is_not_there(write: Write) -> None:
+    with pytest.raises(KeyError, match="nothing"):
+        params.load_data("nothing", write({}))

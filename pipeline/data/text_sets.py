@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field, model_validator
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -72,6 +71,8 @@ def split_documents(groups: dict[str, list[str]], config: TextConfig) -> Texts:
         second = int(len(text) * (1 - config.test))
         cut = {"train": text[:first], "validation": text[first:second], "test": text[second:]}
         return Texts({name: [part] for name, part in cut.items() if part})
+    import torch  # here, because it takes half a gigabyte of memory, and text_file gets by without
+
     names = sorted(groups)
     order = torch.randperm(len(names), generator=make_generator(config.split_seed, "documents"))
     texts = ["\n\n".join(groups[names[index]]) for index in order.tolist()]

@@ -11,7 +11,7 @@ from pipeline.stages import run_stage
 
 def main(key: str) -> None:
     """Fetch the section data.<key>."""
-    config = params.load().data[key]
+    config = params.load_data(key)
     folder = artifacts.RAW / key
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

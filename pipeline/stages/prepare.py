@@ -7,25 +7,25 @@ tokenizer that was made from the training split alone. manifest.json holds SHA-2
 class or character counts; files.json what became of each file of one's own.
 """
 
+import importlib
 import shutil
 
 from pipeline import artifacts, params, plugins
-from pipeline.data import image_sets, point_sets, text_sets
 from pipeline.stages import run_stage
 
+WRITERS = {"images": "image_sets", "points": "point_sets", "text": "text_sets"}  # text_sets needs no torch
 SHOWN = {"count", "tokens", "characters", "duplicates", "shared_with_train"}
 
 
 def main(key: str) -> None:
     """Prepare the section data.<key>."""
-    config = params.load().data[key]
+    config = params.load_data(key)
     values = config.model_dump()
     prepared = plugins.load("data", values["source"]).prepare(artifacts.RAW / key, config)
     kind = type(config).KIND  # type: ignore[attr-defined]
-    write = {"images": image_sets.write, "points": point_sets.write, "text": text_sets.write}[kind]
     folder = artifacts.PREPARED / key
     shutil.rmtree(folder, ignore_errors=True)
-    manifest = write(folder, prepared, config)  # type: ignore[operator]
+    manifest = importlib.import_module(f"pipeline.data.{WRITERS[kind]}").write(folder, prepared, config)
     artifacts.write_json(
         folder / "manifest.json", {"source": values["source"], "kind": kind, "config": values, **manifest}
     )
