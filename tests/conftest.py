@@ -1,9 +1,13 @@
 """Shared fixtures: no network but loopback, no tracking server, a working folder of the test's own."""
 
+import hashlib
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,10 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 from ruamel.yaml import YAML
+from torch_fidelity import feature_extractor_inceptionv3
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from pipeline.models import inception
 from tests.faults import (  # noqa: F401 - pytest takes its hooks from here
     pytest_addoption,
     pytest_collection_modifyitems,
@@ -111,3 +118,30 @@ TINY = {
 def tiny(edit_params: Callable[..., None]) -> None:
     """The shipped params with trainings of a second."""
     edit_params(TINY)
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[inception.Config]:
+    """A server of random weights with the published names and shapes (91 MB)."""
+    folder = tmp_path_factory.mktemp("weights")
+    with pytest.MonkeyPatch.context() as patch:
+        # The class loads weights as it is built: give it none, to learn the names and shapes.
+        patch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        network = FeatureExtractorInceptionV3("x", ["2048"])
+    torch.manual_seed(0)
+    state = network.state_dict()  # batch norms as they begin: scale 1, variance 1
+    for value in state.values():
+        if value.ndim > 1:
+            value.normal_(std=(2 / value[0].numel()) ** 0.5)  # He: activations neither explode nor vanish
+    path = folder / inception.FILE
+    torch.save(state, path)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield inception.Config(
+        network="inception",
+        data="images",
+        address=f"http://127.0.0.1:{server.server_port}/",
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+    server.shutdown()

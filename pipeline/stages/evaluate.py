@@ -80,7 +80,7 @@ def describe(key: str, run: Run, settings: Params) -> dict[str, Any]:
 def describe_network(name: str, settings: Params) -> dict[str, str]:
     """Return what makes a feature network's numbers comparable: its kind, its weights, what it does to an image."""
     plug_in = settings.features[name].model_dump()["network"]
-    weights = next(path for path in sorted((artifacts.FEATURES / name).iterdir()) if path.suffix != ".json")
+    weights = artifacts.find_weights(artifacts.FEATURES / name)
     preprocessing = plugins.load("models", plug_in).PREPROCESSING
     return {"network": plug_in, "weights_sha256": artifacts.digest(weights), "preprocessing": preprocessing}
 

@@ -1,6 +1,8 @@
 """Stage features: makes one feature network in data/features/<name>: trains the classifier, or fetches Inception.
 
-python -m pipeline.stages.features classifier
+    python -m pipeline.stages.features classifier
+
+What is known of it stands in reports/features/<name>.json: the SHA-256 of its weights, a classifier's accuracies.
 """
 
 import shutil
@@ -22,14 +24,18 @@ def main(key: str) -> None:
     folder = artifacts.FEATURES / key
     shutil.rmtree(folder, ignore_errors=True)
     module = plugins.load("models", config.model_dump()["network"])
+    about: dict[str, float | str] = {}
     if hasattr(module, "fetch"):
         module.fetch(config, folder)
     else:
-        train(key, module, config)
+        about |= train(key, module, config)
+    about["weights_sha256"] = artifacts.digest(artifacts.find_weights(folder))
+    artifacts.write_json(artifacts.REPORTS / "features" / f"{key}.json", about)
+    print(f"{key}: {about}")
 
 
-def train(key: str, module: ModuleType, config: Section) -> None:
-    """Train a feature network on the training split; say how well it does on the others."""
+def train(key: str, module: ModuleType, config: Section) -> dict[str, float]:
+    """Train a feature network on the training split; return its accuracies on the others."""
     values = config.model_dump()
     spec = artifacts.read_spec(values["data"])
     model = module.Model(config, spec, values["seed"])
@@ -53,9 +59,7 @@ def train(key: str, module: ModuleType, config: Section) -> None:
                 network(images.to(choose_device()))[1].argmax(dim=1).cpu() for images in split["images"].split(500)
             ]
         accuracies[f"{name}_accuracy"] = float((torch.cat(parts) == split["labels"]).double().mean())
-    about = {**accuracies, "weights_sha256": artifacts.digest(folder / "model.safetensors")}
-    artifacts.write_json(artifacts.REPORTS / "features" / f"{key}.json", about)
-    print(f"{key}: {about}")
+    return accuracies
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
+from pipeline.models import inception
 from pipeline.stages import evaluate, features, fetch, prepare, report, sample, train
 from pipeline.tracking import connect
+from tests.conftest import ROOT
 
 RUNS = ("gan", "vae", "transformer")
 # Equal bits are promised for these; records hold times and report pages show them.
@@ -90,6 +93,51 @@ def test_broken_prepared_data_stop_the_training_with_the_files_name(workdir: Pat
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"text/train.safetensors: expected SHA-256 \w{64}, found \w{64}"):
         train.main("transformer")
+
+
+def list_outs(stage: str, key: str) -> list[str]:
+    """The paths that dvc.yaml says a stage leaves."""
+    do = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"][stage]["do"]
+    named = [name for kind in ("outs", "metrics", "plots") for name in do.get(kind, [])]
+    return [(name if isinstance(name, str) else next(iter(name))).replace("${key}", key) for name in named]
+
+
+def make_inception(edit_params: Callable[..., None], weights: inception.Config) -> None:
+    edit_params({"features.inception": weights.model_dump()})
+    features.main("inception")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_fetched_feature_network_leaves_every_out_of_its_stage(
+    workdir: Path, edit_params: Callable[..., None], inception_weights: inception.Config
+) -> None:
+    make_inception(edit_params, inception_weights)
+    outs = list_outs("features", "inception")
+    assert len(outs) == 2
+    assert [out for out in outs if not (workdir / out).exists()] == []
+    about = artifacts.read_json(workdir / "reports" / "features" / "inception.json")
+    assert about == {"weights_sha256": inception_weights.sha256}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny")
+def test_a_run_is_evaluated_with_inception(
+    workdir: Path, edit_params: Callable[..., None], inception_weights: inception.Config
+) -> None:
+    make_inception(edit_params, inception_weights)
+    few = {"count": 50, "sets": 1, "importance_samples": 1}
+    edit_params({"runs.gan.features": ["inception"], "metrics.images.sampling": few})
+    edit_params({"metrics.images.kid_subset_size": 20, "metrics.images.isc_splits": 1})
+    fetch.main("images")
+    prepare.main("images")
+    train.main("gan")
+    sample.main("gan")
+    evaluate.main("gan")
+    metrics = artifacts.read_json(workdir / "reports" / "runs" / "gan" / "metrics.json")
+    assert metrics["fid_inception"] > 0
+    assert metrics["fid_inception_reliable"] == 0  # 50 images, 2048 features
+    protocol = artifacts.read_json(workdir / "reports" / "runs" / "gan" / "protocol.json")["protocol"]
+    assert protocol["features"]["inception"]["weights_sha256"] == inception_weights.sha256
 
 
 def test_curves_become_one_table_a_value(workdir: Path) -> None:
