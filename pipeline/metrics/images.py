@@ -8,7 +8,7 @@ test images, with the same counts. Lower is better for FID and KID. Every image 
 Per-image scores of a model with a likelihood (`scores`: elbo, iw, kl in nats) are averaged, with standard errors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from pipeline.artifacts import ArtifactError
 from pipeline.params import Section
 
 KIND = "images"
@@ -41,7 +42,7 @@ class Config(Section):
 
     sampling: Sampling
     kid_subsets: int = Field(ge=1, description="subsets that KID is averaged over")
-    kid_subset_size: int = Field(ge=2, description="images a subset; at most the count")
+    kid_subset_size: int = Field(ge=2, description="images a subset; at most as many as are compared")
     neighbours: int = Field(ge=1, description="k of the nearest-neighbour manifolds of precision and recall")
     isc_splits: int = Field(ge=1, description="splits of the Inception Score")
 
@@ -52,7 +53,7 @@ class Evidence:
 
     generated: S independent sets of uint8 images (N, C, H, W); test, train: as many real ones. networks: by name,
     modules that map uint8 images (B, C, H, W) to features (B, D) and class logits (B, K). scores: a model's scores by
-    name, float64 (N,) or scalars.
+    name, float64 (N,) or scalars. labelled: the networks whose classes are those of the images.
     """
 
     generated: Sequence[Tensor]
@@ -60,29 +61,33 @@ class Evidence:
     train: Tensor
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
     scores: Mapping[str, Tensor] = field(default_factory=dict)
+    labelled: Collection[str] = ()
 
 
 def check_images(name: str, images: Tensor, least: int = LEAST) -> None:
     """Refuse what would give a plausible number for nonsense.
 
     Raises:
-        TypeError: if the images are not uint8, with the range found.
-        ValueError: if the shape is not (N, 1 or 3, H, W), there are too few, or they are all of one value.
+        ArtifactError: if the images are not uint8, with the range found; if their shape is not (N, 1 or 3, H, W), they
+            are too few, all of one value, or without a value above 1.
     """
     if images.dtype != torch.uint8:
         broken = int((~images.isfinite()).sum()) if images.is_floating_point() else 0
         found = f"{images.dtype} in [{float(images.min()):.3g}, {float(images.max()):.3g}], {broken} not finite"
         msg = f"{name}: expected uint8 images in [0, 255], got {found}"
-        raise TypeError(msg)
+        raise ArtifactError(msg)
     if images.ndim != 4 or images.size(1) not in {1, 3}:
         msg = f"{name}: expected images (N, 1 or 3, H, W), got {tuple(images.shape)}"
-        raise ValueError(msg)
+        raise ArtifactError(msg)
     if len(images) < least:
         msg = f"{name}: {len(images)} images are too few, expected {least} or more"
-        raise ValueError(msg)
+        raise ArtifactError(msg)
     if images.min() == images.max():
         msg = f"{name}: every pixel of all {len(images)} images is {int(images.min())}"
-        raise ValueError(msg)
+        raise ArtifactError(msg)
+    if images.max() <= 1:
+        msg = f"{name}: expected images in [0, 255], got {len(images)} images without a value above 1"
+        raise ArtifactError(msg)
 
 
 class Features(NamedTuple):
@@ -93,8 +98,12 @@ class Features(NamedTuple):
 
 
 def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
-    """Return every metric of every network, one value a generated set; floors, counts and scores have one value."""
-    _check(evidence)
+    """Return every metric of every network, one value a generated set; floors, counts and scores have one value.
+
+    Raises:
+        ArtifactError: if the images are nonsense, too few for the config, or a network's output is not finite.
+    """
+    _check(evidence, config)
     values: dict[str, list[float]] = {"samples": [float(len(evidence.test))]}
     for name, network in evidence.networks.items():
         test, train = extract(network, evidence.test), extract(network, evidence.train)
@@ -104,7 +113,8 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
             generated = extract(network, images)
             distances = measure(generated.features, test.features, config)
             ratio = {"fid_ratio": distances["fid"] / floors["fid"]}
-            found.append(distances | ratio | score_classes(generated.logits, config))
+            shares = share_classes(generated.logits) if name in evidence.labelled else {}
+            found.append(distances | ratio | score_classes(generated.logits, config) | shares)
         # Else the covariance is singular and FID is mostly bias.
         reliable = len(evidence.test) > test.features.size(1)
         # IS has no reference set: its counterpart is the value of real test images.
@@ -127,13 +137,17 @@ def _name(metric: str, network: str) -> str:
     return f"{metric}_{network}"
 
 
-def _check(evidence: Evidence) -> None:
+def _check(evidence: Evidence, config: Config) -> None:
     named = {f"generated set {index}": images for index, images in enumerate(evidence.generated)}
     for name, images in {**named, "test": evidence.test, "train": evidence.train}.items():
         check_images(name, images)
         if images.shape != evidence.generated[0].shape:
             msg = f"{name}: expected the shape of the generated images {tuple(evidence.generated[0].shape)}, "
-            raise ValueError(msg + f"got {tuple(images.shape)}")
+            raise ArtifactError(msg + f"got {tuple(images.shape)}")
+    for key in ("kid_subset_size", "isc_splits"):
+        if (value := getattr(config, key)) > len(evidence.test):
+            msg = f"metrics.images.{key}: expected at most {len(evidence.test)}, the images compared, got {value}"
+            raise ArtifactError(msg)
 
 
 @torch.inference_mode()
@@ -142,6 +156,9 @@ def extract(network: nn.Module, images: Tensor) -> Features:
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     parts = [network(part.to(device)) for part in images.split(250)]
     features, logits = (torch.cat([part[index] for part in parts]).float().cpu() for index in (0, 1))
+    if not (features.isfinite().all() and logits.isfinite().all()):
+        msg = f"{type(network).__name__}: the feature network's output is not finite for {len(images)} images"
+        raise ArtifactError(msg)
     return Features(features, logits)
 
 
@@ -152,7 +169,7 @@ def measure(features: Tensor, reference: Tensor, config: Config) -> dict[str, fl
         features,
         reference,
         kid_subsets=config.kid_subsets,
-        kid_subset_size=min(config.kid_subset_size, len(features), len(reference)),
+        kid_subset_size=config.kid_subset_size,
         rng_seed=2020,
         verbose=False,
     )
@@ -191,12 +208,12 @@ def extrapolate(fids: Mapping[float, float]) -> float:
 
 
 def score_classes(logits: Tensor, config: Config) -> dict[str, float]:
-    """Return isc, isc_split_std and the smallest and largest share of images that a class gets, from logits (N, K)."""
+    """Return the Inception Score of logits (N, K) and its standard deviation over splits."""
     score = isc_features_to_metric(logits, splits=config.isc_splits)
+    return {"isc": float(score["inception_score_mean"]), "isc_split_std": float(score["inception_score_std"])}
+
+
+def share_classes(logits: Tensor) -> dict[str, float]:
+    """Return the smallest and the largest share of images that a class gets, from logits (N, K)."""
     shares = torch.bincount(logits.argmax(dim=1), minlength=logits.size(1)).double() / len(logits)
-    return {
-        "isc": float(score["inception_score_mean"]),
-        "isc_split_std": float(score["inception_score_std"]),
-        "class_share_min": float(shares.min()),
-        "class_share_max": float(shares.max()),
-    }
+    return {"class_share_min": float(shares.min()), "class_share_max": float(shares.max())}

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from pipeline.metrics.images import Config, extract, measure
+from pipeline.metrics import images as metrics
+from pipeline.metrics.images import Config, extract
 from pipeline.randomness import make_generator
 
 COUNTS = (100, 200, 400, 700, 1000)
@@ -46,6 +47,12 @@ def check_all(
     yield check_noise(network, images[0], test, base, config)
     yield check_bias(train, test, config)
     yield check_torchmetrics(network, images, base)
+
+
+def measure(features: Tensor, reference: Tensor, config: Config) -> dict[str, float]:
+    """Measure features (N, D) against (M, D); fewer images than params.yaml counts on make smaller KID subsets."""
+    size = min(config.kid_subset_size, len(features), len(reference))
+    return metrics.measure(features, reference, config.model_copy(update={"kid_subset_size": size}))
 
 
 def check_identity(test: Tensor, config: Config) -> Check:

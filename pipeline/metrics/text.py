@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pipeline.artifacts import ArtifactError
 from pipeline.params import Section
 
 KIND = "text"
@@ -52,7 +53,7 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
     """Return the metrics of each split, one value each: scoring draws nothing.
 
     Raises:
-        ValueError: if a split has no target, a nat is not finite, or targets are missing or counted twice.
+        ArtifactError: if a split has no target, a nat is not finite, or targets are missing or counted twice.
     """
     del config
     values: dict[str, float] = {}
@@ -60,10 +61,10 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
         sizes = evidence.sizes[split]
         if not len(nats) or not bool(torch.isfinite(nats).all()):
             msg = f"{split}: expected finite nats, got {int((~torch.isfinite(nats)).sum())} of {len(nats)} not finite"
-            raise ValueError(msg)
+            raise ArtifactError(msg)
         if len(nats) != sizes["tokens"] - 1:
             msg = f"{split}: expected {sizes['tokens'] - 1} targets, each once, got {len(nats)}"
-            raise ValueError(msg)
+            raise ArtifactError(msg)
         total, mean = float(nats.double().sum()), float(nats.double().mean())
         values[f"{split}_targets"] = len(nats)
         values[f"{split}_nats"] = mean

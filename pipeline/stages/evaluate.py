@@ -93,15 +93,16 @@ def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
     for split in ("test", "train"):
         images = artifacts.read_split(run.data, split)["images"]
         chosen[split] = images[make_order(len(images), run.data, split)[: len(generated[0])]]
-    networks = {
-        name: plugins.load("models", settings.features[name].model_dump()["network"])
-        .load_features(artifacts.FEATURES / name)
-        .to(choose_device())
-        for name in run.features
-    }
+    networks, labelled = {}, set()
+    for name in run.features:
+        section = settings.features[name].model_dump()
+        plug_in = plugins.load("models", section["network"])
+        networks[name] = plug_in.load_features(artifacts.FEATURES / name).to(choose_device())
+        if section["data"] == run.data and not hasattr(plug_in, "fetch"):  # trained on the labels of these images
+            labelled.add(name)
     scores = folder / "scores.safetensors"
     named = artifacts.read_tensors(scores) if scores.exists() else {}
-    return module.Evidence(generated, chosen["test"], chosen["train"], networks, named)
+    return module.Evidence(generated, chosen["test"], chosen["train"], networks, named, labelled)
 
 
 def gather_points(module: Any, key: str, run: Run, settings: Params) -> Any:

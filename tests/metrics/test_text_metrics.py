@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pipeline.artifacts import ArtifactError
 from pipeline.metrics.text import Config, Evidence, compute
 from pipeline.models.transformer import token_nats
 
@@ -45,13 +46,13 @@ def test_bits_per_character_and_byte_spread_the_same_sum_over_the_text() -> None
 
 @pytest.mark.parametrize("count", [99, 101])
 def test_missing_or_repeated_targets_are_refused(count: int) -> None:
-    with pytest.raises(ValueError, match=f"expected 100 targets, each once, got {count}"):
+    with pytest.raises(ArtifactError, match=f"expected 100 targets, each once, got {count}"):
         compute(Evidence({"test": torch.ones(count)}, sizes(101)), CONFIG)
 
 
 @pytest.mark.parametrize("nats", [torch.tensor([1.0, math.nan]), torch.tensor([1.0, math.inf]), torch.tensor([])])
 def test_broken_or_absent_nats_are_refused(nats: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="test: expected finite nats"):
+    with pytest.raises(ArtifactError, match="test: expected finite nats"):
         compute(Evidence({"test": nats}, sizes(len(nats) + 1)), CONFIG)
 
 
