@@ -17,6 +17,8 @@ RANKS = {
     "randomness": 0,
     "tokenization": 0,
     "artifacts": 0,
+    "seals": 0,
+    "store": 0,
     "protocol": 0,
     "preemption": 0,
     "uncertainty": 0,

@@ -10,7 +10,7 @@ class or character counts; files.json what became of each file of one's own.
 import importlib
 import shutil
 
-from pipeline import artifacts, params, plugins
+from pipeline import artifacts, params, plugins, seals
 from pipeline.stages import run_stage
 
 WRITERS = {"images": "image_sets", "points": "point_sets", "text": "text_sets"}  # text_sets needs no torch
@@ -21,6 +21,7 @@ def main(key: str) -> None:
     """Prepare the section data.<key>."""
     config = params.load_data(key)
     values = config.model_dump()
+    seals.verify(artifacts.RAW / key)
     prepared = plugins.load("data", values["source"]).prepare(artifacts.RAW / key, config)
     kind = type(config).KIND  # type: ignore[attr-defined]
     folder = artifacts.PREPARED / key

@@ -1,0 +1,32 @@
+"""Hashes every object that DVC's cache holds of the outputs in dvc.lock, and names those that are missing or broken.
+
+    pipeline verify                  # after a crash, a full disk, a new disk; before `dvc push`
+    pipeline verify data/runs/gan    # outputs below a path alone
+
+DVC itself reports neither. A broken object is mended by deleting it, and `dvc pull` where a remote has it, or else
+`dvc commit` if the file in the working folder is right, or `dvc repro --force` of its stage.
+"""
+
+import argparse
+from pathlib import Path
+
+from pipeline import store
+
+
+def main(arguments: list[str]) -> int:
+    """Print each object that is wrong; status 1 if there is one."""
+    parser = argparse.ArgumentParser(
+        prog="pipeline verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="outputs, or folders of them; default: all")
+    options = parser.parse_args(arguments)
+    chosen = [path.resolve() for path in options.paths] or [Path.cwd()]
+    outs = [out for out in store.list_outputs() if any(Path(out.fs_path).is_relative_to(path) for path in chosen)]
+    count = broken = 0
+    for entry in store.list_entries(outs):
+        count += 1
+        if wrong := entry.explain(hashed=True):
+            broken += 1
+            print(wrong)
+    print(f"{count} objects of {len(outs)} outputs: {broken or 'none'} missing or broken")
+    return int(broken > 0)

@@ -1,0 +1,81 @@
+"""pipeline verify: what DVC's cache holds, in a small project of two stages."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.repo import Repo
+
+from pipeline import store
+from pipeline.__main__ import main
+from pipeline.artifacts import ArtifactError
+
+STAGES = """
+stages:
+  first:
+    cmd: mkdir folder && printf a > folder/a && printf b > folder/b && printf c > kept
+    outs: [folder, {kept: {cache: false}}]
+  second:
+    cmd: cat folder/a folder/b > joined
+    deps: [folder]
+    outs: [joined]
+"""
+A, JOINED = "0cc175b9c0f1b6a831c399e269772661", "187ef4436122d1cc2f40dc2b92f0eba0"  # RFC 1321: of "a", and of "ab"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project without git that was reproduced once."""
+    (tmp_path / "dvc.yaml").write_text(STAGES)
+    monkeypatch.chdir(tmp_path)
+    Repo.init(no_scm=True).reproduce()
+    return tmp_path
+
+
+def find(folder: Path, md5: str, suffix: str = "") -> Path:
+    """Return the object of an md5, made writable."""
+    path = folder / ".dvc" / "cache" / "files" / "md5" / md5[:2] / f"{md5[2:]}{suffix}"
+    path.chmod(0o644)
+    return path
+
+
+@pytest.mark.fault(5, 14)
+def test_a_whole_cache_a_missing_object_and_a_broken_one(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify"]) == 0
+    assert capsys.readouterr().out == "4 objects of 3 outputs: none missing or broken\n"
+    store.require_inputs("second")
+    broken = find(project, JOINED)
+    broken.write_bytes(b"aB")
+    broken.chmod(0o444)  # DVC takes a file of this mode for whole
+    find(project, A).unlink()
+    assert main(["verify"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"folder/a: its object {A} is not in DVC's cache")
+    assert lines[1].startswith("joined: ")
+    assert lines[1].endswith(f"is broken: expected md5 {JOINED}, found 081b1f3a41c98110994e1b45a4a886ee")
+    assert lines[2:] == ["4 objects of 3 outputs: 2 missing or broken"]
+    assert main(["verify", "kept"]) == 0
+    with pytest.raises(
+        ArtifactError, match=f"inputs of second; free space, then `dvc commit first`:\n  folder/a: .*{A}"
+    ):
+        store.require_inputs("second")
+    store.require_inputs("first")  # which reads nothing
+
+
+def test_a_broken_list_of_a_folder_is_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder: Any = next(out for out in store.list_outputs() if out.def_path == "folder")
+    listed = find(project, folder.hash_info.value.removesuffix(".dir"), ".dir")
+    listed.write_text(json.dumps(json.loads(listed.read_text())[:1]))
+    assert main(["verify"]) == 1
+    assert f"folder: {listed} is broken" in capsys.readouterr().out
+
+
+def test_a_project_that_was_never_reproduced_has_nothing_to_verify(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dvc.yaml").write_text(STAGES)
+    monkeypatch.chdir(tmp_path)
+    Repo.init(no_scm=True)
+    assert main(["verify"]) == 0
+    assert "0 objects" in capsys.readouterr().out

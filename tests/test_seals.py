@@ -1,0 +1,66 @@
+"""Folders between stages: what was sealed is what is read."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import artifacts, seals
+from pipeline.artifacts import ArtifactError
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def write(folder: Path) -> Path:
+    """Write and seal two files, one in a subfolder; return the folder."""
+    (folder / "inner").mkdir(parents=True)
+    (folder / "abc").write_bytes(b"abc")
+    (folder / "inner" / "empty").touch()
+    seals.seal(folder)
+    return folder
+
+
+def test_a_seal_has_the_sha256_of_every_file_and_equal_folders_have_equal_bytes(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "one"), write(tmp_path / "two")
+    assert artifacts.read_json(one / seals.SEAL) == {
+        # FIPS 180-2, appendix B.1, and the hash of nothing
+        "abc": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        "inner/empty": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    }
+    assert (one / seals.SEAL).read_bytes() == (two / seals.SEAL).read_bytes()
+    seals.seal(one)  # a second time: the manifest does not hash itself
+    assert (one / seals.SEAL).read_bytes() == (two / seals.SEAL).read_bytes()
+
+
+def test_an_untouched_folder_is_verified(tmp_path: Path) -> None:
+    seals.verify(write(tmp_path / "one"))
+
+
+@pytest.mark.fault(14)
+@pytest.mark.parametrize("damage", [flip, truncate])
+def test_a_changed_file_is_refused_with_its_name_and_both_hashes(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    path = write(tmp_path / "one") / "abc"
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    damage(path)
+    with pytest.raises(ArtifactError) as caught:
+        seals.verify(tmp_path / "one")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert all(part in str(caught.value) for part in (str(path), expected, found, "pipeline verify"))
+
+
+@pytest.mark.parametrize("name", ["abc", "inner/empty", seals.SEAL])
+def test_a_missing_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    (write(tmp_path / "one") / name).unlink()
+    with pytest.raises(ArtifactError, match=name):
+        seals.verify(tmp_path / "one")
