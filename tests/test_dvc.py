@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
 
 from tests.conftest import ROOT, TINY, set_value
@@ -78,7 +80,8 @@ def test_metrics_plots_and_params_show_without_further_flags(clone: Path, tmp_pa
     run(clone, "dvc", "plots", "show", "--out", str(tmp_path))
     page = (tmp_path / "index.html").read_text()
     assert "discriminator_loss" in page
-    assert "runs_gan_samples.png" in page
+    for picture in ("gan_samples_samples.png", "vae_samples_samples.png", "vae_samples_reconstructions.png"):
+        assert f"reports_runs_{picture}" in page
     assert "generator_width" in run(clone, "dvc", "params", "diff", "--all", "--json", "HEAD~1", "HEAD")
 
 
@@ -94,6 +97,30 @@ def test_a_comment_reruns_nothing_and_a_learning_rate_only_its_model(clone: Path
     stale = {name for name, changes in status.items() if "changed" in str(changes)}
     assert "train@vae" in stale
     assert not {name for name in stale if name.endswith(("@gan", "@transformer", "@images", "@text", "@classifier"))}
+
+
+def test_a_picture_of_one_s_own_makes_no_text_stale(clone: Path) -> None:
+    picture = clone / "data" / "own" / "pictures" / "new.png"
+    try:
+        Image.new("L", (4, 4)).save(picture)
+        status = json.loads(run(clone, "dvc", "status", "--json"))
+        assert run(clone, "git", "status", "--porcelain") == ""
+    finally:
+        picture.unlink()
+    assert set(status) == {"fetch@images"}  # what follows is known when its output is
+
+
+def test_a_further_picture_runs_fetch_and_prepare_of_the_pictures_alone(tmp_path: Path) -> None:
+    copy_project(tmp_path)
+    set_params(tmp_path, {"data.images.source": "image_folder"})
+    pictures = tmp_path / "data" / "own" / "pictures"
+    for number in range(60):
+        Image.new("L", (4, 4), number).save(pictures / f"{number}.png")
+    targets = ("prepare@images", "prepare@text")
+    run(tmp_path, "dvc", "repro", *targets)
+    Image.new("L", (4, 4), 200).save(pictures / "new.png")
+    output = run(tmp_path, "dvc", "repro", *targets)
+    assert re.findall(r"Running stage '(.*)'", output) == ["fetch@images", "prepare@images"]
 
 
 @pytest.mark.parametrize(

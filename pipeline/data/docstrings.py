@@ -1,6 +1,6 @@
 """Collects NumPy's public docstrings in a fresh interpreter; numpy_docs.py runs it.
 
-    python -I pipeline/data/docstrings.py docstrings.json
+python -I pipeline/data/docstrings.py docstrings.json
 """
 
 import importlib

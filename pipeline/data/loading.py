@@ -70,7 +70,15 @@ class Steps:
     """The training batches of steps `start` to `steps`; what Lightning sees as its data loader."""
 
     def __init__(
-        self, examples: Examples, *, steps: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
+        self,
+        examples: Examples,
+        *,
+        steps: int,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if batch_size % world:
             msg = f"batch_size is over all processes: {batch_size} cannot be shared by {world}"
