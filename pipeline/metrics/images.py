@@ -25,6 +25,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.params import Section
 
 KIND = "images"
+ERRORS = "test images"  # what a standard error <metric>_se is over
 LEAST = 50
 SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of the images, from which FID is extrapolated
 

@@ -16,6 +16,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.params import Section
 
 KIND = "points"
+ERRORS = ""  # there are no standard errors
 
 
 class Sampling(Section):

@@ -17,6 +17,7 @@ from pipeline.params import Section
 
 KIND = "text"
 BLOCKS = 100
+ERRORS = f"{BLOCKS} contiguous blocks of the text"  # what a standard error <metric>_se is over
 
 
 class Sampling(Section):

@@ -2,9 +2,10 @@
 
     python -m pipeline.stages.sample gan
 
-Images: generated.safetensors (sets "0", "1", ... of uint8 (N, C, H, W)), a likelihood model's scores.safetensors,
-reconstructions. Points: generated.safetensors (sets of float32 (N, D)). Text: samples.json and nats.safetensors
-(float64, one number a target, by split). The evaluation reads these files alone.
+Images: generated.safetensors (sets "0", "1", ... of uint8 (N, C, H, W)), a likelihood model's scores.safetensors.
+Points: generated.safetensors (sets of float32 (N, D)). Text: nats.safetensors (float64, one number a target, by split).
+The evaluation reads these files alone. For the eye, in reports/runs/<run>/samples: samples.png, reconstructions.png,
+or samples.yaml, a list of texts (`dvc plots show` shows the pictures of this folder, and stumbles over a .txt in it).
 """
 
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import LiteralScalarString
 from torch import Tensor
 
 from pipeline import artifacts, params
@@ -30,20 +33,21 @@ def main(key: str) -> None:
     run = settings.runs[key]
     sampling = settings.metrics[run.metric].model_dump()["sampling"]
     loaded = load_model(artifacts.RUNS / key / "model")
-    folder = artifacts.RUNS / key / "samples"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder, shown = artifacts.RUNS / key / "samples", artifacts.REPORTS / "runs" / key / "samples"
+    for old in (folder, shown):
+        shutil.rmtree(old, ignore_errors=True)
     draw = {"images": sample_images, "points": sample_points, "text": sample_text}[loaded.kind]
-    draw(key, run, loaded, sampling, folder)
+    draw(run, loaded, sampling, folder, shown)
 
 
-def sample_images(key: str, run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path) -> None:
+def sample_images(run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path, shown: Path) -> None:
     """Draw as many images as the test and training splits can be compared with, and score the test split."""
     model = loaded.model
     splits = artifacts.read_manifest(run.data)["splits"]
     count = min(sampling["count"], splits["test"]["count"], splits["train"]["count"])
     sets = draw_sets(model, run.seed, count, sampling["sets"])
     artifacts.write_tensors(folder / "generated.safetensors", sets)
-    save_grid(artifacts.REPORTS / "runs" / key / "samples.png", sets["0"][:GRID])
+    save_grid(shown / "samples.png", sets["0"][:GRID])
     if not hasattr(model, "score"):
         return
     samples = sampling["importance_samples"]
@@ -56,15 +60,22 @@ def sample_images(key: str, run: Run, loaded: Loaded, sampling: dict[str, Any], 
         "active_units": scores["active_units"],
     }
     artifacts.write_tensors(folder / "scores.safetensors", {name: score.cpu() for name, score in named.items()})
-    pairs = torch.stack([images[: GRID // 2], model.reconstruct(images[: GRID // 2]).cpu()], dim=1).flatten(0, 1)
-    save_grid(artifacts.REPORTS / "runs" / key / "reconstructions.png", pairs)
+    chosen = images[spread(len(images), GRID // 2)]
+    pairs = torch.stack([chosen, model.reconstruct(chosen).cpu()], dim=1).flatten(0, 1)
+    save_grid(shown / "reconstructions.png", pairs)
 
 
-def sample_points(key: str, run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path) -> None:
+def spread(count: int, chosen: int) -> Tensor:
+    """Return `chosen` indices below `count` at even distances, int64: a split may be sorted by class."""
+    chosen = min(count, chosen)
+    return torch.arange(chosen) * count // chosen
+
+
+def sample_points(run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path, shown: Path) -> None:
     """Draw sets of points."""
     sets = draw_sets(loaded.model, run.seed, sampling["count"], sampling["sets"])
     artifacts.write_tensors(folder / "generated.safetensors", sets)
-    save_grid(artifacts.REPORTS / "runs" / key / "samples.png", draw_points(sets["0"]))
+    save_grid(shown / "samples.png", draw_points(sets["0"]))
 
 
 def draw_sets(model: Any, seed: int, count: int, sets: int) -> dict[str, Tensor]:
@@ -73,21 +84,32 @@ def draw_sets(model: Any, seed: int, count: int, sets: int) -> dict[str, Tensor]
     return {str(index): model.sample(count, generator).cpu() for index, generator in enumerate(generators)}
 
 
-def sample_text(key: str, run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path) -> None:
+def sample_text(run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path, shown: Path) -> None:
     """Write texts, and score every target of validation and test once."""
     model = loaded.model
     names = ("prompt", "length", "temperature", "top_k", "top_p")
     generator = make_generator(run.seed, "sample", device=model.device)
     texts = loaded.write(sampling["count"], generator, **{name: sampling[name] for name in names})
-    artifacts.write_json(folder / "samples.json", texts)
-    path = artifacts.REPORTS / "runs" / key / "samples.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n\n----\n\n".join(text.strip("\n") for text in texts) + "\n", encoding="utf-8")
+    write_texts(shown / "samples.yaml", texts)
     context = model.config.context
     stride = max(1, round(sampling["stride"] * context))
     held_out = [name for name in ("validation", "test") if name in artifacts.read_manifest(run.data)["splits"]]
     nats = {name: model.score(artifacts.read_split(run.data, name)["tokens"], stride).cpu() for name in held_out}
     artifacts.write_tensors(folder / "nats.safetensors", nats)
+
+
+def write_texts(path: Path, texts: list[str]) -> None:
+    """Write texts as a YAML list; those of printable characters alone as literal blocks, the others quoted."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yaml = YAML(pure=True)
+    yaml.width = 2**16
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump([LiteralScalarString(text) if is_literal(text) else text for text in texts], file)
+
+
+def is_literal(text: str) -> bool:
+    """Say whether a YAML block can hold a text as it is."""
+    return text.translate({ord("\n"): None, ord("\t"): None}).isprintable()
 
 
 if __name__ == "__main__":

@@ -181,15 +181,15 @@ class Preview:
 
 
 def write_curves(record: Record, folder: Path) -> None:
-    """Write each recorded value as a table of step and value, which `dvc plots` draws: <folder>/<value>.tsv."""
+    """Write each recorded value as a table of step and value, which `dvc plots` draws: <folder>/<value>.csv."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     columns: dict[str, list[str]] = {}
     for line in record.read():
         for name, value in line["values"].items():
-            columns.setdefault(name, [f"step\t{name}"]).append(f"{line['step']}\t{value:.6g}")
+            columns.setdefault(name, [f"step,{name}"]).append(f"{line['step']},{value:.6g}")
     for name, rows in columns.items():
-        (folder / f"{name}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        (folder / f"{name}.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

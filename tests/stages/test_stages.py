@@ -1,8 +1,10 @@
 """The stages one after another in one process, on the shipped params with trainings of a second."""
 
 import json
+import math
 import re
 import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +61,14 @@ def test_the_whole_pipeline_gives_equal_bits_twice_and_one_mlflow_run_a_training
     page = (workdir / "reports" / "index.html").read_text()
     assert all(f'id="{run}"' in page for run in RUNS)
     assert not re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page)  # opens offline
+    readme = (workdir / "reports" / "README.md").read_text()
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", readme)
+    assert len(shown) == 6  # three pictures of curves, two of samples, one of reconstructions
+    assert [name for name in shown if not (workdir / "reports" / name).exists()] == []
+    texts = YAML(typ="safe", pure=True).load(workdir / "reports" / "runs" / "transformer" / "samples" / "samples.yaml")
+    assert len(texts) == 4
+    assert textwrap.indent(texts[0].strip("\n"), "    ").splitlines()[-1] in readme.splitlines()
+    assert [out for run in RUNS for out in list_outs("sample", run) if not (workdir / out).exists()] == []
     assert not (workdir / ".state").exists() or not list((workdir / ".state").rglob("*.ckpt"))
     for model in client.search_logged_models([experiment]):
         loaded = mlflow.pyfunc.load_model(model.model_uri)
@@ -148,8 +158,31 @@ def test_curves_become_one_table_a_value(workdir: Path) -> None:
     record.log(1, {"loss": 2.0, "kl": 1.0})
     record.log(2, {"loss": 1.5})
     train.write_curves(record, workdir / "curves")
-    assert report.read_table(workdir / "curves" / "loss.tsv") == ([1, 2], [2.0, 1.5])
-    assert report.read_table(workdir / "curves" / "kl.tsv") == ([1], [1.0])
+    assert report.read_table(workdir / "curves" / "loss.csv") == ([1, 2], [2.0, 1.5])
+    assert report.read_table(workdir / "curves" / "kl.csv") == ([1], [1.0])
+
+
+def test_chosen_images_are_of_all_classes_when_the_split_is_sorted_by_class() -> None:
+    labels = torch.arange(10).repeat_interleave(100)
+    chosen = sample.spread(len(labels), 50)
+    assert labels[chosen].bincount().tolist() == [5] * 10
+    assert sample.spread(7, 50).tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("text", ["\nab\n  c \n", "", "\t\n", "a\x00b\x1b\r\n\x85", "- a: b\n---\n# c", "\ufffd\u2028"])
+def test_texts_are_read_as_they_were_written(text: str, tmp_path: Path) -> None:
+    sample.write_texts(tmp_path / "samples.yaml", [text, "another"])
+    assert YAML(typ="safe", pure=True).load(tmp_path / "samples.yaml") == [text, "another"]
+
+
+def test_the_report_shows_student_s_interval_over_the_sets_of_samples() -> None:
+    sets = [3.0, 4.0, 5.0]  # t(0.975, 2) = 4.302653, standard deviation 1
+    half = 4.302653 / math.sqrt(3)
+    metrics = {"fid": 4.0, "fid_floor": 2.0, "iw": 100.0, "iw_se": 0.5}
+    page = report.Page("x", "gan", "images", "images", 0, metrics, {"fid": sets}, {}, "", Path())
+    assert page.cell("fid") == f"4 [{4 - half:.4g}, {4 + half:.4g}] (floor 2)"
+    assert page.cell("iw") == "100 \u00b1 0.5"
+    assert page.cell("absent") == ""
 
 
 def test_references_are_the_same_for_every_run() -> None:
