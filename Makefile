@@ -18,6 +18,7 @@ help:  ## list the targets
 
 repro: .venv/installed  ## install the locked environment, then run every stage that is not up to date
 	dvc repro
+	pipeline verify
 
 test: .venv/installed  ## run the default tests (no network)
 	python -m pytest -m "not slow" --faults
