@@ -15,7 +15,7 @@ import numpy as np
 # Left out: numpy.distutils (not in every Python), and the polynomial families that reword chebyshev's docstrings.
 MODULES = """char ctypeslib dtypes exceptions fft lib lib.array_utils lib.format lib.introspect lib.mixins lib.npyio
     lib.recfunctions lib.scimath lib.stride_tricks linalg ma ma.extras ma.mrecords polynomial polynomial.chebyshev
-    polynomial.polynomial random rec strings typing""".split()
+    polynomial.polynomial random rec strings typing""".split()  # noqa: SIM905
 
 
 def collect() -> dict[str, str]:

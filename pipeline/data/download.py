@@ -1,13 +1,15 @@
 """Verified downloads: a mirror first, then each address; resumed, retried, hashed; https only.
 
 DATA_MIRROR, a folder or an https address, is tried first: <mirror>/<data set>/<file>. What has not the right hash never
-gets the file's name.
+gets the file's name. What came of a file before its address failed or the process ended lies in .state/fetch/, and the
+next address, or the next process, asks for the rest.
 """
 
 import gzip
 import hashlib
 import os
-import shutil
+import queue
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -18,15 +20,19 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
+from filelock import FileLock
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline.artifacts import ArtifactError
 
-ATTEMPTS = 3
+PARTIAL = Path(".state/fetch")
+ATTEMPTS = 3  # that one address gets in a row without progress
+PROGRESS = 1 << 16  # bytes beyond all that came before; fewer would let a server hold the process for ever
 REDIRECTS = 10
 TIMEOUT = 30.0  # seconds without a byte
+HEADERS = 60.0  # seconds until an answer begins, however its headers drip
 PATIENCE = 30.0  # seconds over which the speed is taken
-SLOWEST = 1024  # bytes a second; some servers give 50,000 for hours
+SLOWEST = 10_000  # bytes a second; some servers give 50,000 for hours
 LONGEST_WAIT = 60.0  # seconds that Retry-After may ask for before the next address is tried instead
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 CHUNK = 1 << 18  # bytes
@@ -37,8 +43,9 @@ AGENT = "Mozilla/5.0 (compatible; generative-experiment-pipeline)"  # wikitext.s
 class Source:
     """A file, its SHA-256 and the addresses (folders, each with its last /) that have it.
 
-    gunzip: whether the SHA-256 is that of the decompressed content, because gzip headers differ between mirrors;
-    archives and everything else are hashed as they are. limit: bytes that neither the file nor its content may exceed.
+    gunzip: whether the SHA-256 is that of the decompressed content, which is stored without the ending .gz, because
+    gzip headers differ between mirrors; archives and everything else are hashed and stored as they are. limit: bytes
+    that neither the file nor its content may exceed.
     """
 
     name: str
@@ -47,13 +54,22 @@ class Source:
     gunzip: bool = False
     limit: int = 1 << 30
 
+    @property
+    def stored(self) -> str:
+        """Name of the file that `fetch_all` leaves."""
+        return self.name.removesuffix(".gz") if self.gunzip else self.name
+
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why an attempt failed, and after how many seconds the same address may be asked again; None: never."""
+    """Why an attempt failed, and after how many seconds the same address may be asked again; None: never.
+
+    received: bytes of the file that are there afterwards.
+    """
 
     problem: str
     wait: float | None
+    received: int = 0
 
 
 def fetch_all(dataset: str, sources: Sequence[Source], folder: Path) -> None:
@@ -63,23 +79,21 @@ def fetch_all(dataset: str, sources: Sequence[Source], folder: Path) -> None:
         ArtifactError: with the file, its hash, what each address answered, and what to do.
     """
     for source in sources:
-        _fetch(dataset, source, folder / source.name)
+        _fetch(dataset, source, folder / source.stored)
 
 
 def _fetch(dataset: str, source: Source, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    mirror = os.environ.get("DATA_MIRROR", "")
+    mirror = os.path.expanduser(os.environ.get("DATA_MIRROR", ""))  # noqa: PTH111 - may be an address
     places = [f"{mirror.rstrip('/')}/{dataset}/{source.name}"] if mirror else []
     places += [address + source.name for address in source.addresses]
-    partial = target.with_name(target.name + ".part")
     tried = []
     for place in places:
-        problem = _download(place, source, partial) if "://" in place else _copy(Path(place), source, partial)
+        problem = _download(place, source, target) if "://" in place else _copy(Path(place), source, target)
         if problem is None:
-            os.replace(partial, target)
+            _partial(source).unlink(missing_ok=True)
             return
         tried.append(f"  {place}: {problem}")
-        partial.unlink(missing_ok=True)  # the next address may serve other bytes
     content = "the decompressed content" if source.gunzip else "the file"
     msg = "\n".join(
         [
@@ -91,47 +105,58 @@ def _fetch(dataset: str, source: Source, target: Path) -> None:
     raise ArtifactError(msg)
 
 
-def _copy(path: Path, source: Source, partial: Path) -> str | None:
-    """Copy a mirror's file to `partial`; return what is wrong with it, or nothing."""
-    if not path.is_file():
-        return "no such file"
-    try:
-        shutil.copyfile(path, partial)
-    except OSError as error:
-        return f"{type(error).__name__}: {error}"
-    return _find_fault(partial, source)
+def _partial(source: Source) -> Path:
+    return PARTIAL / f"{source.sha256}.part"
 
 
-def _download(address: str, source: Source, partial: Path) -> str | None:
-    """Bring one address's file to `partial`, in several attempts; return what went wrong, or nothing."""
-    problem = None
-    for attempt in range(1, ATTEMPTS + 1):
-        failure = _attempt(address, source, partial, pause=2.0**attempt - 1)
-        if failure is None:
-            return None
-        problem = failure.problem
-        if failure.wait is None:
-            break
-        if attempt < ATTEMPTS:
+def _copy(path: Path, source: Source, target: Path) -> str | None:
+    """Copy a mirror's file; return what is wrong with it, or nothing."""
+    return _accept(path, source, target) if path.is_file() else "no such file"
+
+
+def _download(address: str, source: Source, target: Path) -> str | None:
+    """Bring one address's file, in several attempts; return what went wrong, or nothing."""
+    partial = _partial(source)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(partial.with_suffix(".lock")):  # two processes never write one file
+        most, failures = _size(partial), 0
+        while True:
+            failure = _attempt(address, source, partial, target, pause=2.0 ** (failures + 1) - 1)
+            if failure is None:
+                return None
+            failures = 1 if failure.received >= most + PROGRESS else failures + 1
+            most = max(most, failure.received)
+            if failure.wait is None or failures == ATTEMPTS:
+                return failure.problem
             time.sleep(failure.wait)
-    return problem
 
 
-def _attempt(address: str, source: Source, partial: Path, pause: float) -> _Failure | None:
-    have = partial.stat().st_size if partial.exists() else 0
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _attempt(address: str, source: Source, partial: Path, target: Path, pause: float) -> _Failure | None:
+    have = _size(partial)
     try:
         _append(address, partial, have, source)
     except requests.HTTPError as error:
+        if _is_beyond_the_end(error) and _accept(partial, source, target) is None:
+            return None  # the former process had all of it
         return _judge(error, partial, pause)
     except ValueError as error:  # a refusal, or no address at all
         return _Failure(str(error), wait=None)
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-        return _Failure(f"{type(error).__name__}: {error}", pause)
-    problem = _find_fault(partial, source)
+        return _Failure(f"{type(error).__name__}: {error}", pause, _size(partial))
+    received = _size(partial)
+    problem = _accept(partial, source, target)
     if problem is None:
         return None
     partial.unlink()
-    return _Failure(problem, pause if have else None)  # a whole file that is wrong stays wrong
+    return _Failure(problem, pause if have else None, received)  # a whole file that is wrong stays wrong
+
+
+def _is_beyond_the_end(error: requests.HTTPError) -> bool:
+    return error.response is not None and error.response.status_code == 416
 
 
 def _judge(error: requests.HTTPError, partial: Path, pause: float) -> _Failure:
@@ -140,7 +165,7 @@ def _judge(error: requests.HTTPError, partial: Path, pause: float) -> _Failure:
     if response is None:
         return _Failure(str(error), wait=None)
     problem = f"HTTP status {response.status_code}"
-    if response.status_code == 416:  # the partial file is longer than the served one
+    if _is_beyond_the_end(error):  # the partial file is longer than the served one
         partial.unlink(missing_ok=True)
         return _Failure(problem, pause)
     if response.status_code not in BUSY:
@@ -176,6 +201,7 @@ def _append(address: str, partial: Path, have: int, source: Source) -> None:
         with tqdm(total=total, initial=have, desc=source.name, unit="B", unit_scale=True, disable=None) as bar:
             for block in _read_blocks(response):
                 if have + len(block) > source.limit:
+                    file.truncate(0)
                     msg = f"refused: longer than {source.limit} bytes"
                     raise ValueError(msg)
                 file.write(block)
@@ -203,12 +229,34 @@ def _open(address: str, start: int) -> requests.Response:
 def _ask(address: str, headers: dict[str, str]) -> requests.Response:
     """Send one GET with the environment's proxies and certificates; the body is still to be read.
 
+    Raises:
+        TimeoutError: if the headers are not there after HEADERS seconds. No library bounds this, only the time between
+            two bytes, so a thread waits for them, and is left to itself in the end.
+    """
+    answers: queue.Queue[requests.Response | Exception] = queue.Queue()
+    threading.Thread(target=_send, args=(address, headers, answers), daemon=True).start()
+    try:
+        answer = answers.get(timeout=HEADERS)
+    except queue.Empty:
+        msg = f"no answer within {HEADERS:g} s"
+        raise TimeoutError(msg) from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _send(address: str, headers: dict[str, str], answers: "queue.Queue[requests.Response | Exception]") -> None:
+    """Put the answer to a GET, or what went wrong, into the queue.
+
     The adapter is asked itself, because a session reads the body of a redirect, however long it is.
     """
-    session = requests.Session()
-    request = session.prepare_request(requests.Request("GET", address, headers=headers))
-    settings = session.merge_environment_settings(address, {}, stream=True, verify=None, cert=None)
-    return session.get_adapter(address).send(request, timeout=TIMEOUT, **settings)
+    try:
+        session = requests.Session()
+        request = session.prepare_request(requests.Request("GET", address, headers=headers))
+        settings = session.merge_environment_settings(address, {}, stream=True, verify=None, cert=None)
+        answers.put(session.get_adapter(address).send(request, timeout=TIMEOUT, **settings))
+    except Exception as error:  # noqa: BLE001 - whoever waits raises it
+        answers.put(error)
 
 
 def _read_blocks(response: requests.Response) -> Iterator[bytes]:
@@ -242,18 +290,26 @@ def require_https(address: str) -> None:
         raise ValueError(msg)
 
 
-def _find_fault(path: Path, source: Source) -> str | None:
-    """Hash a file in chunks; return what is wrong with it, or nothing."""
+def _accept(path: Path, source: Source, target: Path) -> str | None:
+    """Copy a file, decompressed if the source asks for it, to `target` if its content is right; else say what is wrong.
+
+    The copy gets its name when it is whole, and hashed.
+    """
     found, size = hashlib.sha256(), 0
+    copy = target.with_name(target.name + ".tmp")
     try:
-        with gzip.open(path) if source.gunzip else path.open("rb") as file:
+        with gzip.open(path) if source.gunzip else path.open("rb") as file, copy.open("wb") as written:
             while block := file.read(CHUNK):
                 size += len(block)
                 if size > source.limit:
                     return f"longer than {source.limit} bytes"
                 found.update(block)
+                written.write(block)
+        if found.hexdigest() != source.sha256:
+            return f"wrong content: expected SHA-256 {source.sha256}, found {found.hexdigest()}"
+        os.replace(copy, target)
     except (OSError, EOFError, zlib.error) as error:
-        return f"not a gzip file: {error}" if source.gunzip else f"not readable: {error}"
-    if found.hexdigest() == source.sha256:
-        return None
-    return f"wrong content: expected SHA-256 {source.sha256}, found {found.hexdigest()}"
+        return f"not a gzip file: {error}" if source.gunzip else f"not readable: {type(error).__name__}: {error}"
+    finally:
+        copy.unlink(missing_ok=True)
+    return None

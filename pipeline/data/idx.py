@@ -1,15 +1,14 @@
-"""The idx files of MNIST and its kin: gzipped arrays of unsigned bytes, images and labels in pairs."""
+"""The idx files of MNIST and its kin: arrays of unsigned bytes, images and labels in pairs."""
 
-import gzip
 import math
-import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from pipeline.artifacts import ArtifactError
 
-FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 CLASSES = 10
 SIZE = (28, 28)
 LIMIT = 1 << 30  # values
@@ -38,20 +37,20 @@ def read_pair(raw: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read a gzipped idx file of unsigned bytes: magic 0 0 8 D, D big-endian sizes, then the values.
+    """Read an idx file of unsigned bytes: magic 0 0 8 D, D big-endian sizes, then the values.
 
     Raises:
         ArtifactError: if the header or the length is not what the format says.
     """
     try:
-        with gzip.open(path) as file:
+        with path.open("rb") as file:
             return _read_array(path, file)
-    except (OSError, EOFError, zlib.error) as error:
-        msg = f"{path}: not a whole gzip file: {error}"
+    except OSError as error:
+        msg = f"{path}: cannot be read: {error.strerror}"
         raise ArtifactError(msg) from error
 
 
-def _read_array(path: Path, file: gzip.GzipFile) -> np.ndarray:
+def _read_array(path: Path, file: BinaryIO) -> np.ndarray:
     magic = file.read(4)
     dimensions = magic[3] if len(magic) == 4 else 0
     sizes = file.read(4 * dimensions)

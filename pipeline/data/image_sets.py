@@ -33,7 +33,7 @@ class ImageConfig(Section):
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """Images uint8 (N, C, H, W), maybe memory-mapped, and labels int64 (N,) of each split; reports of one's own files."""
+    """Images uint8 (N, C, H, W), maybe memory-mapped, and labels int64 (N,) of each split; reports of the files."""
 
     splits: dict[str, tuple[Tensor, Tensor]]
     classes: int

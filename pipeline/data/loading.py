@@ -29,7 +29,7 @@ class Examples(Protocol):
 
 
 class LabelledExamples:
-    """Tensors of one length, maybe memory-mapped: images uint8 (N, C, H, W) or points float32 (N, D), labels int64 (N,)."""
+    """Tensors of one length, maybe memory-mapped: images uint8 (N, C, H, W) or points float32 (N, D), labels (N,)."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors

@@ -3,8 +3,10 @@
 import gzip
 import hashlib
 import io
+import os
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -18,8 +20,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts import ArtifactError
+from pipeline.data import download
 from pipeline.data.download import ATTEMPTS, LONGEST_WAIT, Source, fetch_all, require_https
 
+ROOT = Path(__file__).resolve().parents[2]
 CONTENT = bytes(range(256)) * 800  # 200 KiB: several network packets
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 ELSEWHERE = "http://192.0.2.1/"  # TEST-NET-1 of RFC 5737, nobody's; a connection there fails the test in conftest.py
@@ -183,8 +187,9 @@ def serve(target: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """No mirror, no proxy, and no waiting: the pauses between attempts are only kept."""
+def waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
+    """A folder of its own, no mirror, no proxy, and no waiting: the pauses between attempts are only kept."""
+    monkeypatch.chdir(tmp_path)
     seconds: list[float] = []
     monkeypatch.setattr("pipeline.data.download.time.sleep", seconds.append)
     monkeypatch.delenv("DATA_MIRROR", raising=False)
@@ -202,8 +207,9 @@ def closed() -> str:
 
 
 def fetch(target: Path, *addresses: str, sha256: str = SHA256, limit: int = 1 << 20) -> None:
-    """Fetch one file; that of file.gz is known by the hash of its decompressed content."""
-    source = Source(target.name, sha256, addresses, gunzip=target.name == "file.gz", limit=limit)
+    """Fetch one file; that of packed.txt is served as packed.txt.gz."""
+    packed = target.name == "packed.txt"
+    source = Source(target.name + ".gz" * packed, sha256, addresses, gunzip=packed, limit=limit)
     fetch_all("digits", [source], target.parent)
 
 
@@ -215,9 +221,17 @@ def refusal(target: Path, *addresses: str, sha256: str = SHA256, limit: int = 1 
     return str(caught.value)
 
 
+def failure(target: Path, *addresses: str) -> str:
+    """The message of a download that fails beside what is there."""
+    with pytest.raises(ArtifactError) as caught:
+        fetch(target, *addresses)
+    return str(caught.value)
+
+
 def assert_fetched(target: Path, content: bytes = CONTENT) -> None:
     assert target.read_bytes() == content
-    assert list(target.parent.iterdir()) == [target]  # no partial file is left
+    assert list(target.parent.iterdir()) == [target]  # no partial file is left, here ...
+    assert list(download.PARTIAL.glob("*.part")) == []  # ... or there
 
 
 def test_the_right_file_is_kept_after_one_request(server: Server, target: Path, waits: list[float]) -> None:
@@ -242,16 +256,16 @@ def test_every_file_of_a_data_set_is_fetched(server: Server, tmp_path: Path) -> 
 def test_the_hash_of_a_gz_file_is_that_of_its_content_whatever_its_header_says(
     server: Server, target: Path, seconds: int
 ) -> None:
-    path = target.with_name("file.gz")
+    path = target.with_name("packed.txt")
     body = gzip.compress(CONTENT, compresslevel=1 + seconds % 9, mtime=seconds)
-    server.answers["/file.gz"] = [whole(body)]
+    server.answers["/packed.txt.gz"] = [whole(body)]
     fetch(path, server.address)
-    assert_fetched(path, body)
+    assert_fetched(path)
 
 
 def test_a_gz_file_of_other_content_is_refused(server: Server, target: Path) -> None:
-    server.answers["/file.gz"] = [whole(gzip.compress(CONTENT + b"."))]
-    message = refusal(target.with_name("file.gz"), server.address)
+    server.answers["/packed.txt.gz"] = [whole(gzip.compress(CONTENT + b"."))]
+    message = refusal(target.with_name("packed.txt"), server.address)
     assert hashlib.sha256(CONTENT + b".").hexdigest() in message
 
 
@@ -274,11 +288,11 @@ def damaged(position: int, value: int) -> bytes:
     ids=["html", "deflate", "crc", "short", "long", "empty"],
 )
 def test_a_damaged_gz_file_is_refused_and_the_next_address_used(server: Server, target: Path, body: bytes) -> None:
-    path = target.with_name("file.gz")
+    path = target.with_name("packed.txt")
     right = gzip.compress(CONTENT)
-    server.answers = {"/one/file.gz": [whole(body)], "/two/file.gz": [whole(right)]}
+    server.answers = {"/one/packed.txt.gz": [whole(body)], "/two/packed.txt.gz": [whole(right)]}
     fetch(path, server.address + "one/", server.address + "two/")
-    assert_fetched(path, right)
+    assert_fetched(path)
 
 
 def test_wrong_bytes_at_the_first_address_lead_to_the_second(server: Server, target: Path) -> None:
@@ -383,15 +397,15 @@ def test_a_server_that_drips_is_left_for_the_next_long_before_the_file_is_there(
     assert server.paths == ["/one/file.bin"] * ATTEMPTS + ["/two/file.bin"]
     server.answers["/two/file.bin"] = [status(404)]
     target.unlink()
-    assert "/one/file.bin: TimeoutError: slower than 1024 bytes a second" in refusal(target, server.address + "one/")
+    assert "/one/file.bin: TimeoutError: slower than 10000 bytes a second" in refusal(target, server.address + "one/")
 
 
 def test_a_server_of_50_kilobytes_a_second_is_waited_for(
     server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # That is what the home of CIFAR-10 gives.
-    monkeypatch.setattr("pipeline.data.download.PATIENCE", 0.05)
-    body = CONTENT[:15_000]
+    monkeypatch.setattr("pipeline.data.download.PATIENCE", 0.2)
+    body = CONTENT[:30_000]
     server.answers["/file.bin"] = [dripping(body, 500, 0.01)]
     fetch(target, server.address, sha256=hashlib.sha256(body).hexdigest())
     assert_fetched(target, body)
@@ -427,7 +441,7 @@ def test_a_server_that_is_gone_in_the_middle_is_left_for_the_next(server: Server
     fetch(target, server.address, other.address)
     assert_fetched(target)
     assert len(server.asked) == 1
-    assert other.asked == [("/file.bin", None)]
+    assert other.starts == [70_000]
 
 
 def test_a_file_that_is_cut_off_at_its_home_leads_to_the_next(server: Server, target: Path) -> None:
@@ -469,15 +483,15 @@ def test_a_server_that_sends_without_end_is_stopped_at_the_limit(server: Server,
 
 
 def test_a_gzip_bomb_is_stopped_at_the_limit(server: Server, target: Path) -> None:
-    server.answers["/file.gz"] = [whole(gzip.compress(bytes(1 << 22)))]
-    assert "longer than 300000 bytes" in refusal(target.with_name("file.gz"), server.address, limit=300_000)
+    server.answers["/packed.txt.gz"] = [whole(gzip.compress(bytes(1 << 22)))]
+    assert "longer than 300000 bytes" in refusal(target.with_name("packed.txt"), server.address, limit=300_000)
 
 
 def test_hashing_a_large_file_takes_little_memory(server: Server, target: Path) -> None:
     content = bytes(1 << 25)
-    server.answers["/file.gz"] = [whole(gzip.compress(content, compresslevel=1))]
+    server.answers["/packed.txt.gz"] = [whole(gzip.compress(content, compresslevel=1))]
     tracemalloc.start()
-    fetch(target.with_name("file.gz"), server.address, sha256=hashlib.sha256(content).hexdigest(), limit=1 << 26)
+    fetch(target.with_name("packed.txt"), server.address, sha256=hashlib.sha256(content).hexdigest(), limit=1 << 26)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < len(content) / 8
@@ -486,9 +500,9 @@ def test_hashing_a_large_file_takes_little_memory(server: Server, target: Path) 
 def test_a_gz_file_that_the_server_calls_an_encoding_is_not_unpacked(server: Server, target: Path) -> None:
     # Some servers declare the compression of the file itself as one of the transfer.
     body = gzip.compress(CONTENT)
-    server.answers["/file.gz"] = [lambda handler: send(handler, 200, body, content_encoding="gzip")]
-    fetch(target.with_name("file.gz"), server.address)
-    assert_fetched(target.with_name("file.gz"), body)
+    server.answers["/packed.txt.gz"] = [lambda handler: send(handler, 200, body, content_encoding="gzip")]
+    fetch(target.with_name("packed.txt"), server.address)
+    assert_fetched(target.with_name("packed.txt"))
 
 
 def test_the_body_of_a_redirect_is_not_read(server: Server, target: Path) -> None:
@@ -575,12 +589,48 @@ def test_a_transfer_goes_on_from_a_server_that_would_compress_it(server: Server,
     assert len(server.asked) == 2
 
 
-def test_what_broke_off_at_one_address_is_not_continued_at_another(server: Server, target: Path) -> None:
-    other = CONTENT[::-1]
-    server.answers = {"/one/file.bin": [broken_off(other, 70_000)], "/two/file.bin": [ranged(CONTENT)]}
+def test_what_broke_off_at_one_address_goes_on_at_the_next(server: Server, target: Path) -> None:
+    server.answers = {"/one/file.bin": [broken_off(CONTENT, 70_000), status(404)], "/two/file.bin": [ranged(CONTENT)]}
     fetch(target, server.address + "one/", server.address + "two/")
     assert_fetched(target)
-    assert server.asked[-1] == ("/two/file.bin", None)
+    assert server.paths == ["/one/file.bin", "/one/file.bin", "/two/file.bin"]
+    assert_resumed(server.starts[2], 70_000)
+
+
+def test_a_wrong_beginning_is_thrown_away_and_the_file_asked_for_from_its_first_byte(
+    server: Server, target: Path
+) -> None:
+    other = CONTENT[::-1]
+    server.answers = {"/one/file.bin": [broken_off(other, 70_000), status(404)], "/two/file.bin": [ranged(CONTENT)]}
+    fetch(target, server.address + "one/", server.address + "two/")
+    assert_fetched(target)
+    assert server.starts[2] > 0
+    assert server.asked[3:] == [("/two/file.bin", None)]
+
+
+def test_attempts_that_bring_bytes_are_not_counted(server: Server, target: Path) -> None:
+    lengths = [70_000, 140_000]  # each further by more than PROGRESS
+
+    def piece(stop: int) -> Answer:
+        def answer(handler: BaseHTTPRequestHandler) -> None:
+            start = int((handler.headers.get("Range") or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+            rest = {"content_length": str(len(CONTENT) - start)}
+            if start:
+                rest["content_range"] = f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"
+            send(handler, 206 if start else 200, CONTENT[start:stop], **rest)
+
+        return answer
+
+    server.answers["/file.bin"] = [status(503), *map(piece, lengths), status(503), ranged(CONTENT)]
+    fetch(target, server.address)
+    assert_fetched(target)
+    assert len(server.asked) == 5 > ATTEMPTS
+
+
+def test_a_server_that_brings_a_little_each_time_is_given_up(server: Server, target: Path) -> None:
+    server.answers["/file.bin"] = [broken_off(CONTENT, 1000)]
+    assert "IncompleteRead" in refusal(target, server.address)
+    assert len(server.asked) == ATTEMPTS
 
 
 @pytest.mark.parametrize(
@@ -590,11 +640,62 @@ def test_what_broke_off_at_one_address_is_not_continued_at_another(server: Serve
 def test_a_leftover_of_a_process_that_was_killed_does_no_harm(
     server: Server, target: Path, leftover: bytes, answer: Callable[[bytes], Answer]
 ) -> None:
-    target.parent.mkdir(parents=True)
-    target.with_name(target.name + ".part").write_bytes(leftover)
+    download.PARTIAL.mkdir(parents=True)
+    (download.PARTIAL / f"{SHA256}.part").write_bytes(leftover)
     server.answers["/file.bin"] = [answer(CONTENT)]
     fetch(target, server.address)
     assert_fetched(target)
+
+
+STAGE = """
+import sys
+from pipeline.data import shakespeare
+from pipeline.stages import fetch
+shakespeare.SHA256, shakespeare.ADDRESSES = sys.argv[1], ()
+fetch.main("text")
+"""
+
+
+def test_a_fetch_that_was_killed_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
+    values = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("source: numpy_docs", "source: shakespeare")
+    (tmp_path / "params.yaml").write_text(values, encoding="utf-8")
+    server.answers["/shakespeare/input.txt"] = [dripping(CONTENT, 140_000, 60), ranged(CONTENT)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "DATA_MIRROR": server.address}
+    command = [sys.executable, "-c", STAGE, SHA256]
+    partial = tmp_path / download.PARTIAL / f"{SHA256}.part"
+    with subprocess.Popen(command, env=environment) as process:
+        end = time.monotonic() + 60
+        while not (partial.exists() and partial.stat().st_size > 100_000) and time.monotonic() < end:
+            threading.Event().wait(0.02)
+        process.kill()
+    assert partial.stat().st_size > 100_000
+    subprocess.run(command, env=environment, check=True)
+    assert server.starts[0] == 0
+    assert server.starts[1] > 100_000
+    assert (tmp_path / "data" / "raw" / "text" / "input.txt").read_bytes() == CONTENT
+    assert not partial.exists()
+
+
+def test_headers_that_drip_are_waited_for_a_bounded_time(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each byte comes in time for a single read; whole headers would take minutes.
+    monkeypatch.setattr("pipeline.data.download.HEADERS", 0.3)
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        with suppress(OSError):
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            for _ in range(100):
+                handler.wfile.write(b"X")
+                threading.Event().wait(0.05)
+
+    server.answers = {"/one/file.bin": [drip], "/two/file.bin": [whole(CONTENT)]}
+    begin = time.monotonic()
+    fetch(target, server.address + "one/", server.address + "two/")
+    assert time.monotonic() - begin < 3
+    assert_fetched(target)
+    server.answers["/two/file.bin"] = [status(404)]
+    assert "/one/file.bin: TimeoutError: no answer within 0.3 s" in failure(target, server.address + "one/")
 
 
 def test_a_redirect_on_the_same_machine_is_followed(server: Server, target: Path) -> None:
@@ -663,6 +764,15 @@ def test_the_mirror_folder_comes_first(
         assert server.asked == []
         target.unlink()
     assert (mirror / "digits" / "file.bin").read_bytes() == CONTENT  # copied, not moved
+
+
+def test_the_mirror_may_be_in_the_home_folder(target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mirror" / "digits").mkdir(parents=True)
+    (tmp_path / "mirror" / "digits" / "file.bin").write_bytes(CONTENT)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DATA_MIRROR", "~/mirror")
+    fetch(target)
+    assert_fetched(target)
 
 
 @pytest.mark.parametrize("content", [b"something else", None])

@@ -20,7 +20,18 @@ import torch
 from ruamel.yaml import YAML
 
 from pipeline.artifacts import ArtifactError, read_json
-from pipeline.data import archives, cifar10, enwik8, fashion_mnist, idx, image_sets, mnist, stacked_mnist, wikitext2
+from pipeline.data import (
+    archives,
+    cifar10,
+    enwik8,
+    fashion_mnist,
+    idx,
+    image_sets,
+    mnist,
+    shakespeare,
+    stacked_mnist,
+    wikitext2,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = {"path": "data/own", "split_seed": 0, "validation": 0.25}
@@ -64,7 +75,7 @@ def pinned(module: ModuleType) -> list[tuple[str, Iterable[str]]]:
 
 
 @pytest.mark.parametrize(
-    "module", [mnist, fashion_mnist, cifar10, wikitext2, enwik8], ids=lambda module: module.__name__
+    "module", [mnist, fashion_mnist, cifar10, shakespeare, wikitext2, enwik8], ids=lambda module: module.__name__
 )
 def test_every_file_has_a_pinned_hash_and_two_https_folders(module: ModuleType) -> None:
     entries = pinned(module)
@@ -97,8 +108,8 @@ def clothes(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarr
     arrays = make_idx_files()
     (mirror / "fashion_mnist").mkdir()
     for name, array in arrays.items():
-        monkeypatch.setitem(fashion_mnist.FILES, name, sha256(encode_idx(array)))
-        (mirror / "fashion_mnist" / name).write_bytes(gzip.compress(encode_idx(array)))
+        monkeypatch.setitem(fashion_mnist.FILES, f"{name}.gz", sha256(encode_idx(array)))
+        (mirror / "fashion_mnist" / f"{name}.gz").write_bytes(gzip.compress(encode_idx(array)))
     return arrays
 
 
@@ -112,8 +123,8 @@ def test_fashion_mnist_has_mnists_files_and_zalandos_class_names(clothes: dict[s
         "validation": (10, 1, 28, 28),
         "test": (20, 1, 28, 28),
     }
-    assert np.array_equal(images.splits["test"][0][:, 0].numpy(), clothes["t10k-images-idx3-ubyte.gz"])
-    assert np.array_equal(images.splits["test"][1].numpy(), clothes["t10k-labels-idx1-ubyte.gz"])
+    assert np.array_equal(images.splits["test"][0][:, 0].numpy(), clothes["t10k-images-idx3-ubyte"])
+    assert np.array_equal(images.splits["test"][1].numpy(), clothes["t10k-labels-idx1-ubyte"])
     assert images.classes == len(images.names) == 10
     assert (images.names[0], images.names[1], images.names[9]) == ("T-shirt/top", "Trouser", "Ankle boot")
 
@@ -121,9 +132,9 @@ def test_fashion_mnist_has_mnists_files_and_zalandos_class_names(clothes: dict[s
 def test_fashion_mnist_with_other_bytes_is_refused_with_file_hashes_and_addresses(
     clothes: dict[str, np.ndarray], mirror: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = "t10k-labels-idx1-ubyte.gz"
+    name = "t10k-labels-idx1-ubyte"
     monkeypatch.setattr(fashion_mnist, "ADDRESSES", ())
-    (mirror / "fashion_mnist" / name).write_bytes(gzip.compress(b"other"))
+    (mirror / "fashion_mnist" / f"{name}.gz").write_bytes(gzip.compress(b"other"))
     with pytest.raises(ArtifactError) as caught:
         fashion_mnist.fetch(raw, fashion_mnist.Config(source="fashion_mnist", **IMAGES))
     message = str(caught.value)
@@ -248,7 +259,7 @@ def test_cifar10_with_a_link_in_the_archive_is_refused(raw: Path) -> None:
 def digits(raw: Path) -> dict[str, np.ndarray]:
     arrays = make_idx_files()
     for name, array in arrays.items():
-        (raw / name).write_bytes(gzip.compress(encode_idx(array)))
+        (raw / name).write_bytes(encode_idx(array))
     return arrays
 
 
@@ -308,10 +319,10 @@ def test_stacked_mnist_draws_every_digit_equally_often_in_every_channel() -> Non
 def test_stacked_mnist_downloads_mnist(mirror: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (mirror / "mnist").mkdir()
     for name, array in make_idx_files().items():
-        monkeypatch.setitem(mnist.FILES, name, sha256(encode_idx(array)))
-        (mirror / "mnist" / name).write_bytes(gzip.compress(encode_idx(array)))
+        monkeypatch.setitem(mnist.FILES, f"{name}.gz", sha256(encode_idx(array)))
+        (mirror / "mnist" / f"{name}.gz").write_bytes(gzip.compress(encode_idx(array)))
     stacked_mnist.fetch(raw, STACKED)
-    assert {path.name for path in raw.iterdir()} == set(mnist.FILES)
+    assert {path.name for path in raw.iterdir()} == set(idx.FILES)
 
 
 @needs_mirror
