@@ -8,8 +8,9 @@ and the order of the stages therefore change nothing. torch is imported where it
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 
 
 def make_generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a fresh generator on `device` for one purpose, such as (0, "noise", step, rank)."""
+    """Return a fresh generator on `device` for one purpose, such as (0, "noise", step)."""
     import torch
 
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
@@ -34,6 +35,39 @@ def normal(*shape: int, generator: torch.Generator) -> Tensor:
     import torch
 
     return torch.randn(*shape, generator=generator, device=generator.device)
+
+
+class Part(NamedTuple):
+    """Which of several processes this is, in one training: the batch is cut into `world` equal parts."""
+
+    rank: int
+    world: int
+
+
+WHOLE = Part(0, 1)
+
+
+def this_part() -> Part:
+    """Return this process's part of every training batch, as torch.distributed knows it."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return WHOLE
+    return Part(distributed.get_rank(), distributed.get_world_size())
+
+
+def share(draw: Callable[[int], Tensor], count: int, part: Part = WHOLE, dim: int = 0) -> Tensor:
+    """Return one process's part of random numbers that every process draws for the whole batch.
+
+    The number of processes therefore changes none of them.
+
+    Args:
+        draw: returns the numbers of as many examples as it is asked for; each process draws from an equal generator.
+        count: examples of this process's part.
+        part: which part this is.
+        dim: dimension of the examples.
+    """
+    return draw(count * part.world).narrow(dim, part.rank * count, count)
 
 
 def seeded(seed: int, *purpose: str | int) -> AbstractContextManager[None]:

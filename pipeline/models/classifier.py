@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pipeline.artifacts import ImageSpec
 from pipeline.models.layers import from_bytes, shift_images, warmup_cosine
 from pipeline.params import Section
-from pipeline.randomness import make_generator, seeded
+from pipeline.randomness import make_generator, seeded, this_part
 from pipeline.weights import load_model
 
 KINDS = ("images",)
@@ -89,8 +89,9 @@ class Model(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the mean cross-entropy and the accuracy of one batch."""
         generator = make_generator(self.seed, "shift", batch_idx, device=self.device)
-        torch.manual_seed(generator.initial_seed())  # dropout has no generator argument
-        images = shift_images(batch["images"], self.config.shift, generator)
+        part = this_part()
+        torch.manual_seed(generator.initial_seed() + part.rank)  # dropout has no generator argument
+        images = shift_images(batch["images"], self.config.shift, generator, part)
         _, logits = self.network(from_bytes(images))
         accuracy = (logits.argmax(dim=1) == batch["labels"]).float().mean()
         return {"loss": F.cross_entropy(logits, batch["labels"]), "accuracy": accuracy}

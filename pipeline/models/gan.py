@@ -22,7 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from pipeline.artifacts import ArtifactError, ImageSpec, PointSpec
 from pipeline.models.layers import augment, from_bytes, make_average, to_bytes, warmup_cosine
 from pipeline.params import Section
-from pipeline.randomness import make_generator, normal, seeded
+from pipeline.randomness import Part, make_generator, normal, seeded, share, this_part
 
 KINDS = ("images", "points")
 
@@ -236,19 +236,24 @@ class Model(LightningModule):
         factor = warmup_cosine(batch_idx, steps=config.steps, warmup=0, final=config.final_learning_rate)
         generator_optimizer.param_groups[0]["lr"] = config.generator_learning_rate * factor
         discriminator_optimizer.param_groups[0]["lr"] = config.discriminator_learning_rate * factor
-        source = make_generator(self.seed, "noise", batch_idx, self.global_rank, device=self.device)
+        part = this_part()
+        source = make_generator(self.seed, "noise", batch_idx, 0, device=self.device)
+
+        def draw_latents(count: int) -> Tensor:
+            return normal(count, config.latent, generator=source)
+
         values: dict[str, Tensor] = {}
         given = batch["points"] if isinstance(self.spec, PointSpec) else from_bytes(batch["images"])
         if config.flip:
-            coin = make_generator(self.seed, "flip", batch_idx, self.global_rank, device=self.device)
-            coins = torch.rand(len(given), generator=coin, device=self.device) < 0.5
+            coin = make_generator(self.seed, "flip", batch_idx, 0, device=self.device)
+            coins = share(lambda count: torch.rand(count, generator=coin, device=self.device), len(given), part) < 0.5
             given = torch.where(coins.view(-1, 1, 1, 1), given.flip(-1), given)
         parts = [values.chunk(config.discriminator_steps) for values in (given, batch["labels"])]
         for real, classes in zip(*parts, strict=True):
             labels = classes if config.conditional else None
-            fake = self.generator(normal(len(real), config.latent, generator=source), labels)
+            fake = self.generator(share(draw_latents, len(real), part), labels)
             self.toggle_optimizer(discriminator_optimizer)
-            loss, extra = self._discriminator_loss(real, fake.detach(), labels, batch_idx, source)
+            loss, extra = self._discriminator_loss(real, fake.detach(), labels, batch_idx, source, part)
             discriminator_optimizer.zero_grad()
             self.manual_backward(loss)
             discriminator_optimizer.step()
@@ -256,7 +261,7 @@ class Model(LightningModule):
             values |= extra
         # The last fakes, and the logits that the real images had, serve both updates: two passes less.
         self.toggle_optimizer(generator_optimizer)
-        loss = generator_loss(config.loss, values.pop("real_logits"), self._judge(fake, labels, source))
+        loss = generator_loss(config.loss, values.pop("real_logits"), self._judge(fake, labels, source, part))
         generator_optimizer.zero_grad()
         self.manual_backward(loss)
         generator_optimizer.step()
@@ -266,12 +271,12 @@ class Model(LightningModule):
         return values | {"generator_loss": loss.detach()}
 
     def _discriminator_loss(
-        self, real: Tensor, fake: Tensor, labels: Tensor | None, step: int, source: torch.Generator
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, step: int, source: torch.Generator, part: Part
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
 
         def judge(images: Tensor, labels: Tensor | None) -> Tensor:
-            return self._judge(images, labels, source)
+            return self._judge(images, labels, source, part)
 
         real_logits = judge(real, labels)
         fake_logits = judge(fake, labels)
@@ -284,21 +289,25 @@ class Model(LightningModule):
         if step % config.penalty_every == 0:
             penalty = torch.zeros((), device=real.device)
             if config.gradient_penalty:
-                mix = torch.rand(len(real), *[1] * (real.ndim - 1), generator=source, device=real.device)
+
+                def draw(count: int) -> Tensor:
+                    return torch.rand(count, *[1] * (real.ndim - 1), generator=source, device=real.device)
+
+                mix = share(draw, len(real), part)
                 norms = gradient_norms(judge, torch.lerp(fake, real, mix), labels)
                 penalty = penalty + config.gradient_penalty * ((norms + 1e-12).sqrt() - 1).square().mean()
-            share = warmup_cosine(step, steps=config.steps, warmup=0, final=config.final_penalty)
+            fraction = warmup_cosine(step, steps=config.steps, warmup=0, final=config.final_penalty)
             for gamma, images in ((config.r1, real), (config.r2, fake)):
                 if gamma:
-                    penalty = penalty + share * gamma / 2 * gradient_norms(judge, images, labels).mean()
+                    penalty = penalty + fraction * gamma / 2 * gradient_norms(judge, images, labels).mean()
             if penalty.requires_grad:
                 loss = loss + config.penalty_every * penalty
                 values["penalty"] = penalty.detach()
         return loss, values
 
-    def _judge(self, values: Tensor, labels: Tensor | None, source: torch.Generator) -> Tensor:
+    def _judge(self, values: Tensor, labels: Tensor | None, source: torch.Generator, part: Part) -> Tensor:
         """Return the discriminator's logits (B,) of what augmentation made of images, or of points."""
-        logits: Tensor = self.discriminator(augment(values, self.config.augment, source), labels)
+        logits: Tensor = self.discriminator(augment(values, self.config.augment, source, part), labels)
         return logits
 
     @torch.inference_mode()

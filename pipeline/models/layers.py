@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.swa_utils import AveragedModel
 
+from pipeline.randomness import WHOLE, Part, share
+
 
 def make_average(module: nn.Module, decay: float) -> AveragedModel:
     """Return an exponential moving average of `module`, updated by `.update_parameters(module)`.
@@ -153,13 +155,17 @@ def to_bytes(images: Tensor) -> Tensor:
     return ((images + 1) * 127.5).round().clamp(0, 255).byte()
 
 
-def shift_images(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Shift each image (B, C, H, W) by up to `most` pixels each way, filling with 0."""
+def shift_images(images: Tensor, most: int, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
+    """Shift each image (B, C, H, W) of a part of a batch by up to `most` pixels each way, filling with 0."""
     if not most:
         return images
     batch, channels, height, width = images.shape
     padded = F.pad(images, (most, most, most, most))
-    offset = torch.randint(2 * most + 1, (2, batch, 1, 1, 1), generator=generator, device=images.device)
+
+    def draw(count: int) -> Tensor:
+        return torch.randint(2 * most + 1, (2, count, 1, 1, 1), generator=generator, device=images.device)
+
+    offset = share(draw, batch, part, dim=1)
     rows = torch.arange(height, device=images.device).view(1, 1, -1, 1) + offset[0]
     columns = torch.arange(width, device=images.device).view(1, 1, 1, -1) + offset[1]
     where = torch.arange(batch, device=images.device).view(-1, 1, 1, 1)
@@ -167,44 +173,49 @@ def shift_images(images: Tensor, most: int, generator: torch.Generator) -> Tenso
     return padded[where, channel, rows, columns]
 
 
-def augment(images: Tensor, policies: Sequence[str], generator: torch.Generator) -> Tensor:
-    """Change images (B, C, H, W) in [-1, 1] at random, differentiably, each in its own way.
+def augment(images: Tensor, policies: Sequence[str], generator: torch.Generator, part: Part = WHOLE) -> Tensor:
+    """Change images (B, C, H, W) in [-1, 1], a part of a batch, at random, differentiably, each in its own way.
 
     Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training": `translation` by up to an eighth of
     the side, `cutout` of a square of half the side, `colour`: brightness, saturation and contrast.
     """
     for policy in policies:
-        images = {"translation": translate, "cutout": cut_out, "colour": change_colour}[policy](images, generator)
+        images = {"translation": translate, "cutout": cut_out, "colour": change_colour}[policy](images, generator, part)
     return images
 
 
-def translate(images: Tensor, generator: torch.Generator) -> Tensor:
+def translate(images: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
     """Move each image by up to an eighth of its sides, filling with -1."""
     height, width = images.shape[2:]
-    moved = shift_images(images + 1, round(max(height, width) / 8), generator)
+    moved = shift_images(images + 1, round(max(height, width) / 8), generator, part)
     return moved - 1
 
 
-def cut_out(images: Tensor, generator: torch.Generator) -> Tensor:
+def cut_out(images: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
     """Blank a rectangle of half the sides, centred anywhere in the image, with 0, the middle grey."""
     batch, _, height, width = images.shape
     device = images.device
     masks = []
     for side, shape in ((height, (batch, 1, height, 1)), (width, (batch, 1, 1, width))):
-        centre = torch.randint(side + 1, (batch, 1), generator=generator, device=device)
+
+        def draw(count: int, side: int = side) -> Tensor:
+            return torch.randint(side + 1, (count, 1), generator=generator, device=device)
+
+        centre = share(draw, batch, part)
         distance = torch.arange(side, device=device) - centre + 0.5  # (B, side)
         masks.append((distance.abs() < side / 4).view(shape))
     return images * ~(masks[0] & masks[1])
 
 
-def change_colour(images: Tensor, generator: torch.Generator) -> Tensor:
+def change_colour(images: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
     """Add to all pixels -0.5 to 0.5, scale saturation by 0 to 2 and contrast by 0.5 to 1.5."""
 
-    def draw() -> Tensor:
-        return torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device)
+    def draw(count: int) -> Tensor:
+        return torch.rand(count, 1, 1, 1, generator=generator, device=images.device)
 
-    images = images + draw() - 0.5
-    for axes, factor in (((1,), 2 * draw()), ((1, 2, 3), draw() + 0.5)):
+    brightness, saturation, contrast = (share(draw, len(images), part) for _ in range(3))
+    images = images + brightness - 0.5
+    for axes, factor in (((1,), 2 * saturation), ((1, 2, 3), contrast + 0.5)):
         mean = images.mean(dim=axes, keepdim=True)
         images = mean + (images - mean) * factor
     return images
