@@ -8,9 +8,16 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import torch
+from filelock import FileLock, Timeout
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
@@ -20,37 +27,94 @@ KEPT = 2
 PATTERN = re.compile(r"step-(\d{9})\.ckpt")
 
 
-def save(trainer: Trainer, folder: Path, step: int) -> None:
-    """Save the training's state after `step`; every process calls it, the first one writes.
+class Writer(TorchCheckpointIO):
+    """What the Trainer writes its checkpoints through; `error` says why the last one was not written.
+
+    Lightning's own stages the file in TMPDIR, from where it is copied byte by byte if that is another disk, and raises
+    in the first process alone, while the others wait for it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error = ""
+        self.is_checked = False
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint that is finite, with its hash, durably, complete or not at all.
+
+        Raises:
+            ArtifactError: if the first one holds what could not be read again.
+        """
+        del storage_options
+        target = Path(path)
+        partial = target.with_name("partial.tmp")
+        parts = {name: checkpoint[name] for name in ("state_dict", "optimizer_states")}
+        if broken := find_broken(parts):
+            self.error = f"{broken} is not finite"
+            return
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            self._require_readable(partial)
+            target.unlink(missing_ok=True)  # of an earlier attempt, and broken: with the new hash it must not stand
+            with _sidecar(target).open("w", encoding="ascii") as file:
+                file.write(artifacts.digest(partial))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+            _synchronize(target.parent)
+            self.error = ""
+        except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError
+            if isinstance(error, ArtifactError):
+                raise
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            self.error = str(error).partition("\n")[0]
+
+    def _require_readable(self, path: Path) -> None:
+        """Read the first checkpoint back: what a plug-in adds to it must be tensors and plain values."""
+        if self.is_checked:
+            return
+        try:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:
+            path.unlink()
+            reason = str(error).partition("\n")[0]
+            msg = f"no training could resume from a checkpoint of this model, it holds more than plain values: {reason}"
+            raise ArtifactError(msg) from error
+        self.is_checked = True
+
+
+def save(trainer: Trainer, folder: Path, step: int) -> bool:
+    """Save the training's state after `step` through the trainer's Writer; every process calls it, the first writes.
 
     What cannot be written (a full disk) or must not be kept (weights that are not finite) becomes a warning: the
     training and the checkpoints before it stay.
+
+    Returns:
+        Whether the state was saved, in the first process; True in the others.
     """
-    partial = folder / "partial.tmp"
-    try:
-        if broken := find_broken(trainer.lightning_module):
-            log.warning("no checkpoint at step %d: %s is not finite", step, broken)
-            return
-        trainer.save_checkpoint(partial)
-        if not trainer.is_global_zero:
-            return
-        target = folder / f"step-{step:09d}.ckpt"
-        _synchronize(partial)
-        target.with_suffix(".ckpt.sha256").write_text(artifacts.digest(partial), encoding="ascii")
-        os.replace(partial, target)
-        _synchronize(folder)
-    except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError
-        partial.unlink(missing_ok=True)
-        log.warning("no checkpoint at step %d: %s", step, error)
-        return
+    trainer.save_checkpoint(folder / f"step-{step:09d}.ckpt")
+    if not trainer.is_global_zero:
+        return True
+    writer = trainer.strategy.checkpoint_io
+    assert isinstance(writer, Writer)
+    if writer.error:
+        log.warning("no checkpoint at step %d: %s", step, writer.error)
+        return False
     for path in list_steps(folder)[KEPT:]:
         _remove(path)
+    return True
 
 
-def find_broken(module: LightningModule) -> str:
-    """Return the name of the first weight or buffer that is not finite, or nothing."""
-    tensors = module.state_dict().items()
-    return next((name for name, value in tensors if value.is_floating_point() and not value.isfinite().all()), "")
+def find_broken(values: Any, name: str = "") -> str:
+    """Return the dotted name of the first tensor in nested values that is not finite, or nothing."""
+    if isinstance(values, Tensor):
+        return "" if not values.is_floating_point() or bool(values.isfinite().all()) else name
+    pairs = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
+    return next((found for key, value in pairs if (found := find_broken(value, f"{name}.{key}".lstrip(".")))), "")
 
 
 def list_steps(folder: Path) -> list[Path]:
@@ -61,15 +125,35 @@ def list_steps(folder: Path) -> list[Path]:
 def find(folder: Path) -> tuple[Path, int] | None:
     """Return the newest checkpoint whose content has its hash, and its step; broken ones are named in a warning."""
     for path in list_steps(folder):
-        hashed = path.with_suffix(".ckpt.sha256")
-        expected = hashed.read_text(encoding="ascii") if hashed.exists() else "none"
+        expected = _sidecar(path).read_text(encoding="ascii") if _sidecar(path).exists() else "none"
         found = artifacts.digest(path)
         if found == expected:
-            match = PATTERN.fullmatch(path.name)
-            assert match
-            return path, int(match[1])
+            return path, _step_of(path)
         log.warning("%s is broken: expected SHA-256 %s, found %s; an older one is used", path, expected, found)
     return None
+
+
+def discard_after(folder: Path, step: int) -> None:
+    """Remove checkpoints of later steps: they are broken, and would count as the newest ones that are kept."""
+    for path in list_steps(folder):
+        if _step_of(path) > step:
+            _remove(path)
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Lock a run's folder of states: two trainers never write one.
+
+    Raises:
+        ArtifactError: if another process holds it.
+    """
+    require_writable(folder)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        msg = f"{folder}: another process is training this run; wait for it, or stop it"
+        raise ArtifactError(msg) from None
 
 
 def require_space(folder: Path, module: LightningModule) -> None:
@@ -85,9 +169,34 @@ def require_space(folder: Path, module: LightningModule) -> None:
         raise ArtifactError(msg)
 
 
-def _synchronize(path: Path) -> None:
-    """Make a file or a folder's entries durable."""
-    descriptor = os.open(path, os.O_RDONLY)
+def require_writable(*folders: Path) -> None:
+    """Make the folders and write to each, so that hours of training do not end at its door.
+
+    Raises:
+        ArtifactError: with the folder's name and the system's reason.
+    """
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f"probe-{os.getpid()}.tmp"
+            probe.write_bytes(b"0")
+            probe.unlink()
+        except OSError as error:
+            msg = f"{folder}: cannot be written: {error}"
+            raise ArtifactError(msg) from error
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix(".ckpt.sha256")
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.partition("-")[2])
+
+
+def _synchronize(folder: Path) -> None:
+    """Make a folder's entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -96,4 +205,4 @@ def _synchronize(path: Path) -> None:
 
 def _remove(path: Path) -> None:
     path.unlink()
-    path.with_suffix(".ckpt.sha256").unlink(missing_ok=True)
+    _sidecar(path).unlink(missing_ok=True)

@@ -1,31 +1,76 @@
-"""Being stopped from outside: the exit status that means "try again", and the end of a `dvc` that was killed."""
+"""Being stopped from outside: the exit status that means "try again", and the end of the processes that started this.
+
+Imported by every stage before the slow libraries, so that a signal has its meaning from the first moment on.
+"""
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
 PREEMPTED = 75  # EX_TEMPFAIL: DVC must not take a half-trained model for a finished one
+SUPERVISOR = "PIPELINE_SUPERVISOR"  # set by processes.py for the processes that it starts: its process id
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SHELLS = {"sh", "bash", "dash", "zsh", "ksh"}  # DVC starts a stage through one
 
 
-class PreemptedError(RuntimeError):
-    """A signal asked to stop; the state is saved, and the same command goes on from there."""
+class PreemptedError(SystemExit):
+    """A signal asked to stop: ends the process with status 75; what catches Exception does not keep it from that."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = PREEMPTED
 
 
-def follow_dvc() -> None:
-    """End this process when the `dvc` that started it is gone: DVC leaves its stages running when it is killed.
+def begin() -> None:
+    """Let SIGTERM and Ctrl-C end this process with status 75, and follow the process that started it."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # what `nohup` or a shell's `&` wanted
+            signal.signal(number, _stop)
+    follow()
 
-    A second trainer would otherwise start beside the orphan at the next `dvc repro`. SIGTERM lets a training save.
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    del frame
+    msg = f"{signal.Signals(number).name} outside the training's steps; the same command goes on from the last state"
+    raise PreemptedError(msg)
+
+
+def follow() -> None:
+    """End this process when the supervisor or the `dvc` that started it is gone, or was already gone.
+
+    DVC leaves its stages running when it is killed, and a second trainer would start beside the orphan at the next
+    `dvc repro`. The process gets SIGTERM, which lets a training save.
     """
-    if "DVC_STAGE" not in os.environ:
+    parents = psutil.Process().parents()
+    if supervisor := os.environ.get(SUPERVISOR):
+        followed = next((parent for parent in parents if parent.pid == int(supervisor)), None)
+        orphan = followed is None
+    elif "DVC_STAGE" in os.environ:
+        followed = next((parent for parent in parents if _is_dvc(parent)), None)
+        orphan = followed is None and _is_adopted(parents)
+    else:
         return
-    for parent in psutil.Process().parents():
-        if any("dvc" in Path(word).name for word in parent.cmdline()[:3]):
-            threading.Thread(target=_wait_for, args=(parent,), daemon=True).start()
-            return
+    if orphan:
+        print("the process that started this one is gone: nothing was done", file=sys.stderr)
+        sys.exit(PREEMPTED)
+    if followed is not None:
+        threading.Thread(target=_wait_for, args=(followed,), daemon=True).start()
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    return any("dvc" in Path(word).name for word in process.cmdline()[:3])
+
+
+def _is_adopted(parents: list[psutil.Process]) -> bool:
+    """Say whether the nearest parent but shells is the one that takes in orphans: process 1, or the user's systemd."""
+    nearest = next((parent for parent in parents if parent.name() not in SHELLS), None)
+    return nearest is None or nearest.pid == 1 or nearest.name() == "systemd"
 
 
 def _wait_for(parent: psutil.Process) -> None:

@@ -2,7 +2,8 @@
 
 Hardware is set by environment variables and never in params.yaml, so that DVC does not retrain when the machine
 changes: PIPELINE_ACCELERATOR, PIPELINE_DEVICES, PIPELINE_NODES, PIPELINE_STRATEGY, PIPELINE_PRECISION (as Lightning's
-Trainer takes them; default: all GPUs of the machine, else the CPU, in float32), PIPELINE_CHECKPOINT_SECONDS (60).
+Trainer takes them; default: all CUDA devices of the machine, else the CPU, in float32), PIPELINE_CHECKPOINT_SECONDS
+(60), PIPELINE_TIMEOUT (120: seconds until a process that does not answer ends all).
 """
 
 import hashlib
@@ -10,25 +11,37 @@ import json
 import logging
 import math
 import os
+import random
 import re
 import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
+from pytorch_lightning.strategies import DDPStrategy, Strategy
+from torch import Tensor, nn
 
-from pipeline import checkpoints
+from pipeline import artifacts, checkpoints, plugins, processes
 from pipeline.data.loading import Data, Examples
-from pipeline.preemption import PreemptedError
+from pipeline.preemption import SIGNALS, PreemptedError
+from pipeline.processes import HardwareError, Pulse
+from pipeline.randomness import derive_seed
 from pipeline.record import Record
 
+log = logging.getLogger(__name__)
 STATE = Path(".state")
-EVERY_FEW = 10  # steps between questions among processes
+CODE = ("training.py", "randomness.py", "data/loading.py", "models/layers.py")  # that every training runs
+ASK_SECONDS = 1.0  # between questions among processes
+REPEATS = 5.0  # seconds in which a signal repeated is the same wish: torchrun and timeout send it twice
 LOGGED_LINES = 200
 PREVIEWS = 8
 NOISE = "litlogger|`weights_only` was not set|TPU available"
@@ -39,19 +52,27 @@ class NonFiniteError(RuntimeError):
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash all that a training depends on (JSON values and paths of files) to 16 hex digits: its state's folder."""
-    content = [part.read_bytes().hex() if isinstance(part, Path) else part for part in parts]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    """Hash all that a training depends on to 16 hex digits, the name of its state's folder.
 
+    Args:
+        parts: JSON values, and paths of files, whose content counts; the code and the libraries that every training
+            runs are added.
 
-def get_rank() -> int:
-    """Return this process's rank before Lightning has started, from what torchrun, SLURM or Lightning itself set."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)
+    Raises:
+        ArtifactError: if a value is not plain: it could not be written beside the weights either.
+    """
+    common = [*(plugins.PACKAGE / name for name in CODE), version("torch"), version("pytorch-lightning")]
+    content = [part.read_bytes().hex() if isinstance(part, Path) else part for part in (*parts, *common)]
+    try:
+        text = json.dumps(content, sort_keys=True)
+    except TypeError as error:
+        msg = f"a config holds more than plain values (numbers, texts, lists, mappings): {error}"
+        raise artifacts.ArtifactError(msg) from error
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Recorder(Callback):
-    """Writes about 200 lines of values and 8 previews to the record; stops at a value that is not finite."""
+    """Writes about 200 lines of values, means over all processes, and 8 previews to the record."""
 
     def __init__(self, record: Record | None, steps: int, preview: Callable[[int], None] | None = None) -> None:
         self.record = record
@@ -59,6 +80,15 @@ class Recorder(Callback):
         self.every = max(1, steps // LOGGED_LINES)
         self.preview_every = max(1, steps // PREVIEWS)
         self.preview = preview
+        self.rates: dict[str, float] = {}
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Note the learning rates of this update: at the batch's end a scheduler has set the next one's."""
+        position = next(index for index, known in enumerate(trainer.optimizers) if known is optimizer)
+        for group, settings in enumerate(optimizer.param_groups):
+            self.rates[f"learning_rate_{position}_{group}"] = settings["lr"]
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
@@ -68,15 +98,15 @@ class Recorder(Callback):
         if step % self.every and step != self.steps:
             return
         values = {key: float(value) for key, value in outputs.items()}
+        if trainer.world_size > 1:
+            means = trainer.strategy.reduce(torch.tensor(list(values.values()), device=module.device))
+            values = dict(zip(values, means.tolist(), strict=True))
         if broken := {key: value for key, value in values.items() if not math.isfinite(value)}:
             msg = f"step {step}: {broken} is not finite; lower the learning rate or the penalties' weights"
             raise NonFiniteError(msg)
         if self.record is None or not trainer.is_global_zero:
             return
-        for position, optimizer in enumerate(trainer.optimizers):
-            for group, settings in enumerate(optimizer.param_groups):
-                values[f"learning_rate_{position}_{group}"] = settings["lr"]
-        self.record.log(step, values)
+        self.record.log(step, values | self.rates)
         if self.preview is not None and (step % self.preview_every < self.every or step == self.steps):
             was_training = module.training
             self.preview(step)
@@ -101,43 +131,108 @@ def fit(
     start = found[1] if found else 0
     if found:
         print(f"resuming at step {start} of {steps} from {found[0]}")
-    extra: list[Callback] = [Guard(), *(callbacks or [])]
+    extra: list[Callback] = [Progress(seed, start), Guard(steps), *(callbacks or [])]
     if state:
-        state.mkdir(parents=True, exist_ok=True)
+        checkpoints.require_writable(state)
         checkpoints.require_space(state, model)
+        if processes.get_rank() == 0:
+            checkpoints.discard_after(state, start)
         extra.append(Saver(state, float(os.environ.get("PIPELINE_CHECKPOINT_SECONDS", "60"))))
     data = Data(examples, steps=steps, batch_size=batch_size, seed=seed, start=start)
-    strategy = os.environ.get("PIPELINE_STRATEGY", "auto")
-    trainer = _make_trainer(clip_norm, extra, strategy)
-    if trainer.world_size > 1 and not model.automatic_optimization and strategy in {"auto", "ddp"}:
-        # Two optimizers: each backward leaves the other network's parameters without gradients.
-        trainer = _make_trainer(clip_norm, extra, "ddp_find_unused_parameters_true")
+    trainer = _make_trainer(model, clip_norm, extra)
     trainer.fit(model, data, ckpt_path=str(found[0]) if found else None, weights_only=True)
     return trainer
 
 
-class Guard(Callback):
-    """Stops before an update by a gradient that is not finite.
+class Progress(Callback):
+    """Seeds each step's global generators, and says where this process is.
 
-    On a CPU at every step; elsewhere reading the answer would stop the device at every step, and the Recorder's lines
-    and the checkpoints, which are finite or not written, take its place.
+    No model here draws from the global generators without seeding them, but a plug-in, or a library that it uses, may:
+    with numbers that are a function of (seed, step, rank) a resumed training draws what an uninterrupted one does.
     """
+
+    def __init__(self, seed: int, start: int) -> None:
+        self.seed = seed
+        self.start = start
+        self.pulse = Pulse()
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Refuse to start where the processes would resume at different steps."""
+        if trainer.world_size > 1:
+            ends = torch.tensor([self.start, -self.start], device=module.device)
+            last, first = trainer.strategy.reduce(ends, reduce_op="max").tolist()
+            if last != -first:
+                msg = f"processes would resume at steps {-first} to {last}: all nodes must see the same folder {STATE}"
+                raise HardwareError(msg)
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
+        """Seed PyTorch, NumPy and Python."""
+        seed = derive_seed(self.seed, "global", index, trainer.global_rank)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is the point
+        random.seed(seed)
+        self.pulse.beat(index + 1)
+
+    def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
+        """Tell a process that waits for the others' gradients from one that has them."""
+        self.pulse.beat(trainer.fit_loop.epoch_loop.batch_idx + 1)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Tell the supervisor at once: the record's closing may take a while."""
+        processes.report(f"{type(exception).__name__}: {exception}")
+
+
+class Guard(Callback):
+    """Stops at a loss or gradient that is not finite.
+
+    On a CPU before the update. Reading the answer from a GPU would stop it at every step: there the answers of all
+    steps are kept on it and read where a line is due, and checkpoints that are not finite are not written.
+    """
+
+    def __init__(self, steps: int, *, waits: bool | None = None) -> None:
+        self.steps = steps
+        self.every = max(1, steps // LOGGED_LINES)
+        self.waits = waits
+        self.is_finite: Tensor | None = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Choose by device."""
+        if self.waits is None:
+            self.waits = module.device.type == "cpu"
+
+    def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
+        """Look at the loss: an infinite one can have finite gradients."""
+        self._note(trainer, loss.detach().isfinite().all(), lambda: f"the loss is {float(loss)}, which")
 
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Look at the norm of every gradient that this optimizer is about to use."""
-        if module.device.type != "cpu":
-            return
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norms = torch.stack(torch._foreach_norm([p.grad for p in parameters]))  # noqa: SLF001
-        if bool(norms.isfinite().all()):
-            return
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
-        broken = names[id(parameters[int((~norms.isfinite()).nonzero()[0])])]
-        step = trainer.fit_loop.epoch_loop.batch_idx + 1
-        msg = f"step {step}: the gradient of {broken} is not finite; lower the learning rate or the penalties' weights"
-        raise NonFiniteError(msg)
+
+        def name() -> str:
+            names = {id(parameter): name for name, parameter in module.named_parameters()}
+            return f"the gradient of {names[id(parameters[int((~norms.isfinite()).nonzero()[0])])]}"
+
+        self._note(trainer, norms.isfinite().all(), name)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Read what a GPU has kept."""
+        step = index + 1
+        if (step % self.every == 0 or step == self.steps) and self.is_finite is not None and not bool(self.is_finite):
+            msg = f"a loss or gradient of the {self.every} steps to step {step} is not finite; lower the learning rate"
+            raise NonFiniteError(msg)
+
+    def _note(self, trainer: Trainer, answer: Tensor, describe: Callable[[], str]) -> None:
+        if not self.waits:
+            self.is_finite = answer if self.is_finite is None else self.is_finite & answer
+        elif not bool(answer):
+            step = trainer.fit_loop.epoch_loop.batch_idx + 1
+            msg = f"step {step}: {describe()} is not finite; lower the learning rate or the penalties' weights"
+            raise NonFiniteError(msg)
 
 
 class Saver(Callback):
@@ -149,37 +244,54 @@ class Saver(Callback):
     def __init__(self, folder: Path, seconds: float) -> None:
         self.folder = folder
         self.seconds = seconds
-        self.saved = time.monotonic()
+        self.saved = self.asked = time.monotonic()
+        self.asked_step = self.ask_step = 0
         self.received: int | None = None
+        self.received_at = 0.0
         self.handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Take the signals over, after Lightning has."""
+        self.saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+            self.handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def _receive(self, number: int, frame: Any) -> None:
-        """Note the signal; the same one again has its usual effect."""
-        self.received = number
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        """Note the signal; after some seconds the same one again has its usual effect."""
+        if self.received is None:
+            self.received, self.received_at = number, time.monotonic()
+        elif time.monotonic() - self.received_at > REPEATS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        """Save where it is due; all processes save together or none, and they ask each other every few steps."""
+        """Save where it is due; all processes save together or none."""
+        step = index + 1
         due, stop = time.monotonic() - self.saved > self.seconds, self.received is not None
         if trainer.world_size > 1:
-            if index % EVERY_FEW:
-                return
-            flags = torch.tensor([float(due), float(stop)], device=module.device)
-            due, stop = (bool(flag) for flag in trainer.strategy.reduce(flags, reduce_op="sum"))
+            due, stop = self._ask(trainer, module, step, due=due, stop=stop)
+        saved = False
         if due or stop:
-            checkpoints.save(trainer, self.folder, index + 1)
+            saved = checkpoints.save(trainer, self.folder, step)
             self.saved = time.monotonic()
-        if stop and index + 1 < trainer.num_training_batches:
+        if stop and step < trainer.num_training_batches:
             name = signal.Signals(self.received).name if self.received else "a signal to another process"
-            msg = f"{name} at step {index + 1}: the state is saved; the same command goes on from there"
+            state = "the state is saved" if saved else "the state could not be saved, an earlier one stays"
+            msg = f"{name} at step {step}: {state}; the same command goes on from there"
             raise PreemptedError(msg)
+
+    def _ask(self, trainer: Trainer, module: LightningModule, step: int, *, due: bool, stop: bool) -> tuple[bool, bool]:
+        """Ask all processes, about once a second: at steps that follow from what all have heard the last time."""
+        if step < self.ask_step:
+            return False, False
+        pace = (time.monotonic() - self.asked) / max(1, step - self.asked_step)
+        flags = torch.tensor([float(due), float(stop), pace], device=module.device)
+        any_due, any_stop, slowest = trainer.strategy.reduce(flags, reduce_op="max").tolist()
+        self.asked, self.asked_step = time.monotonic(), step
+        self.ask_step = step + max(1, int(ASK_SECONDS / max(slowest, 1e-6)))
+        return bool(any_due), bool(any_stop)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Give the signals back."""
@@ -195,14 +307,28 @@ class Saver(Callback):
         self.handlers = {}
 
 
-def _make_trainer(clip_norm: float | None, callbacks: list[Callback], strategy: str) -> Trainer:
+def _make_trainer(model: LightningModule, clip_norm: float | None, callbacks: list[Callback]) -> Trainer:
     environment = os.environ.get
-    devices = environment("PIPELINE_DEVICES", "auto")
+    layout = processes.read_layout() if processes.is_member() else processes.Layout(1, 1, 0)
+    devices: Any = environment("PIPELINE_DEVICES", "auto")
+    if devices in {"auto", "-1"} or devices.isdigit() or layout.devices == 1:
+        devices = layout.devices
+    accelerator = environment("PIPELINE_ACCELERATOR", "auto")
+    if accelerator == "auto":  # of an Apple GPU, Lightning's choice, float64 is missing
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    batch_norm = layout.world > 1 and has_batch_norm(model)
+    if batch_norm and accelerator == "cpu":
+        log.warning("batch normalization takes its statistics from each process's part of a batch: the result differs")
+    plugin_list: list[Any] = [checkpoints.Writer()]
+    if processes.uses_slurm():
+        plugin_list.append(SLURMEnvironment(auto_requeue=False))  # its signal is ours, and ends with status 75
+    elif "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+        plugin_list.append(LightningEnvironment())  # in a pod of Kubernetes another one would be taken
     return Trainer(
-        accelerator=environment("PIPELINE_ACCELERATOR", "auto"),
-        devices=int(devices) if devices.isdigit() else devices,
-        num_nodes=int(environment("PIPELINE_NODES", "1")),
-        strategy=strategy,
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=layout.nodes,
+        strategy=_choose_strategy(model, layout.world),
         precision=environment("PIPELINE_PRECISION", "32-true"),  # type: ignore[arg-type]
         gradient_clip_val=clip_norm,
         max_epochs=1,
@@ -210,6 +336,33 @@ def _make_trainer(clip_norm: float | None, callbacks: list[Callback], strategy: 
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        sync_batchnorm=batch_norm and accelerator != "cpu",
         deterministic="warn" if torch.cuda.is_available() else None,
+        plugins=plugin_list,
         callbacks=[*callbacks, TQDMProgressBar(refresh_rate=20)],
     )
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Say whether a layer normalizes by the statistics of a batch."""
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())  # noqa: SLF001
+
+
+def _choose_strategy(model: LightningModule, world: int) -> str | Strategy:
+    """Return DDP with a time-out for several processes, or what PIPELINE_STRATEGY names.
+
+    Raises:
+        HardwareError: if the model cannot be trained by it.
+    """
+    name = os.environ.get("PIPELINE_STRATEGY", "auto")
+    if "fsdp" in name or "deepspeed" in name or "model_parallel" in name:
+        msg = (
+            f"PIPELINE_STRATEGY {name} cuts weights into parts, expected auto or ddp: two optimizers, Muon, averaged "
+            "weights and the norm that gradients are clipped by all need whole ones"
+        )
+        raise HardwareError(msg)
+    if world == 1 or name not in {"auto", "ddp"}:
+        return name
+    timeout = timedelta(seconds=float(os.environ.get("PIPELINE_TIMEOUT", "120")))
+    # Two optimizers: each backward leaves the other network's parameters without gradients.
+    return DDPStrategy(timeout=timeout, find_unused_parameters=not model.automatic_optimization)

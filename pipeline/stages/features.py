@@ -2,58 +2,80 @@
 
     python -m pipeline.stages.features classifier
 
-What is known of it stands in reports/features/<name>.json: the SHA-256 of its weights, a classifier's accuracies.
+What is known of it stands in reports/features/<name>.json: the SHA-256 of its weights, a classifier's accuracies. A
+training that was interrupted goes on from .state/features-<name>/.
 """
 
+import contextlib
 import shutil
+from pathlib import Path
 from types import ModuleType
 
 import torch
 
-from pipeline import artifacts, params, plugins
+from pipeline import artifacts, checkpoints, params, plugins, processes, seals
 from pipeline.data.loading import LabelledExamples
 from pipeline.params import Section
+from pipeline.processes import get_rank
 from pipeline.stages import run_stage
-from pipeline.training import Recorder, fit
+from pipeline.training import STATE, Recorder, fingerprint, fit
 from pipeline.weights import choose_device, save_model
 
 
 def main(key: str) -> None:
     """Make the section features.<key>."""
     config = params.load().features[key]
-    folder = artifacts.FEATURES / key
-    shutil.rmtree(folder, ignore_errors=True)
     module = plugins.load("models", config.model_dump()["network"])
+    folder = artifacts.FEATURES / key
     about: dict[str, float | str] = {}
     if hasattr(module, "fetch"):
+        shutil.rmtree(folder, ignore_errors=True)
         module.fetch(config, folder)
+    elif processes.are_to_be_started():
+        processes.supervise("pipeline.stages.features", key)
+        return
     else:
-        about |= train(key, module, config)
+        accuracies = train(key, module, config)
+        if get_rank():
+            return
+        about |= accuracies
+    seals.seal(folder)
     about["weights_sha256"] = artifacts.digest(artifacts.find_weights(folder))
     artifacts.write_json(artifacts.REPORTS / "features" / f"{key}.json", about)
     print(f"{key}: {about}")
 
 
 def train(key: str, module: ModuleType, config: Section) -> dict[str, float]:
-    """Train a feature network on the training split; return its accuracies on the others."""
+    """Train a feature network on the training split; return its accuracies on the others, in the first process."""
     values = config.model_dump()
-    spec = artifacts.read_spec(values["data"])
-    model = module.Model(config, spec, values["seed"])
-    split = artifacts.read_split(values["data"], "train")
-    fit(
-        model,
-        LabelledExamples(split),
-        steps=values["steps"],
-        batch_size=values["batch_size"],
-        seed=values["seed"],
-        callbacks=[Recorder(None, values["steps"])],
-    )
-    folder = artifacts.FEATURES / key
-    save_model(folder, values["network"], model, config, spec)
+    code = plugins.PACKAGE / f"models/{values['network']}.py"
+    state = STATE / f"features-{key}" / fingerprint(values, artifacts.read_manifest(values["data"]), code)
+    with checkpoints.hold(state.parent) if get_rank() == 0 else contextlib.nullcontext():
+        model = module.Model(config, artifacts.read_spec(values["data"]), values["seed"])
+        fit(
+            model,
+            LabelledExamples(artifacts.read_split(values["data"], "train")),
+            steps=values["steps"],
+            batch_size=values["batch_size"],
+            seed=values["seed"],
+            state=state,
+            callbacks=[Recorder(None, values["steps"])],
+        )
+        if get_rank():
+            return {}
+        folder = artifacts.FEATURES / key
+        shutil.rmtree(folder, ignore_errors=True)
+        save_model(folder, values["network"], model, config, artifacts.read_spec(values["data"]))
+        shutil.rmtree(state)
+    return measure(folder, module, values["data"])
+
+
+def measure(folder: Path, module: ModuleType, data: str) -> dict[str, float]:
+    """Return the accuracy of a feature network on the splits that it has not seen."""
     network = module.load_features(folder)
     accuracies = {}
     for name in ("validation", "test"):
-        split = artifacts.read_split(values["data"], name)
+        split = artifacts.read_split(data, name)
         with torch.inference_mode():
             parts = [
                 network(images.to(choose_device()))[1].argmax(dim=1).cpu() for images in split["images"].split(500)
@@ -63,4 +85,4 @@ def train(key: str, module: ModuleType, config: Section) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, several=True)

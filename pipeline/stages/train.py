@@ -8,26 +8,25 @@ and code. Hardware comes from the environment: see pipeline/training.py.
 
 import contextlib
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from pipeline import artifacts, checkpoints, params, plugins
+from pipeline import artifacts, checkpoints, params, plugins, processes
 from pipeline.data.loading import Examples, LabelledExamples, TextExamples
 from pipeline.params import Params
 from pipeline.preemption import PreemptedError
+from pipeline.processes import get_rank
 from pipeline.randomness import make_generator
 from pipeline.record import Record, describe_environment, describe_lineage, draw_points
 from pipeline.stages import run_stage
 from pipeline.tokenization import restore_tokenizer
 from pipeline.tracking import Mirror
-from pipeline.training import STATE, Recorder, fingerprint, fit, get_rank
+from pipeline.training import STATE, Recorder, fingerprint, fit
 from pipeline.weights import Loaded, save_model
 
 
@@ -36,9 +35,13 @@ def main(key: str) -> None:
     settings = params.load()
     run, config = settings.runs[key], settings.models[key]
     manifest = artifacts.read_manifest(run.data)
-    code = [plugins.PACKAGE / name for name in (f"models/{run.model}.py", "models/layers.py", "data/loading.py")]
-    state = STATE / f"train-{key}" / fingerprint(run.model_dump(), config.model_dump(), manifest, *code)
-    with hold(state.parent) if get_rank() == 0 else contextlib.nullcontext():
+    code = plugins.PACKAGE / f"models/{run.model}.py"
+    state = STATE / f"train-{key}" / fingerprint(run.model_dump(), config.model_dump(), manifest, code)
+    if processes.are_to_be_started():
+        processes.supervise("pipeline.stages.train", key, lambda cause: close_failed(state, cause))
+        return
+    checkpoints.require_writable(artifacts.RUNS / key, artifacts.REPORTS / "runs" / key)
+    with checkpoints.hold(state.parent) if get_rank() == 0 else contextlib.nullcontext():
         train(key, settings, state)
 
 
@@ -86,20 +89,17 @@ def train(key: str, settings: Params, state: Path) -> None:
         print(f"{key}: {values['steps']} steps in {record.about['totals']['seconds']:.0f} s, weights in {folder}")
 
 
-@contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Lock a run's folder of states: two trainers never write one.
-
-    Raises:
-        ArtifactError: if another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            yield
-    except Timeout:
-        msg = f"{folder}: another process is training this run; wait for it, or stop it"
-        raise artifacts.ArtifactError(msg) from None
+def close_failed(state: Path, cause: str) -> None:
+    """Mark the record as failed by what the supervisor knows: its process was killed, or saw a consequence alone."""
+    if not (state / "record" / "run.json").exists():
+        return
+    record = Record(state / "record")
+    if record.about["status"] == "RUNNING":
+        record.finish("FAILED", failure=cause)
+    record.about["status"] = "FAILED"
+    record.about["tags"]["failure"] = cause[:1000]
+    record.save()
+    Mirror(record).close()
 
 
 def _open_record(state: Path, key: str, settings: Params) -> Record:
@@ -193,4 +193,4 @@ def write_curves(record: Record, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, several=True)
