@@ -80,10 +80,7 @@ def load(path: Path = PATH) -> Params:
             name: _plug_in(section, None, f"{section}.{name}", values, problems)
             for name, values in raw[section].items()
         }
-    for name, values in raw["features"].items():
-        target = values.get("data") if isinstance(values, dict) else None
-        if isinstance(target, str) and target not in raw["data"]:
-            problems.append(f"features.{name}.data: no section data.{target}; data has {', '.join(raw['data'])}")
+    _check_features(raw, checked["data"], problems)
     models = {
         name: _plug_in("models", None, f"runs.{name}.set", {**raw["models"][run.model], **run.set}, problems, run.model)
         for name, run in runs.items()
@@ -138,18 +135,35 @@ def _check_links(name: str, run: Run, raw: dict[str, Any], problems: list[str]) 
     links += [("features", "features", feature) for feature in run.features]
     for key, section, target in links:
         if target not in raw[section]:
-            choices = ", ".join(raw[section])
-            problems.append(f"runs.{name}.{key}: no section {section}.{target}; {section} has {choices}")
+            problem = f"runs.{name}.{key}: no section {section}.{target}{_nearest(target, raw[section])}"
+            if key in {"model", "metric"}:
+                problem += f"; pipeline/{section}/ has {', '.join(plugins.names(section))}"
+            problems.append(problem)
 
 
 def _check_kinds(name: str, run: Run, data: Any) -> list[str]:
+    """Return what does not fit: the kinds of data, model and metric, and feature networks, which are for images."""
     model, metric = (
         plugins.load(family, plug_in) for family, plug_in in (("models", run.model), ("metrics", run.metric))
     )
+    if run.features and metric.KIND != "images":
+        message = f"feature networks are for images, metric {run.metric} measures {metric.KIND}: expected []"
+        return [f"runs.{name}.features: {message}, got {run.features}"]
     if data.KIND in model.KINDS and data.KIND == metric.KIND:
         return []
     kinds = f"data {run.data} ({data.source}) holds {data.KIND}, model {run.model} learns {' or '.join(model.KINDS)}"
     return [f"runs.{name}: {kinds}, metric {run.metric} measures {metric.KIND}"]
+
+
+def _check_features(raw: dict[str, Any], data: dict[str, Section], problems: list[str]) -> None:
+    for name, values in raw["features"].items():
+        target = values.get("data") if isinstance(values, dict) else None
+        if not isinstance(target, str):
+            continue
+        if target not in raw["data"]:
+            problems.append(f"features.{name}.data: no section data.{target}{_nearest(target, raw['data'])}")
+        elif (kind := getattr(data[target], "KIND", "images")) != "images":
+            problems.append(f"features.{name}.data: expected images, data.{target} holds {kind}")
 
 
 def _plug_in(
@@ -158,8 +172,7 @@ def _plug_in(
     """Check one section against the Config of its plug-in: named by `key`, by `plug_in`, or by the section itself."""
     if key is not None:
         if not isinstance(values, dict) or key not in values:
-            found = f"{name}.{key}: missing key" if isinstance(values, dict) else f"{name}: no mapping, got {values!r}"
-            problems.append(found)
+            problems.append(_describe_absence(name, key, values))
             return Section()
         plug_in = str(values[key])
     try:
@@ -167,7 +180,19 @@ def _plug_in(
     except ValueError as error:
         problems.append(f"{name}{'.' + key if key else ''}: {error}")
         return Section()
+    if key == "network" and not hasattr(module, "load_features"):
+        networks = [known for known in plugins.names(family) if hasattr(plugins.load(family, known), "load_features")]
+        problems.append(f"{name}.{key}: expected a feature network, {' or '.join(networks)}, got {plug_in!r}")
+        return Section()
     return _check(module.Config, values, name, problems)
+
+
+def _describe_absence(name: str, key: str, values: object) -> str:
+    """Say why a section does not name its plug-in: it is no mapping, or the key is missing or mistyped."""
+    if not isinstance(values, dict):
+        return f"{name}: no mapping, got {values!r}"
+    close = difflib.get_close_matches(key, map(str, values), n=1)
+    return f"{name}.{close[0]}: unknown key, did you mean {key!r}?" if close else f"{name}.{key}: missing key"
 
 
 def _check(config: type[Section], values: object, name: str, problems: list[str]) -> Section:

@@ -144,6 +144,30 @@ def test_a_wrong_key_stops_the_first_stage_with_its_full_name(
     (clone / "params.yaml").write_text(text)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("gan: {model: gan", "gan: {modle: gan"), "runs.gan.modle: unknown key, did you mean 'model'?"),
+        (("source: mnist5k", "sorce: mnist5k"), "data.images.sorce: unknown key, did you mean 'source'?"),
+        (("\nmodels:", "\nmodles:"), "modles: unknown section, did you mean 'models'?"),
+    ],
+)
+def test_make_repro_names_a_wrong_key_that_dvc_itself_needs(clone: Path, change: tuple[str, str], message: str) -> None:
+    text = (clone / "params.yaml").read_text()
+    environment = clone / ".venv"
+    environment.mkdir()
+    (environment / "installed").touch()  # this environment stands for the one that make would install
+    try:
+        (clone / "params.yaml").write_text(text.replace(*change))
+        output = run(clone, "make", "repro", status=2)
+    finally:
+        (clone / "params.yaml").write_text(text)
+        shutil.rmtree(environment)
+    assert text.replace(*change) != text
+    assert message in output
+    assert "Error 255" in output  # DVC's own status
+
+
 def test_an_experiment_varies_one_value_and_tracks_in_the_main_store(clone: Path) -> None:
     before = count_runs(clone)
     run(clone, "dvc", "exp", "run", "--temp", "-S", "models.transformer.steps=5", "train@transformer")

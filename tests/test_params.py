@@ -177,6 +177,11 @@ def test_a_missing_plug_in_name_is_a_missing_key(write: Write) -> None:
         assert problem.startswith(f"{key}: missing key")
 
 
+def test_a_mistyped_plug_in_name_is_an_unknown_key(write: Write) -> None:
+    mistyped = {"data.images.source": ABSENT, "data.images.sorce": "mnist5k"}
+    assert problems(write(mistyped)) == ["data.images.sorce: unknown key, did you mean 'source'?"]
+
+
 @pytest.mark.parametrize("value", [None, "mnist5k", ["mnist5k"]])
 def test_a_section_with_a_plug_in_that_is_no_mapping_says_so(write: Write, value: object) -> None:
     keys = ("data.images", "features.classifier")
@@ -229,13 +234,31 @@ def test_shared_code_of_a_family_is_no_plug_in(write: Write) -> None:
     assert problem.startswith("models.layers: no models plug-in 'layers'")
 
 
-def test_a_run_that_points_to_no_section_lists_the_sections(write: Write) -> None:
+def test_a_run_that_points_to_no_section_lists_the_sections_and_the_files_of_the_folder(write: Write) -> None:
     sections = {"data": "data", "features": "features", "metric": "metrics", "model": "models"}
-    found = problems(write({f"runs.vae.{key}": ["missing"] if key == "features" else "missing" for key in sections}))
-    assert found == [
-        f"runs.vae.{key}: no section {section}.missing; {section} has {', '.join(sorted(SHIPPED[section]))}"
-        for key, section in sections.items()
+    found = problems(write({f"runs.vae.{key}": ["zzz"] if key == "features" else "zzz" for key in sections}))
+    for problem, (key, section) in zip(found, sections.items(), strict=True):
+        known = ", ".join(sorted(SHIPPED[section]))
+        folder = f"; pipeline/{section}/ has {', '.join(plugins.names(section))}" if key in {"metric", "model"} else ""
+        assert problem == f"runs.vae.{key}: no section {section}.zzz; known are {known}{folder}"
+
+
+def test_a_mistyped_link_names_the_nearest_section(write: Write) -> None:
+    found = problems(write({"runs.gan.model": "ganx", "runs.gan.data": "imges", "features.classifier.data": "imags"}))
+    assert found[0] == "features.classifier.data: no section data.imags, did you mean 'images'?"
+    assert found[1] == "runs.gan.data: no section data.imges, did you mean 'images'?"
+    assert found[2].startswith("runs.gan.model: no section models.ganx, did you mean 'gan'?; pipeline/models/ has ")
+
+
+def test_a_feature_network_must_be_one_and_look_at_images(write: Write) -> None:
+    assert problems(write({"features.classifier.network": "gan"})) == [
+        "features.classifier.network: expected a feature network, classifier or inception, got 'gan'"
     ]
+    assert problems(write({"features.classifier.data": "text"})) == [
+        "features.classifier.data: expected images, data.text holds text"
+    ]
+    [problem] = problems(write({"runs.transformer.features": ["classifier"]}))
+    assert problem.startswith("runs.transformer.features: feature networks are for images, metric text measures text")
 
 
 @pytest.mark.parametrize("value", ["missing", "", ["images"], 3])
