@@ -31,6 +31,7 @@ PREPARED = Path("data/prepared")
 FEATURES = Path("data/features")
 RUNS = Path("data/runs")
 REPORTS = Path("reports")
+STATE = Path(".state")  # what git and DVC do not see: resume state, parts of downloads, reports of stages that stopped
 SPLITS = ("train", "validation", "test")
 ZEROS = 2**20  # bytes that an empty tensor file grows by
 

@@ -23,9 +23,9 @@ import urllib3
 from filelock import FileLock
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from pipeline.artifacts import ArtifactError
+from pipeline.artifacts import STATE, ArtifactError
 
-PARTIAL = Path(".state/fetch")
+PARTIAL = STATE / "fetch"
 ATTEMPTS = 3  # that one address gets in a row without progress
 PROGRESS = 1 << 16  # bytes beyond all that came before; fewer would let a server hold the process for ever
 REDIRECTS = 10

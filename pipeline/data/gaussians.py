@@ -35,9 +35,8 @@ class Config(PointConfig):
 
 
 def fetch(folder: Path, config: Config) -> None:
-    """Nothing to bring: the points are drawn by `prepare`; an empty file stands for the folder's content."""
-    del config
-    (folder / "drawn").touch()
+    """Bring nothing: the points are drawn by seed."""
+    del folder, config
 
 
 def prepare(raw: Path, config: Config) -> Points:

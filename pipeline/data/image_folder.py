@@ -4,8 +4,9 @@
 
 `fetch` lists every file with its SHA-256, `prepare` decodes exactly what is listed; the pictures stay where they are.
 The first folder of a path is the class; pictures right in the folder, without subfolders, are one class. The split of
-a picture is a function of its content and `split_seed` alone: a further picture moves no other. Of equal files the
-first is used; files.json names the others, and the reason of each file that is not used.
+a picture is a function of `split_seed` and its pixels, as the set holds them, alone: a further picture moves no other,
+and no two splits share one. Of pictures with equal pixels the first is used, whatever their format; files.json names
+the others, and the reason of each file that is not used.
 """
 
 import os
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import IO, Literal
 
@@ -74,15 +75,19 @@ def prepare(raw: Path, config: Config) -> ImageSplits:
     """
     root = Path(config.path)
     listed = read_reports(raw)
-    judged = _judge([report for report in listed if not report.path.endswith("/")])
+    judged = _quarantine_strays([report for report in listed if not report.path.endswith("/")])
     with ExitStack() as stack:
         # Nameless files beside the raw ones: nothing is left of them, however the stage ends.
         stores = {name: stack.enter_context(tempfile.TemporaryFile(dir=raw.parent)) for name in SPLITS}
-        reports, classes = _decode_all(root, judged, config, stores)
-        refuse_if_broken(root, reports, config.max_broken)
-        _refuse_empty(root, classes, config)
-        shape = (config.channels, config.size, config.size)
-        images = {name: _map_pixels(stores[name], (len(classes[name]), *shape)) for name in SPLITS}
+        decoded, digests = _decode_all(root, judged, config, stores)
+        reports = _quarantine_contradictions(decoded, digests)
+        refuse_if_broken(root, reports, config.max_broken, raw.name)
+        _refuse_empty(root, reports, config)
+        images, classes = {}, {}
+        for name in SPLITS:
+            rows = [after for before, after in zip(decoded, reports, strict=True) if before.split == name]
+            images[name] = _map_pixels(stores[name], [not row.reason for row in rows], config)
+            classes[name] = [_name_class(row.path) for row in rows if not row.reason]
     names = sorted(set().union(*classes.values()), key=os.fsencode)
     label = {name: index for index, name in enumerate(names)}
     splits = {name: (images[name], torch.tensor([label[each] for each in classes[name]])) for name in SPLITS}
@@ -90,10 +95,10 @@ def prepare(raw: Path, config: Config) -> ImageSplits:
     return ImageSplits(splits, classes=len(names), names=[name for name in names if name], files=[*reports, *empty])
 
 
-def choose_split(sha256: str, config: Config) -> str:
-    """Return the split of the picture with this SHA-256: `test` of all, then `validation` of the others."""
+def choose_split(digest: str, config: Config) -> str:
+    """Return the split of the pixels with this SHA-256: `test` of all, then `validation` of the others."""
     for name, share in (("test", config.test), ("validation", config.validation)):
-        if derive_seed(config.split_seed, name, sha256) < share * 2**63:
+        if derive_seed(config.split_seed, name, digest) < share * 2**63:
             return name
     return "train"
 
@@ -104,57 +109,57 @@ def _name_class(path: str) -> str:
     return folder if slash else ""
 
 
-def _judge(listed: Sequence[FileReport]) -> list[FileReport]:
-    """Quarantine pictures beside class folders; of the files of one content, keep the first."""
+def _quarantine_strays(listed: Sequence[FileReport]) -> list[FileReport]:
+    """Give pictures beside class folders a reason."""
     mixed = len({bool(_name_class(report.path)) for report in listed if not report.reason}) == 2
-    judged = []
-    first: dict[str, str] = {}
-    for report in listed:
-        if report.reason:
-            judged.append(report)
-        elif mixed and not _name_class(report.path):
-            judged.append(replace(report, reason="beside class folders: its class is not known"))
-        else:
-            used = first.setdefault(report.sha256, report.path)
-            judged.append(replace(report, duplicate_of="" if used == report.path else used))
-    return judged
-
-
-def _find_contradictions(judged: Sequence[FileReport]) -> dict[str, str]:
-    """Return SHA-256 and reason of each content that several classes claim."""
-    classes: dict[str, set[str]] = defaultdict(set)
-    for report in judged:
-        if not report.reason:
-            classes[report.sha256].add(_name_class(report.path))
-    return {
-        sha256: f"the same file is in the classes {', '.join(map(repr, sorted(names, key=os.fsencode)))}"
-        for sha256, names in classes.items()
-        if len(names) > 1
-    }
+    reason = "beside class folders: its class is not known"
+    return [
+        replace(report, reason=reason) if mixed and not report.reason and not _name_class(report.path) else report
+        for report in listed
+    ]
 
 
 def _decode_all(
     root: Path, judged: Sequence[FileReport], config: Config, stores: Mapping[str, IO[bytes]]
-) -> tuple[list[FileReport], dict[str, list[str]]]:
-    """Append the pixels of each picture to its split's file; return the files' reports and each split's class names."""
-    reports = []
-    classes: dict[str, list[str]] = {name: [] for name in stores}
-    contradictions = _find_contradictions(judged)
+) -> tuple[list[FileReport], list[str]]:
+    """Append the pixels of each new picture to its split's file; return reports and SHA-256 of pixels, file by file."""
+    reports, digests = [], []
+    first: dict[str, str] = {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         work = partial(_decode_listed, root, config)
         pictures = map_in_threads(work, judged, total=len(judged), description="decode pictures")
-        for report, picture in zip(judged, pictures, strict=True):
-            if picture is None:
-                reports.append(report)
-                continue
-            reason = picture.reason or contradictions.get(report.sha256, "")
-            reports.append(replace(report, mode=picture.mode, note=picture.note, reason=reason))
-            if picture.pixels is not None and not reason:
-                split = choose_split(report.sha256, config)
-                stores[split].write(picture.pixels.tobytes())
-                classes[split].append(_name_class(report.path))
-    return _complete(reports), classes
+        for listed, picture in zip(judged, pictures, strict=True):
+            report, digest = listed, ""
+            if picture is not None:
+                report = replace(listed, mode=picture.mode, note=picture.note, reason=picture.reason)
+            if picture is not None and picture.pixels is not None:
+                pixels = picture.pixels.tobytes()
+                digest = sha256(pixels).hexdigest()
+                used = first.setdefault(digest, report.path)
+                if used == report.path:
+                    report = replace(report, split=choose_split(digest, config))
+                    stores[report.split].write(pixels)
+                else:
+                    report = replace(report, duplicate_of=used)
+            reports.append(report)
+            digests.append(digest)
+    return reports, digests
+
+
+def _quarantine_contradictions(reports: Sequence[FileReport], digests: Sequence[str]) -> list[FileReport]:
+    """Give every file of a picture that several classes claim a reason."""
+    classes: dict[str, set[str]] = defaultdict(set)
+    for report, digest in zip(reports, digests, strict=True):
+        classes[digest].add(_name_class(report.path))
+
+    def judge(report: FileReport, digest: str) -> FileReport:
+        if not digest or len(classes[digest]) == 1:
+            return report
+        names = ", ".join(map(repr, sorted(classes[digest], key=os.fsencode)))
+        return replace(report, reason=f"the same picture is in the classes {names}", duplicate_of="", split="")
+
+    return [judge(report, digest) for report, digest in zip(reports, digests, strict=True)]
 
 
 def _decode_listed(root: Path, config: Config, report: FileReport) -> Picture | None:
@@ -165,7 +170,7 @@ def _decode_listed(root: Path, config: Config, report: FileReport) -> Picture | 
         with open_file(root / report.path) as file:
             found = file_digest(file, "sha256").hexdigest()
             if found == report.sha256:
-                return None if report.reason or report.duplicate_of else decode(file, report.path, config)
+                return None if report.reason else decode(file, report.path, config)
     except OSError as error:
         found = str(error.strerror)
     msg = (
@@ -175,21 +180,8 @@ def _decode_listed(root: Path, config: Config, report: FileReport) -> Picture | 
     raise ArtifactError(msg)
 
 
-def _complete(reports: Sequence[FileReport]) -> list[FileReport]:
-    """Give the duplicates of a broken file its reason, those of a used one its mode."""
-    first = {report.path: report for report in reports}
-    complete = []
-    for report in reports:
-        if used := first.get(report.duplicate_of):
-            name = "" if used.reason else report.duplicate_of
-            complete.append(replace(report, mode=used.mode, reason=used.reason, duplicate_of=name))
-        else:
-            complete.append(report)
-    return complete
-
-
-def _refuse_empty(root: Path, classes: dict[str, list[str]], config: Config) -> None:
-    counts = {name: len(labels) for name, labels in classes.items()}
+def _refuse_empty(root: Path, reports: Sequence[FileReport], config: Config) -> None:
+    counts = {name: sum(report.split == name for report in reports) for name in SPLITS}
     if not all(counts.values()):
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
         msg = (
@@ -200,10 +192,16 @@ def _refuse_empty(root: Path, classes: dict[str, list[str]], config: Config) -> 
         raise ArtifactError(msg)
 
 
-def _map_pixels(store: IO[bytes], shape: tuple[int, ...]) -> Tensor:
-    """Map a file of uint8 values as a tensor; it lives as long as the tensor, even when the file is closed."""
+def _map_pixels(store: IO[bytes], kept: Sequence[bool], config: Config) -> Tensor:
+    """Map a file of pictures as a tensor, without those that are not kept; it lives on when the file is closed."""
     store.flush()
-    return torch.from_numpy(np.memmap(store, dtype=np.uint8, mode="r+", shape=shape))
+    shape = (len(kept), config.channels, config.size, config.size)
+    pixels = np.memmap(store, dtype=np.uint8, mode="r+", shape=shape)
+    rows = [row for row, keep in enumerate(kept) if keep]
+    for place, row in enumerate(rows):
+        if place != row:
+            pixels[place] = pixels[row]
+    return torch.from_numpy(pixels[: len(rows)])
 
 
 def _report_empty(folders: Sequence[str], names: Sequence[str]) -> list[FileReport]:

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline import artifacts
-from pipeline.artifacts import ArtifactError, ImageSpec
+from pipeline.artifacts import SPLITS, ArtifactError, ImageSpec
 from pipeline.data.own_files import FileReport, write_reports
 from pipeline.params import Section
 from pipeline.randomness import make_generator
@@ -78,7 +78,8 @@ def write(folder: Path, images: ImageSplits, config: ImageConfig) -> dict[str, A
     del config
     entries = {}
     known: dict[str, set[bytes]] = {}
-    for name, (pixels, labels) in images.splits.items():
+    for name in (name for name in SPLITS if name in images.splits):
+        pixels, labels = images.splits[name]
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or len(pixels) != len(labels) or not len(pixels):
             msg = f"{folder} {name}: expected uint8 (N, C, H, W) and N labels, got {pixels.dtype} {tuple(pixels.shape)}"
             raise ArtifactError(msg)
@@ -88,6 +89,7 @@ def write(folder: Path, images: ImageSplits, config: ImageConfig) -> dict[str, A
             tensors["images"].copy_(pixels)
             tensors["labels"].copy_(labels)
         digests = [blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in pixels]
+        shared = {f"shared_with_{other}": sum(map(seen.__contains__, digests)) for other, seen in known.items()}
         known[name] = set(digests)
         entries[name] = {
             "sha256": artifacts.digest(path),
@@ -97,7 +99,7 @@ def write(folder: Path, images: ImageSplits, config: ImageConfig) -> dict[str, A
             "maximum": int(pixels.max()),
             "per_class": torch.bincount(labels, minlength=images.classes).tolist(),
             "duplicates": len(digests) - len(known[name]),
-            "shared_with_train": 0 if name == "train" else sum(digest in known["train"] for digest in digests),
+            **shared,
         }
     channels, height, width = images.splits["train"][0].shape[1:]
     spec = ImageSpec(shape=(channels, height, width), classes=images.classes)

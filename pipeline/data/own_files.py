@@ -36,7 +36,7 @@ class FileReport:
 
     mode: what the file holds, such as "RGB 640x480 PNG" or "utf-8-sig, CRLF". note: what was done to it on the way in,
     such as "first of 12 frames". reason: why the file is broken, else empty. duplicate_of: the file of equal content
-    that is used in its place, else empty. A file is used if both are empty.
+    that is used in its place, else empty. split: the splits that it went to, if it is used.
     """
 
     path: str
@@ -46,16 +46,24 @@ class FileReport:
     note: str = ""
     reason: str = ""
     duplicate_of: str = ""
+    split: str = ""
+
+    @property
+    def decision(self) -> str:
+        """Say in a word what became of the file: quarantined, duplicate, used, or as yet only listed."""
+        if self.reason:
+            return "quarantined"
+        return "duplicate" if self.duplicate_of else "used" if self.split else "listed"
 
 
 def list_files(root: Path) -> Iterator[tuple[str, Path]]:
     """Yield (relative path, path) of every file below `root` that is not hidden, in byte order of the names.
 
-    Links are followed only to targets inside the folder; links that leave it are yielded too, so that they get a
-    report, and `leaves` tells them.
+    Links to files are yielded wherever they lead, so that each gets a report; `leaves` tells those that lead out. What
+    is in a linked folder below `root` is yielded at its own place alone.
 
     Raises:
-        ArtifactError: if `root` is not a folder, or a folder below it cannot be read.
+        ArtifactError: if `root` is not a folder, or a folder below it cannot be read or is a link that leads out.
     """
     if not root.is_dir():
         msg = f"{root}: expected a folder, found {'a file' if root.exists() else 'nothing'}"
@@ -68,11 +76,14 @@ def list_files(root: Path) -> Iterator[tuple[str, Path]]:
     found: list[tuple[str, Path]] = []
     for parent, folders, names in os.walk(root, onerror=refuse):  # never descends into linked folders
         folders[:] = [name for name in folders if not name.startswith(".")]
-        linked = [name for name in folders if (Path(parent) / name).is_symlink()]
-        for name in [*names, *linked]:
-            if not name.startswith("."):
-                path = Path(parent) / name
-                found.append((path.relative_to(root).as_posix(), path))
+        for path in (Path(parent) / name for name in folders):
+            if path.is_symlink() and leaves(root, path):
+                msg = (
+                    f"{str(path)!r}: a link to a folder outside of {root}; put the files themselves there, or remove it"
+                )
+                raise ArtifactError(msg)
+        paths = [Path(parent) / name for name in names if not name.startswith(".")]
+        found += [(path.relative_to(root).as_posix(), path) for path in paths]
     yield from sorted(found, key=lambda entry: os.fsencode(entry[0]))
 
 
@@ -128,11 +139,11 @@ def map_in_threads(
             bar.update()
 
 
-def refuse_if_broken(root: Path, reports: Sequence[FileReport], limit: float) -> None:
-    """Stop if more than the share `limit` of the files is broken, or none is left.
+def refuse_if_broken(root: Path, reports: Sequence[FileReport], limit: float, key: str) -> None:
+    """Stop if more than the share `limit` of the files of the data set `key` is broken, or none is left.
 
     Raises:
-        ArtifactError: with the first of them and their reasons.
+        ArtifactError: with the first of them and their reasons, and the path of a file with all reports.
     """
     broken = [report for report in reports if report.reason]
     if reports and len(broken) <= limit * len(reports) and len(broken) < len(reports):
@@ -142,9 +153,11 @@ def refuse_if_broken(root: Path, reports: Sequence[FileReport], limit: float) ->
         raise ArtifactError(msg)
     lines = [f"  {report.path!r}: {report.reason}" for report in broken[:LISTED]]
     more = [f"  and {len(broken) - LISTED} more"] if len(broken) > LISTED else []
+    folder = artifacts.STATE / f"prepare-{key}"
+    write_reports(folder, reports)
     msg = (
         f"{root}: {len(broken)} of {len(reports)} files cannot be used, allowed is a share of {limit:g}; "
-        "mend or remove them, or raise max_broken:"
+        f"mend or remove them, or raise max_broken; {folder / REPORTS} has the report of each file:"
     )
     raise ArtifactError("\n".join([msg, *lines, *more]))
 
@@ -157,7 +170,9 @@ def write_reports(folder: Path, reports: Sequence[FileReport]) -> dict[str, Any]
     partial = folder / f"{REPORTS}.tmp"
     with partial.open("w", encoding="utf-8") as file:  # line by line: a million files need little memory
         for index, report in enumerate(reports):
-            file.write((",\n" if index else "[\n") + json.dumps(vars(report), sort_keys=True))
+            file.write(
+                (",\n" if index else "[\n") + json.dumps({**vars(report), "decision": report.decision}, sort_keys=True)
+            )
         file.write("\n]\n")
     os.replace(partial, folder / REPORTS)
     files = [report for report in reports if not report.path.endswith("/")]
@@ -171,4 +186,5 @@ def write_reports(folder: Path, reports: Sequence[FileReport]) -> dict[str, Any]
 
 def read_reports(folder: Path) -> list[FileReport]:
     """Read back what `write_reports` wrote."""
-    return [FileReport(**entry) for entry in artifacts.read_json(folder / REPORTS)]
+    entries = artifacts.read_json(folder / REPORTS)
+    return [FileReport(**{name: value for name, value in entry.items() if name != "decision"}) for entry in entries]

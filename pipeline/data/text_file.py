@@ -23,7 +23,6 @@ from pipeline.artifacts import SPLITS, ArtifactError
 from pipeline.data.own_files import (
     FileReport,
     examine,
-    leaves,
     list_files,
     map_in_threads,
     open_file,
@@ -147,9 +146,7 @@ def fetch(folder: Path, config: Config) -> None:
         ArtifactError: if there is no such file or folder, or the folder has no file.
     """
     root, name = find_root(config)
-    found = [(name, root / name)] if name else list(list_files(root))
-    # What is in a linked folder that lies below the root is listed at its own place.
-    files = [(name, path) for name, path in found if not path.is_dir() or leaves(root, path)]
+    files = [(name, root / name)] if name else list(list_files(root))
     if not files:
         msg = f"{root}: no file found"
         raise ArtifactError(msg)
@@ -173,7 +170,7 @@ def prepare(raw: Path, config: Config) -> Texts:
         raise ArtifactError(msg)
     work = partial(judge, root, config.encoding)
     judged = list(map_in_threads(work, chosen, total=len(chosen), description="read texts"))
-    refuse_if_broken(root, [text.report for text in judged], config.max_broken)
+    refuse_if_broken(root, [text.report for text in judged], config.max_broken, raw.name)
     return split(judged, config)
 
 
@@ -201,14 +198,17 @@ def split(judged: Sequence[Judged], config: Config) -> Texts:
         elif text.part and len(first) > 1:
             name = choose_split(text.sha256, config)
             parts[name].append(text.part)
-            report = replace(report, note="; ".join(filter(None, [report.note, f"in {name}"])))
+            report = replace(report, split=name)
         elif text.part:
             length = text.part.stop
             ends = [0, int(length * (1 - config.validation - config.test)), int(length * (1 - config.test)), length]
             for name, start, stop in zip(SPLITS, ends, ends[1:], strict=False):
                 parts[name] += [replace(text.part, start=start, stop=stop)] if start < stop else []
+            report = replace(report, split=", ".join(name for name in SPLITS if parts[name]))
         reports.append(report)
-    return Texts({name: Documents(found) for name, found in parts.items() if found}, files=reports)
+    encodings = sorted({text.part.encoding for text in first.values() if text.part})
+    splits = {name: Documents(found) for name, found in parts.items() if found}
+    return Texts(splits, files=reports, encoding=", ".join(encodings))
 
 
 def choose_split(sha256: str, config: Config) -> str:

@@ -50,12 +50,13 @@ class Texts:
 
     A text in memory is a list of one string; a large one an object that reads its files anew whenever it is iterated.
     A split without text is absent. `known` holds facts about the source that the manifest should carry, such as its
-    entropy rate; `files` the reports of one's own files.
+    entropy rate; `files` the reports of one's own files; `encoding` that of the source's files.
     """
 
     splits: Mapping[str, Iterable[str]]
     known: Mapping[str, float] = field(default_factory=dict)
     files: Sequence[FileReport] = ()
+    encoding: str = "utf-8"
 
 
 def split_documents(groups: dict[str, list[str]], config: TextConfig) -> Texts:
@@ -111,9 +112,12 @@ def write(folder: Path, texts: Texts, config: TextConfig) -> dict[str, Any]:
     windows = {name: sample_windows(texts.splits[name], size) for name, size in sizes.items() if name != "train"}
     for name, share in measure_overlap(windows, texts.splits["train"]).items():
         entries[name] |= {"overlap_with_train": share, "overlap_window": WINDOW, "overlap_windows": len(windows[name])}
+    if "test" in windows:
+        share = measure_overlap({"test": windows["test"]}, texts.splits["validation"])["test"]
+        entries["test"]["overlap_with_validation"] = share
     report = write_reports(folder, texts.files)
     spec = TextSpec(vocabulary=tokenizer.size).model_dump()
-    return {"spec": spec, "known": dict(texts.known), "splits": entries, **report}
+    return {"spec": spec, "known": dict(texts.known), "encoding": texts.encoding, "splits": entries, **report}
 
 
 def survey(pieces: Iterable[str]) -> dict[str, Any]:

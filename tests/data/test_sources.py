@@ -366,9 +366,41 @@ def test_the_manifest_counts_test_images_that_were_trained_on(tmp_path: Path) ->
     copied = bool((splits.splits["train"][0] == splits.splits["test"][0][0]).all(dim=(1, 2, 3)).any())
     entries = write(tmp_path / "prepared", splits, IMAGES)["splits"]
     assert entries["test"]["shared_with_train"] == int(copied)
-    assert entries["train"]["shared_with_train"] == entries["validation"]["shared_with_train"] == 0
+    assert entries["validation"]["shared_with_train"] == 0
+    assert not [key for key in entries["train"] if key.startswith("shared")]
     twice = ImageSplits({**splits.splits, "test": splits.splits["train"]}, classes=10)
     assert write(tmp_path / "twice", twice, IMAGES)["splits"]["test"]["shared_with_train"] == 30
+
+
+@pytest.mark.fault(36)
+def test_the_manifest_counts_what_any_two_splits_share(tmp_path: Path) -> None:
+    pixels = torch.arange(9, dtype=torch.uint8).view(9, 1, 1, 1).expand(9, 1, 2, 2)
+    rows = {
+        "test": [0, 3, 4, 4, 8],
+        "validation": [3, 4, 5],
+        "train": [0, 1, 2, 3],
+    }  # the order is not that of the dict
+    splits = {name: (pixels[row].clone(), torch.zeros(len(row), dtype=torch.int64)) for name, row in rows.items()}
+    entries = write(tmp_path, ImageSplits(splits, classes=1), IMAGES)["splits"]
+    found = {(name, key): value for name in entries for key, value in entries[name].items() if "shared" in key}
+    assert found == {
+        ("validation", "shared_with_train"): 1,
+        ("test", "shared_with_train"): 2,
+        ("test", "shared_with_validation"): 3,
+    }
+    assert entries["test"]["duplicates"] == 1
+
+
+def test_every_fetched_file_is_reported(stages: Stages) -> None:
+    for key, kind in (("images", "images"), ("text", "text")):
+        manifest = stages(key, {})
+        assert manifest["kind"] == kind
+        assert manifest["files"] == {"count": 1, "quarantined": 0, "duplicates": 0}
+        (report,) = artifacts.read_json(artifacts.PREPARED / key / "files.json")
+        path = artifacts.RAW / key / report["path"]
+        assert (report["size"], report["sha256"]) == (path.stat().st_size, artifacts.digest(path))
+        assert (report["decision"], report["split"]) == ("used", "train, validation, test")
+    assert manifest["encoding"] == "utf-8"
 
 
 def test_write_refuses_what_is_not_uint8_images_with_labels(tmp_path: Path) -> None:
