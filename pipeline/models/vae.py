@@ -22,7 +22,7 @@ from pipeline.artifacts import ImageSpec
 from pipeline.models.flow import Flow
 from pipeline.models.layers import make_average, shift_images, warmup_cosine
 from pipeline.params import Section
-from pipeline.randomness import make_generator, seeded
+from pipeline.randomness import WHOLE, Part, derive_seed, make_generator, normal, seeded, share, this_part
 
 KINDS = ("images",)
 
@@ -178,11 +178,12 @@ class Model(LightningModule):
         """The weights that are saved, scored and sampled."""
         return self.network if self.average is None else cast("Network", self.average.module)
 
-    def _observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def _observe(self, images: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
         """Turn uint8 images into what the likelihood sees: binary draws, or grey levels in [0, 1]."""
         levels = images.float() / 255
         if self.config.likelihood == "bernoulli":
-            noise = torch.rand(levels.shape, generator=generator, device=levels.device)
+            size, device = levels.shape[1:], levels.device
+            noise = share(lambda count: torch.rand(count, *size, generator=generator, device=device), len(levels), part)
             return (noise < levels).float()
         return levels
 
@@ -192,10 +193,13 @@ class Model(LightningModule):
             return log_bernoulli(logits, x)
         return log_discretized_logistic(logits, network.log_scale, x)
 
-    def draw(self, network: Network, x: Tensor, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, network: Network, x: Tensor, samples: int, generator: torch.Generator, part: Part = WHOLE
+    ) -> tuple[Tensor, Tensor]:
         """Return log p(x | z) and log q(z | x) - log p(z) of `samples` draws of z, (K, B) each."""
         mean, log_variance = network.encode(x)
-        noise = torch.randn(samples, *mean.shape, generator=generator, device=x.device)
+        latent = self.config.latent
+        noise = share(lambda count: normal(samples, count, latent, generator=generator), len(x), part, dim=1)
         z = mean + noise * (0.5 * log_variance).exp()  # (K, B, Z)
         likelihood = self._log_likelihood(network, z.flatten(0, 1), x.repeat(samples, 1, 1, 1)).view(samples, -1)
         return likelihood, log_normal(z, mean, log_variance) - network.prior.log_density(z)
@@ -209,15 +213,16 @@ class Model(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss in nats an image, and its parts."""
         config = self.config
-        generator = make_generator(self.seed, "noise", batch_idx, self.global_rank, device=self.device)
-        torch.manual_seed(generator.initial_seed())  # dropout has no generator argument
-        x = self._observe(shift_images(batch["images"], config.shift, generator), generator)
+        part = this_part()
+        torch.manual_seed(derive_seed(self.seed, "noise", batch_idx, part.rank))  # dropout has no generator argument
+        generator = make_generator(self.seed, "noise", batch_idx, 0, device=self.device)
+        x = self._observe(shift_images(batch["images"], config.shift, generator, part), generator, part)
         if config.importance_samples > 1:
-            likelihood, divergence = self.draw(self.network, x, config.importance_samples, generator)
+            likelihood, divergence = self.draw(self.network, x, config.importance_samples, generator, part)
             weights = likelihood - divergence
             return {"loss": (math.log(len(weights)) - weights.logsumexp(dim=0)).mean()}
         mean, log_variance = self.network.encode(x)
-        noise = torch.randn(mean.shape, generator=generator, device=x.device)
+        noise = share(lambda count: normal(count, config.latent, generator=generator), len(x), part)
         z = mean + noise * (0.5 * log_variance).exp()
         reconstruction = -self._log_likelihood(self.network, z, x).mean()
         kl = self.divergence(z, mean, log_variance).mean(dim=0)  # (Z,)
