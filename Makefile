@@ -17,7 +17,7 @@ help:  ## list the targets
 	touch $@
 
 repro: .venv/installed  ## install the locked environment, then run every stage that is not up to date
-	dvc repro
+	@dvc repro || { status=$$?; python -m pipeline.params > /dev/null; exit $$status; }  # a wrong key's name
 	pipeline verify
 
 test: .venv/installed  ## run the default tests (no network)
@@ -26,8 +26,8 @@ test: .venv/installed  ## run the default tests (no network)
 test-slow: .venv/installed  ## run the slow tests: DVC in a fresh clone, several processes
 	python -m pytest -m slow --faults
 
-benchmark: .venv/installed  ## run the benchmarks of the README's table
-	cd benchmarks && dvc repro && python -m pipeline.stages.results
+benchmark: .venv/installed  ## run the benchmarks, write the README's tables
+	cd benchmarks && dvc repro && pipeline results && cd .. && pipeline readme
 
 ui: .venv/installed  ## show the runs at http://127.0.0.1:5000
 	mlflow ui --host 127.0.0.1 --port 5000

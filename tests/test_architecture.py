@@ -20,6 +20,7 @@ RANKS = {
     "seals": 0,
     "store": 0,
     "protocol": 0,
+    "costs": 0,
     "preemption": 0,
     "processes": 0,
     "uncertainty": 0,

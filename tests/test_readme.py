@@ -1,18 +1,11 @@
-"""The README's numbers are those of the committed reports."""
+"""The README says what there is; its figures are tested in tests/commands/test_readme.py."""
 
 import re
 
-from pipeline import artifacts, plugins
-from pipeline.stages.report import show
+from pipeline import plugins
+from pipeline.__main__ import FOLDER
 from tests.conftest import ROOT
-
-
-def test_every_number_of_the_results_table_stands_in_the_reports() -> None:
-    rows = re.findall(r"^\| (\w+) \| `(\w+)` \| ([\d.,]+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(rows) >= 8
-    for run, metric, text in rows:
-        metrics = artifacts.read_json(ROOT / "reports" / "runs" / run / "metrics.json")
-        assert show(metrics[metric]) == text, (run, metric)
+from tests.test_architecture import MODULES, read_code
 
 
 def test_the_example_source_of_the_readme_is_the_one_that_a_test_runs() -> None:
@@ -27,8 +20,11 @@ def test_every_source_stands_in_the_readme_s_table() -> None:
     assert [name for name in plugins.names("data") if f"`{name}`" not in rows] == []
 
 
-def test_the_benchmark_table_is_the_one_that_the_results_stage_wrote() -> None:
-    table = (ROOT / "benchmarks" / "results.md").read_text(encoding="utf-8")
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
-    results = artifacts.read_json(ROOT / "benchmarks" / "results.json")
-    assert all(f"`{name}`" in table for name in results)
+def test_the_commands_of_the_readme_exist() -> None:
+    code = read_code((ROOT / "README.md").read_text(encoding="utf-8"))
+    commands = set(re.findall(r"^\s*pipeline ([a-z]+)", code, re.MULTILINE))
+    assert {"compare", "doctor", "readme", "reproduce"} <= commands
+    assert [name for name in commands if not (FOLDER / f"{name}.py").exists()] == []
+    modules = set(re.findall(r"python -m (pipeline[\w.]*)", code))
+    assert "pipeline.params" in modules
+    assert modules <= MODULES.keys()

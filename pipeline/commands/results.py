@@ -1,11 +1,12 @@
-"""Stage results: gathers the benchmarks' claims from the runs that they name, into results.json and a table.
+"""Gathers the benchmarks' claims from the runs that they name, into benchmarks/results.json and a table.
 
-    cd benchmarks && python -m pipeline.stages.results
+    cd benchmarks && pipeline results
 
 results.yaml names each claim: its runs (one a seed), metric, direction, and the values to reach. Runs of one claim must
 have been evaluated by one protocol and differ in nothing but the seed.
 """
 
+import argparse
 import math
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from pydantic import Field
 from ruamel.yaml import YAML
 
 from pipeline import artifacts
+from pipeline.artifacts import ArtifactError
 from pipeline.params import Section
 from pipeline.protocol import require_equal
-from pipeline.stages import run_stage
 from pipeline.uncertainty import summarize
 
 PATH = Path("results.yaml")
@@ -34,13 +35,20 @@ class Claim(Section):
     source: str = Field(description="where the value to reach comes from")
 
 
-def main() -> None:
+def main(arguments: list[str]) -> int:
     """Write results.json and results.md."""
+    argparse.ArgumentParser(
+        prog="pipeline results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(arguments)
+    if not PATH.exists():
+        msg = f"{PATH.resolve()}: not found; run from benchmarks/"
+        raise ArtifactError(msg)
     claims = {name: Claim.model_validate(values) for name, values in YAML(typ="safe", pure=True).load(PATH).items()}
     results = {name: measure(claim) for name, claim in claims.items()}
     artifacts.write_json(Path("results.json"), results)
     Path("results.md").write_text(render(claims, results), encoding="utf-8")
     print(f"{len(results)} benchmarks: results.json, results.md")
+    return 0
 
 
 def measure(claim: Claim) -> dict[str, Any]:
@@ -95,7 +103,3 @@ def render(claims: dict[str, Claim], results: dict[str, Any]) -> str:
             f"| {claim.aim:g} | {found['training_seconds']:.0f} s | {found['peak_memory_mib']:.0f} MiB |"
         )
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from pipeline import preemption, processes, store
+from pipeline import costs, preemption, processes, store
 from pipeline.artifacts import ArtifactError
 from pipeline.params import ParamsError
 from pipeline.preemption import PreemptedError
@@ -32,6 +32,8 @@ def run_stage(main: Callable[..., None], *, several: bool = False) -> None:
         if "DVC_STAGE" in os.environ:
             store.require_inputs(os.environ["DVC_STAGE"])
         main(*arguments)
+        if "DVC_STAGE" in os.environ:
+            costs.note(os.environ["DVC_STAGE"])
     except BaseException as error:
         processes.report(f"{type(error).__name__}: {error}")
         _explain(error, arguments)

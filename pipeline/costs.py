@@ -1,0 +1,25 @@
+"""What each stage cost when it last ran on this machine: data/costs/<stage>.json. No stage reads it, so DVC need not.
+
+`pipeline readme` gathers these and the costs of the trainings into reports/costs.json, which git keeps.
+"""
+
+import contextlib
+import resource
+import sys
+import time
+
+import psutil
+
+from pipeline import artifacts
+
+FOLDER = artifacts.RAW.parent / "costs"
+
+
+def note(stage: str) -> None:
+    """Write seconds since the start of this process, and the peak memory of it or of its largest child in MiB."""
+    scale = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
+    usages = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cost = {"seconds": time.time() - psutil.Process().create_time(), "peak_memory_mib": max(usages) / scale}
+    with contextlib.suppress(OSError):  # a full disk must not undo a stage that is done
+        artifacts.write_json(FOLDER / f"{stage}.json", cost)
+    print(f"{stage}: {cost['seconds']:.0f} s, at most {cost['peak_memory_mib']:.0f} MiB of memory")
