@@ -7,12 +7,13 @@ batch: the world size changes neither order nor content.
 """
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from pipeline.artifacts import ArtifactError
 from pipeline.randomness import make_generator
 
 Batch = dict[str, Tensor]
@@ -41,6 +42,23 @@ class LabelledExamples:
         """Return the tensors at the indices (B,)."""
         del epoch
         return {name: tensor[indices] for name, tensor in self.tensors.items()}
+
+
+def require_length(data: str, manifest: dict[str, Any], model: str, context: int | None) -> None:
+    """Refuse a prepared training text that is too short for TextExamples.
+
+    Raises:
+        ArtifactError: naming data.<data> with its source and path, the tokens, and models.<model>.context.
+    """
+    tokens = manifest["splits"]["train"].get("tokens")
+    if tokens is None or context is None or tokens > 2 * context:
+        return
+    source, path = (manifest["config"][key] for key in ("source", "path"))
+    msg = (
+        f"data.{data} (source {source}, path {path}) has {tokens} tokens in its training split, expected more than "
+        f"twice models.{model}.context, which is {context}; bring more text, or lower the context"
+    )
+    raise ArtifactError(msg)
 
 
 class TextExamples:

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from torch import Tensor
 
 from pipeline import artifacts, checkpoints, params, plugins, processes
-from pipeline.data.loading import Examples, LabelledExamples, TextExamples
+from pipeline.data.loading import Examples, LabelledExamples, TextExamples, require_length
 from pipeline.params import Params
 from pipeline.preemption import PreemptedError
 from pipeline.processes import get_rank
@@ -35,6 +35,7 @@ def main(key: str) -> None:
     settings = params.load()
     run, config = settings.runs[key], settings.models[key]
     manifest = artifacts.read_manifest(run.data)
+    require_length(run.data, manifest, run.model, config.model_dump().get("context"))
     code = plugins.PACKAGE / f"models/{run.model}.py"
     state = STATE / f"train-{key}" / fingerprint(run.model_dump(), config.model_dump(), manifest, code)
     if processes.are_to_be_started():
