@@ -21,6 +21,7 @@ RANKS = {
     "store": 0,
     "protocol": 0,
     "costs": 0,
+    "alarms": 0,
     "preemption": 0,
     "processes": 0,
     "uncertainty": 0,

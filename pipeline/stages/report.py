@@ -47,6 +47,11 @@ class Page:
         totals: dict[str, float] = self.about["totals"]
         return totals
 
+    @property
+    def alarm(self) -> str:
+        """What went wrong in the training though it finished; empty if nothing."""
+        return str(self.about["tags"].get("alarm", ""))
+
     def cell(self, name: str) -> str:
         """Return a metric with what stands beside it: 8.91 [8.7, 9.1] (floor 0.92), 95.2 +- 0.7."""
         if name not in self.metrics:

@@ -65,6 +65,8 @@ def test_the_whole_pipeline_gives_equal_bits_twice_and_one_mlflow_run_a_training
     shown = re.findall(r"!\[.*?\]\((.*?)\)", readme)
     assert len(shown) == 6  # three pictures of curves, two of samples, one of reconstructions
     assert [name for name in shown if not (workdir / "reports" / name).exists()] == []
+    assert "mode collapse" in by_name["gan"].data.tags["alarm"]  # what twelve steps lead to
+    assert by_name["gan"].data.tags["alarm"] in readme
     texts = YAML(typ="safe", pure=True).load(workdir / "reports" / "runs" / "transformer" / "samples" / "samples.yaml")
     assert len(texts) == 4
     assert textwrap.indent(texts[0].strip("\n"), "    ").splitlines()[-1] in readme.splitlines()
