@@ -1,0 +1,392 @@
+"""Speed, side by side in one run: each number is a ratio of two ways to do the same thing, on this machine, now.
+
+    cd benchmarks && dvc repro prepare@shakespeare prepare@digits && python speed.py
+    python speed.py --only cache fid          # some of them
+
+Pairs are measured in turn, several times: the table has the median ratio, and the smallest and largest. Writes
+speed.json and speed.md. Nothing else should run on the machine meanwhile.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import Callback
+from ruamel.yaml import YAML
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+from pipeline import artifacts, plugins
+from pipeline.data.loading import Examples, LabelledExamples, Steps, TextExamples
+from pipeline.metrics.images import measure_fid
+from pipeline.randomness import make_generator
+from pipeline.record import Record, describe_environment
+from pipeline.tracking import Mirror
+from pipeline.training import Recorder, fit
+
+HERE = Path(__file__).parent
+SKIPPED = 10  # steps of a training that are not timed: allocator, threads
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the median, least and largest of `repeats` ratios, and what was to be reached."""
+
+    name: str
+    title: str
+    ratio: float
+    low: float
+    high: float
+    repeats: int
+    wanted: str
+    detail: str = ""
+
+
+def compare(
+    name: str, title: str, wanted: str, ways: tuple[Callable[[], float], Callable[[], float]], *, repeats: int = 5
+) -> Row:
+    """Measure both ways in turn; the ratio is the first one's seconds over the second one's."""
+    pairs = [(ways[0](), ways[1]()) for _ in range(repeats)]
+    medians = [statistics.median(times) for times in zip(*pairs, strict=True)]
+    return summarize(name, title, wanted, [a / b for a, b in pairs], "{:.4g} s against {:.4g} s".format(*medians))
+
+
+def summarize(name: str, title: str, wanted: str, ratios: list[float], detail: str = "") -> Row:
+    """Return the row of some ratios."""
+    return Row(name, title, statistics.median(ratios), min(ratios), max(ratios), len(ratios), wanted, detail)
+
+
+def time_it(action: Callable[[], object]) -> float:
+    """Return the seconds that a call takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def make(kind: str, seed: int = 0, **changes: Any) -> tuple[Any, Examples]:
+    """Return a model of params.yaml (of the main project, if this one has none) and its training data."""
+    yaml = YAML(typ="safe", pure=True)
+    sections = {**yaml.load(HERE.parent / "params.yaml")["models"], **yaml.load(HERE / "params.yaml")["models"]}
+    module = plugins.load("models", kind)
+    config = module.Config.model_validate({**sections[kind], **changes})
+    data = "shakespeare" if kind == "transformer" else "digits"
+    split = artifacts.read_split(data, "train")
+    model = module.Model(config, artifacts.read_spec(data), seed)
+    return model, TextExamples(split["tokens"], config.context, seed) if "tokens" in split else LabelledExamples(split)
+
+
+class Clock(Callback):
+    """Seconds from step SKIPPED to the last one."""
+
+    seconds = 0.0
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        """Look at the time where it counts."""
+        if index + 1 == SKIPPED:
+            self.started = time.perf_counter()
+        elif index + 1 == trainer.num_training_batches:
+            self.seconds = time.perf_counter() - self.started
+
+
+def time_pipeline(kind: str, steps: int, callbacks: list[Callback] | None = None, **changes: Any) -> float:
+    """Train by the pipeline's own loop."""
+    model, examples = make(kind, steps=steps, **changes)
+    clock = Clock()
+    parts = [*([Recorder(None, steps)] if callbacks is None else callbacks), clock]
+    size = model.config.batch_size
+    fit(
+        model,
+        examples,
+        steps=steps,
+        batch_size=size,
+        seed=0,
+        clip_norm=getattr(model.config, "clip_norm", None),
+        callbacks=parts,
+    )
+    return clock.seconds
+
+
+def train_bare(model: Any, examples: Examples, steps: int, *, compile_it: bool = False) -> Iterator[float]:
+    """Train a model of one optimizer by a loop of plain PyTorch; yields the loss of each step."""
+    found = model.configure_optimizers()
+    optimizer, schedule = found["optimizer"], found["lr_scheduler"]["scheduler"]
+    loss_of = torch.compile(model.loss) if compile_it else model.loss
+    for batch in Steps(examples, steps=steps, batch_size=model.config.batch_size, seed=0):
+        loss = loss_of(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), model.config.clip_norm)
+        optimizer.step()
+        schedule.step()
+        yield loss.detach()
+
+
+def time_bare(steps: int, *, compile_it: bool = False, whole: bool = False, **changes: Any) -> float:
+    """Time the plain loop, from step SKIPPED on or as a whole."""
+    loop = train_bare(*make("transformer", steps=steps, **changes), steps, compile_it=compile_it)
+    start = time.perf_counter()
+    for index, _ in enumerate(loop, 1):
+        if index == SKIPPED and not whole:
+            start = time.perf_counter()
+    return time.perf_counter() - start
+
+
+def measure_overhead() -> Iterator[Row]:
+    """Lightning's and the pipeline's share of a step, recording 200 lines a training."""
+    ways = partial(time_pipeline, "transformer", 150), partial(time_bare, 150)
+    yield compare(
+        "step_over_bare", "training step: pipeline against a plain PyTorch loop, language model", "<= 1.05", ways
+    )
+
+
+class PlainGPT(nn.Module):
+    """GPT-2's layout as nanoGPT has it: learned positions, LayerNorm, GELU, biases, tied head, fused attention."""
+
+    def __init__(self, layers: int, heads: int, width: int, context: int, vocabulary: int) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
+        block = partial(
+            nn.TransformerEncoderLayer, width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.ModuleList(block() for _ in range(layers))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.tokens.weight
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        self.mask: Tensor
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(context))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (B, T) to logits (B, T, V)."""
+        x = self.tokens(tokens) + self.positions.weight[: tokens.size(1)]
+        for block in self.blocks:
+            x = block(x, src_mask=self.mask, is_causal=True)
+        return self.head(self.norm(x))
+
+
+def train_plain(model: PlainGPT, examples: Examples, steps: int, config: Any) -> float:
+    """Train by nanoGPT's laptop recipe: AdamW, 1e-3 to 1e-4 by a cosine after 100 steps, clipped at 1."""
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
+    factor = plugins.load("models", "layers").warmup_cosine
+    start = time.perf_counter()
+    for step, batch in enumerate(Steps(examples, steps=steps, batch_size=config.batch_size, seed=0)):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * factor(step, steps=steps, warmup=100, final=0.1)
+        loss = F.cross_entropy(model(batch["inputs"]).flatten(0, 1), batch["targets"].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def validate(network: nn.Module, context: int) -> float:
+    """Return the nats a character over the whole validation text, in disjoint windows."""
+    tokens = artifacts.read_split("shakespeare", "validation")["tokens"].long()
+    windows = tokens[: (len(tokens) - 1) // context * context].view(-1, context)
+    targets = tokens[1 : windows.numel() + 1].view(-1, context)
+    network.eval()
+    parts = zip(windows.split(256), targets.split(256), strict=True)
+    total = sum(float(F.cross_entropy(network(x).flatten(0, 1), y.flatten(), reduction="sum")) for x, y in parts)
+    return total / windows.numel()
+
+
+def measure_plain(steps: int = 500) -> Iterator[Row]:
+    """Loss after equal steps, and after equal seconds, against a plain GPT-2-style module; three seeds."""
+    equal_steps, equal_seconds, texts = [], [], []
+    for seed in range(3):
+        model, examples = make("transformer", seed, steps=steps)
+        config = model.config
+        seconds = time_it(lambda: list(train_bare(model, examples, steps)))  # noqa: B023
+        ours = validate(model.network, config.context)
+        sizes = (config.layers, config.heads, config.width, config.context, model.network.head.out_features)
+        torch.manual_seed(seed)
+        plain = PlainGPT(*sizes)
+        theirs_seconds = train_plain(plain, examples, steps, config)
+        equal_steps.append(ours / validate(plain, config.context))
+        torch.manual_seed(seed)
+        longer = PlainGPT(*sizes)
+        train_plain(longer, examples, round(steps * seconds / theirs_seconds), config)
+        equal_seconds.append(ours / validate(longer, config.context))
+        texts.append(f"{ours:.3f}")
+    title = f"validation loss after {steps} steps at nanoGPT's laptop size, against a plain GPT-2 module with AdamW"
+    yield summarize("loss_equal_steps", f"{title}, equal steps", "< 1", equal_steps, f"{', '.join(texts)} nats")
+    yield summarize("loss_equal_seconds", f"{title}, equal seconds", "< 1", equal_seconds)
+
+
+def measure_tracking(steps: int = 300) -> Iterator[Row]:
+    """What the record and MLflow's thread add to a training."""
+
+    def train_tracked() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            about = {"name": "speed", "parameters": {}, "config": {}, "tags": {}, "datasets": [], "environment": {}}
+            record = Record(Path(folder) / "record", about)
+            mirror = Mirror(record).start()
+            seconds = time_pipeline("transformer", steps, [Recorder(record, steps)])
+            record.finish("FINISHED")
+            mirror.close()
+        return seconds
+
+    ways = train_tracked, partial(time_pipeline, "transformer", steps)
+    yield compare("tracked_over_untracked", "training with record and MLflow against without", "<= 1.01", ways)
+
+
+def measure_cache(length: int = 256) -> Iterator[Row]:
+    """Generation of one text with the cache of keys and values against without."""
+    model, _ = make("transformer", context=length + 1)
+    model.eval()
+    start = torch.zeros(1, dtype=torch.int64)
+
+    @torch.inference_mode()
+    def without() -> None:
+        tokens = start[None]
+        for _ in range(length):
+            tokens = torch.cat([tokens, model.network(tokens)[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
+
+    def with_cache() -> Tensor:
+        return model.sample(start, 1, length, torch.Generator(), temperature=0.0)
+
+    ways = partial(time_it, without), partial(time_it, with_cache)
+    yield compare(
+        "uncached_over_cached", f"generation of {length} tokens: without KV cache against with", ">= 10", ways
+    )
+
+
+def measure_distances(count: int = 4000) -> Iterator[Row]:
+    """FID from features that are there: the pipeline's way against scipy's matrix root, and how far they agree."""
+    for size in (128, 1024):
+        features = [torch.randn(count, size, generator=make_generator(index, "speed")) + index / 10 for index in (0, 1)]
+        first, second = (fid_features_to_statistics(part) for part in features)
+
+        def theirs() -> float:
+            root = scipy.linalg.sqrtm(first["sigma"] @ second["sigma"]).real  # noqa: B023
+            gap = first["mu"] - second["mu"]  # noqa: B023
+            return float(gap @ gap + np.trace(first["sigma"] + second["sigma"] - 2 * root))  # noqa: B023
+
+        library = float(fid_statistics_to_metric(first, second, verbose=False)["frechet_inception_distance"])
+        values = measure_fid(features[0], second), library, theirs()
+        gaps = [abs(value - values[0]) / values[0] for value in values[1:]]
+        detail = f"relative differences {gaps[0]:.1g} of torch-fidelity, {gaps[1]:.1g} of scipy"
+        ways = partial(time_it, lambda: measure_fid(features[0], second)), partial(time_it, theirs)  # noqa: B023
+        row = compare(
+            f"fid_{size}_over_scipy", f"FID in {size} dimensions against scipy's matrix root", "< 1", ways, repeats=3
+        )
+        yield Row(**{**asdict(row), "detail": f"{row.detail}; {detail}"})
+
+
+def measure_dvc() -> Iterator[Row]:
+    """A `dvc repro` of the main project that has nothing to do, against `dvc status`."""
+
+    def run(command: str) -> None:
+        subprocess.run([sys.executable, "-m", "dvc", command, "--quiet"], cwd=HERE.parent, check=True)
+
+    run("repro")
+    ways = partial(time_it, partial(run, "repro")), partial(time_it, partial(run, "status"))
+    yield compare("repro_over_status", "`dvc repro` with nothing to do against `dvc status`", "<= 2", ways)
+
+
+def measure_seeds(steps: int = 200) -> Iterator[Row]:
+    """Two seeds at once on one thread each, against one after the other on all threads."""
+    child = [sys.executable, __file__, "--train", str(steps)]
+
+    def together() -> None:
+        started = [subprocess.Popen([*child, "1"]) for _ in range(2)]
+        assert not any(process.wait() for process in started)
+
+    def in_turn() -> None:
+        for _ in range(2):
+            subprocess.run([*child, str(torch.get_num_threads())], check=True)
+
+    ways = partial(time_it, together), partial(time_it, in_turn)
+    yield compare(
+        "together_over_in_turn", "two seeds at once, a thread each, against in turn on all", "< 1", ways, repeats=3
+    )
+
+
+def measure_compile(steps: int = 300) -> Iterator[Row]:
+    """torch.compile of the language model's loss: the steps alone, and with the compilation."""
+    for name, whole in (("compiled_over_eager_steps", False), ("compiled_over_eager_whole", True)):
+        ways = partial(time_bare, steps, compile_it=True, whole=whole), partial(time_bare, steps, whole=whole)
+        what = f"all of {steps} steps with the compilation" if whole else "a step"
+        yield compare(name, f"torch.compile on this CPU against eager: {what}", "< 1 to be used", ways, repeats=3)
+
+
+def measure_rates() -> Iterator[Row]:
+    """Floating-point operations a second of each training, as a share of the machine's own matrix product."""
+    square = torch.randn(1536, 1536)
+    peak = max(2 * 1536**3 / time_it(lambda: square @ square) for _ in range(10))
+    for kind in ("gan", "vae", "transformer"):
+        model, examples = make(kind, steps=4)
+        with FlopCounterMode(display=False) as counter:
+            fit(model, examples, steps=4, batch_size=model.config.batch_size, seed=0)
+        each = counter.get_total_flops() / 4
+        rates = [each * (60 - SKIPPED) / time_pipeline(kind, 60) / peak for _ in range(3)]
+        detail = f"{each / 1e9:.3g} GFLOP a step; matrix product {peak / 1e9:.3g} GFLOP/s"
+        yield summarize(
+            f"rate_{kind}", f"share of the matrix product's rate that training {kind} reaches", ">= 0.5", rates, detail
+        )
+
+
+MEASURES: dict[str, Callable[[], Iterator[Row]]] = {
+    "overhead": measure_overhead,
+    "plain": measure_plain,
+    "tracking": measure_tracking,
+    "cache": measure_cache,
+    "fid": measure_distances,
+    "dvc": measure_dvc,
+    "seeds": measure_seeds,
+    "compile": measure_compile,
+    "rates": measure_rates,
+}
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES), help="measure only these")
+    parser.add_argument("--train", nargs=2, type=int, metavar=("STEPS", "THREADS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train:
+        torch.set_num_threads(options.train[1])
+        time_bare(options.train[0], whole=True)
+        return
+    path = HERE / "speed.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else {}
+    for name in options.only:
+        for row in MEASURES[name]():
+            rows[row.name] = asdict(row)
+            print(f"{row.title}: {row.ratio:.3g} ({row.low:.3g} to {row.high:.3g}), wanted {row.wanted}", flush=True)
+    environment = describe_environment() | {"python": platform.python_version()}
+    artifacts.write_json(path, {"rows": rows, "environment": environment})
+    (HERE / "speed.md").write_text(render(rows), encoding="utf-8")
+
+
+def render(rows: dict[str, dict[str, Any]]) -> str:
+    """Return the Markdown table."""
+    lines = ["| compared | ratio | least to largest | repeats | wanted | |", "|---|---:|---:|---:|---:|---|"]
+    lines += [
+        "| {title} (`{name}`) | {ratio:.3g} | {low:.3g} to {high:.3g} | {repeats} | {wanted} | {detail} |".format(**row)
+        for row in rows.values()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
