@@ -2,11 +2,12 @@
 
     mlflow.pyfunc.load_model("models:/<model id>").predict([0, 1])
 
-One sample a seed: an image as base64 PNG text, or a text.
+One sample a seed: an image as base64 PNG text, a point as a JSON list of its coordinates, or a text.
 """
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,13 @@ class Generator(PythonModel):
 
     def _one(self, seed: int) -> str:
         generator = make_generator(seed, "serve")
-        if self.loaded.tokenizer is not None:
+        if self.loaded.kind == "text":
             return self.loaded.write(1, generator)[0]
+        drawn = self.loaded.model.sample(1, generator)[0].cpu()
+        if self.loaded.kind == "points":
+            return json.dumps(drawn.tolist())
         buffer = io.BytesIO()
-        to_pil_image(self.loaded.model.sample(1, generator)[0]).save(buffer, "PNG")
+        to_pil_image(drawn).save(buffer, "PNG")
         return base64.b64encode(buffer.getvalue()).decode()
 
 

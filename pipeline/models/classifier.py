@@ -17,7 +17,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from pipeline.artifacts import ImageSpec
+from pipeline.artifacts import ArtifactError, ImageSpec
 from pipeline.models.layers import from_bytes, shift_images, warmup_cosine
 from pipeline.params import Section
 from pipeline.randomness import make_generator, seeded, this_part
@@ -64,13 +64,16 @@ class Network(nn.Module):
 
 
 class Model(LightningModule):
-    """Trains the network on cross-entropy."""
+    """Trains the network on cross-entropy; refuses data without labels, or of fewer than 8 pixels a side."""
 
     def __init__(self, config: Config, spec: ImageSpec, seed: int) -> None:
         super().__init__()
         if spec.classes < 2:
             msg = f"the classifier needs labelled images of 2 classes or more, got {spec.classes}: use inception"
-            raise ValueError(msg)
+            raise ArtifactError(msg)
+        if min(spec.shape[1:]) < 8:
+            msg = f"the classifier halves an image three times: sides must be 8 or more, got {spec.shape[1:]}"
+            raise ArtifactError(msg)
         self.config = config
         self.seed = seed
         with seeded(seed, "weights"):

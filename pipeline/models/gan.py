@@ -2,8 +2,9 @@
 
 Run with `dvc repro train@gan`. For 28x28x1: z (100) -> dense 7x7x128 -> two stride-2 transposed 5x5 convolutions ->
 tanh; the discriminator is three stride-2 4x4 convolutions. Departures: no batch norm in the discriminator (penalties
-and relativistic pairing need per-image gradients), generator weights averaged, the loss chosen in params. Points in D
-dimensions get two hidden layers each instead of convolutions.
+and relativistic pairing need per-image gradients), generator weights averaged, the loss chosen in params. The
+generator's relativistic loss (R3GAN) takes the logits that the real images had before the discriminator's update, not
+after it: one pass less. Points in D dimensions get two hidden layers each instead of convolutions.
 
 Dimensions: B batch, C H W image, D dimensions of a point, Z latent.
 """
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from pipeline.artifacts import ArtifactError, ImageSpec, PointSpec
-from pipeline.models.layers import augment, from_bytes, make_average, to_bytes, warmup_cosine
+from pipeline.models.layers import from_bytes, make_average, pick_augmentation, to_bytes, warmup_cosine
 from pipeline.params import Section
 from pipeline.randomness import Part, make_generator, normal, seeded, share, this_part
 
@@ -67,6 +68,9 @@ class Config(Section):
         if self.loss == "wasserstein" and not (self.gradient_penalty or self.spectral_norm):
             msg = "loss wasserstein needs gradient_penalty > 0 or spectral_norm: its critic must be Lipschitz"
             raise ValueError(msg)
+        if self.batch_size % self.discriminator_steps:
+            msg = "batch_size must be a multiple of discriminator_steps, which share a batch, "
+            raise ValueError(msg + f"got {self.batch_size} and {self.discriminator_steps}")
         return self
 
 
@@ -74,14 +78,14 @@ def resolutions(spec: ImageSpec) -> tuple[int, int, int]:
     """Return (halvings, height, width) of the smallest feature map: 28 -> 7, 32 -> 8, 64 -> 8.
 
     Raises:
-        ValueError: if a side cannot be halved evenly down to 8 or less.
+        ArtifactError: if a side cannot be halved evenly down to 8 or less.
     """
     height, width = spec.shape[1:]
     halvings = 0
     while not halvings or max(height, width) > 8:
         if height % 2 or width % 2 or min(height, width) < 4:
             msg = f"image sides must halve evenly, down to 2 to 8, got {spec.shape[1]}x{spec.shape[2]}"
-            raise ValueError(msg)
+            raise ArtifactError(msg)
         height, width, halvings = height // 2, width // 2, halvings + 1
     return halvings, height, width
 
@@ -153,39 +157,32 @@ def make_perceptron(
     return nn.Sequential(first, nn.LeakyReLU(0.2), second, nn.LeakyReLU(0.2))
 
 
-def discriminator_loss(name: str, real: Tensor, fake: Tensor) -> Tensor:
-    """Loss of the discriminator for logits of real and fake images, (B,) each.
-
-    Cross-entropies work on logits, so that no sigmoid saturates. Sources: Goodfellow et al. 2014 (cross-entropies),
-    Mao et al. 2017 with targets 1 and 0 (least squares), Lim and Ye 2017 (hinge), Arjovsky et al. 2017 (Wasserstein),
-    Jolicoeur-Martineau 2019 and Huang et al. 2024, "R3GAN" (relativistic pairing).
-    """
-    match name:
-        case "non_saturating" | "minimax":
-            return F.softplus(-real).mean() + F.softplus(fake).mean()
-        case "least_squares":
-            return 0.5 * ((real - 1).square().mean() + fake.square().mean())
-        case "hinge":
-            return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-        case "wasserstein":
-            return fake.mean() - real.mean()
-        case _:
-            return F.softplus(fake - real).mean()
+def cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
+    """Cross-entropy of the discriminator; it works on logits, so that no sigmoid saturates."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
-def generator_loss(name: str, real: Tensor, fake: Tensor) -> Tensor:
-    """Loss of the generator; `real` (B,) matters to the relativistic pairing alone."""
-    match name:
-        case "non_saturating":
-            return F.softplus(-fake).mean()
-        case "minimax":
-            return -F.softplus(fake).mean()  # minimise E[log(1 - D(G(z)))]
-        case "least_squares":
-            return 0.5 * (fake - 1).square().mean()
-        case "hinge" | "wasserstein":
-            return -fake.mean()
-        case _:
-            return F.softplus(real - fake).mean()
+Loss = Callable[[Tensor, Tensor], Tensor]
+# Losses of the discriminator and of the generator, for logits of real and fake images, (B,) each.
+LOSSES: dict[str, tuple[Loss, Loss]] = {
+    # Goodfellow et al. 2014: the generator maximises E[log D(G(z))], or minimises E[log(1 - D(G(z)))]
+    "non_saturating": (cross_entropy, lambda _, fake: F.softplus(-fake).mean()),
+    "minimax": (cross_entropy, lambda _, fake: -F.softplus(fake).mean()),
+    # Mao et al. 2017, with targets 1 and 0
+    "least_squares": (
+        lambda real, fake: 0.5 * ((real - 1).square().mean() + fake.square().mean()),
+        lambda _, fake: 0.5 * (fake - 1).square().mean(),
+    ),
+    # Lim and Ye 2017
+    "hinge": (lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(), lambda _, fake: -fake.mean()),
+    # Arjovsky et al. 2017
+    "wasserstein": (lambda real, fake: fake.mean() - real.mean(), lambda _, fake: -fake.mean()),
+    # Jolicoeur-Martineau 2019; Huang et al. 2024, "R3GAN": pairs
+    "relativistic": (
+        lambda real, fake: F.softplus(fake - real).mean(),
+        lambda real, fake: F.softplus(real - fake).mean(),
+    ),
+}
 
 
 def gradient_norms(
@@ -210,6 +207,8 @@ class Model(LightningModule):
             msg = "flip and augment are for images: set flip false and augment [] for points"
             raise ArtifactError(msg)
         self.automatic_optimization = False
+        self.discriminator_loss, self.generator_loss = LOSSES[config.loss]
+        self.augment = pick_augmentation(config.augment)
         with seeded(seed, "weights"):
             self.generator = Generator(config, spec)
             self.discriminator = Discriminator(config, spec)
@@ -261,7 +260,7 @@ class Model(LightningModule):
             values |= extra
         # The last fakes, and the logits that the real images had, serve both updates: two passes less.
         self.toggle_optimizer(generator_optimizer)
-        loss = generator_loss(config.loss, values.pop("real_logits"), self._judge(fake, labels, source, part))
+        loss = self.generator_loss(values.pop("real_logits"), self._judge(fake, labels, source, part))
         generator_optimizer.zero_grad()
         self.manual_backward(loss)
         generator_optimizer.step()
@@ -280,7 +279,7 @@ class Model(LightningModule):
 
         real_logits = judge(real, labels)
         fake_logits = judge(fake, labels)
-        loss = discriminator_loss(config.loss, real_logits, fake_logits)
+        loss = self.discriminator_loss(real_logits, fake_logits)
         values = {
             "real_logits": real_logits.detach(),
             "discriminator_loss": loss.detach(),
@@ -307,7 +306,7 @@ class Model(LightningModule):
 
     def _judge(self, values: Tensor, labels: Tensor | None, source: torch.Generator, part: Part) -> Tensor:
         """Return the discriminator's logits (B,) of what augmentation made of images, or of points."""
-        logits: Tensor = self.discriminator(augment(values, self.config.augment, source, part), labels)
+        logits: Tensor = self.discriminator(self.augment(values, source, part), labels)
         return logits
 
     @torch.inference_mode()

@@ -4,7 +4,7 @@ Dimensions: B batch, C H W image, T tokens, D width, V vocabulary, Z latent.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -173,17 +173,6 @@ def shift_images(images: Tensor, most: int, generator: torch.Generator, part: Pa
     return padded[where, channel, rows, columns]
 
 
-def augment(images: Tensor, policies: Sequence[str], generator: torch.Generator, part: Part = WHOLE) -> Tensor:
-    """Change images (B, C, H, W) in [-1, 1], a part of a batch, at random, differentiably, each in its own way.
-
-    Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training": `translation` by up to an eighth of
-    the side, `cutout` of a square of half the side, `colour`: brightness, saturation and contrast.
-    """
-    for policy in policies:
-        images = {"translation": translate, "cutout": cut_out, "colour": change_colour}[policy](images, generator, part)
-    return images
-
-
 def translate(images: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
     """Move each image by up to an eighth of its sides, filling with -1."""
     height, width = images.shape[2:]
@@ -219,3 +208,23 @@ def change_colour(images: Tensor, generator: torch.Generator, part: Part = WHOLE
         mean = images.mean(dim=axes, keepdim=True)
         images = mean + (images - mean) * factor
     return images
+
+
+Augmentation = Callable[[Tensor, torch.Generator, Part], Tensor]
+POLICIES: dict[str, Augmentation] = {"translation": translate, "cutout": cut_out, "colour": change_colour}
+
+
+def pick_augmentation(names: Sequence[str]) -> Augmentation:
+    """Return what changes images (B, C, H, W) in [-1, 1] at random, differentiably, each in its own way.
+
+    Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training": `translation` by up to an eighth of
+    the side, `cutout` of a square of half the side, `colour`: brightness, saturation and contrast.
+    """
+    chosen = [POLICIES[name] for name in names]
+
+    def augment(images: Tensor, generator: torch.Generator, part: Part) -> Tensor:
+        for policy in chosen:
+            images = policy(images, generator, part)
+        return images
+
+    return augment

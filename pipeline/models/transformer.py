@@ -115,9 +115,11 @@ class Block(nn.Module):
         keys = rotate(self.key_norm(keys), turn)
         if cache is not None:
             keys, values = cache.append(keys, values)
-        # Without a cache, or on its first pass, queries and keys are the same tokens; later one token sees them all.
-        causal = length == keys.size(2)
-        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+        past = keys.size(2) - length
+        mask = None  # one token sees all that the cache holds; several see it, and those before them
+        if past and length > 1:
+            mask = torch.ones(length, keys.size(2), dtype=torch.bool, device=x.device).tril(past)
+        out = F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=not past)
         return self.project(out.transpose(1, 2).reshape(batch, length, width))  # (B, H, T, K) -> (B, T, D)
 
     def forward(self, x: Tensor, turn: Tensor, cache: Cache | None = None) -> Tensor:
@@ -186,7 +188,7 @@ def choose(logits: Tensor, generator: torch.Generator, temperature: float, top_k
 
 
 class Model(LightningModule):
-    """Trains and samples the network; `data` is the manifest of a prepared text set."""
+    """Trains and samples the network; `spec` holds the vocabulary's size."""
 
     def __init__(self, config: Config, spec: TextSpec, seed: int) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Callback, LightningModule
 
 from pipeline import params, plugins, seals
 from pipeline.artifacts import ArtifactError, ImageSpec, TextSpec
@@ -13,7 +14,8 @@ from pipeline.randomness import make_generator
 from pipeline.training import fit
 from pipeline.weights import load_model, save_model
 
-RUNS = tuple(params.load(Path(__file__).parents[2] / "params.yaml").runs)
+SETTINGS = params.load(Path(__file__).parents[2] / "params.yaml")
+RUNS = tuple(SETTINGS.runs)
 SPECS: dict[str, Any] = {"images": ImageSpec(shape=(1, 28, 28), classes=10), "text": TextSpec(vocabulary=12)}
 SMALL = {
     "generator_width": 8,
@@ -32,9 +34,8 @@ SMALL = {
 
 
 def build(run: str, **changes: Any) -> tuple[Any, Any, Examples, str]:
-    settings = params.load(Path(__file__).parents[2] / "params.yaml")
-    plug_in = settings.runs[run].model
-    config = settings.models[run]
+    plug_in = SETTINGS.runs[run].model
+    config = SETTINGS.models[run]
     small = {key: value for key, value in {**SMALL, **changes}.items() if key in config.model_dump()}
     config = config.model_validate(config.model_dump() | small)
     module = plugins.load("models", plug_in)
@@ -79,6 +80,30 @@ def test_one_batch_is_overfitted(run: str) -> None:
             for m in (start, model)
         )
         assert after < before / 3
+
+
+class Norms(Callback):
+    """The norm of all gradients as the optimizer got them, after each step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: LightningModule, *arguments: Any) -> None:
+        gradients = [p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]
+        self.values.append(float(torch.cat(gradients).norm()))
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if "clip_norm" in SETTINGS.models[run].model_dump()])
+def test_gradients_are_clipped_to_the_norm_of_params_yaml(run: str) -> None:
+    found = {}
+    for clip in (1e-3, 1e9):
+        model, config, examples, _ = build(run, steps=4, clip_norm=clip)
+        norms = Norms()
+        given = config.model_dump()["clip_norm"]
+        fit(model, examples, steps=4, batch_size=16, seed=0, clip_norm=given, callbacks=[norms])
+        found[clip] = norms.values
+    assert found[1e-3] == pytest.approx([1e-3] * 4, rel=1e-2)
+    assert min(found[1e9]) > 1e-2
 
 
 @pytest.mark.parametrize("run", RUNS)

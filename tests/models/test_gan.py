@@ -11,12 +11,11 @@ from torch import nn
 from pipeline.artifacts import ArtifactError, ImageSpec, PointSpec
 from pipeline.data.loading import LabelledExamples
 from pipeline.models.gan import (
+    LOSSES,
     Config,
     Discriminator,
     Generator,
     Model,
-    discriminator_loss,
-    generator_loss,
     gradient_norms,
     resolutions,
 )
@@ -24,7 +23,6 @@ from pipeline.models.layers import from_bytes, make_average, to_bytes
 from pipeline.training import fit
 
 DIGITS = ImageSpec(shape=(1, 28, 28), classes=10)
-LOSSES = ("non_saturating", "minimax", "least_squares", "hinge", "wasserstein", "relativistic")
 
 
 def make_config(**changes: Any) -> Config:
@@ -75,15 +73,15 @@ def test_losses_are_their_formulas_at_logits_two_and_minus_one(
     name: str, discriminator: float, generator: float
 ) -> None:
     real, fake = torch.tensor([2.0]), torch.tensor([-1.0])
-    assert discriminator_loss(name, real, fake).item() == pytest.approx(discriminator, abs=1e-6)
-    assert generator_loss(name, real, fake).item() == pytest.approx(generator, abs=1e-6)
+    assert LOSSES[name][0](real, fake).item() == pytest.approx(discriminator, abs=1e-6)
+    assert LOSSES[name][1](real, fake).item() == pytest.approx(generator, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_stay_finite_where_a_sigmoid_would_saturate(name: str) -> None:
     real, fake = torch.tensor([-500.0]), torch.tensor([500.0])
-    assert discriminator_loss(name, real, fake).isfinite()
-    assert generator_loss(name, fake, real).isfinite()
+    assert LOSSES[name][0](real, fake).isfinite()
+    assert LOSSES[name][1](fake, real).isfinite()
 
 
 def test_gradient_norm_of_a_linear_critic_is_its_weights_norm() -> None:
@@ -117,7 +115,7 @@ def test_the_dcgan_for_digits_has_the_published_shapes() -> None:
 
 
 def test_odd_sides_are_refused() -> None:
-    with pytest.raises(ValueError, match="halve evenly, down to 2 to 8, got 30x30"):
+    with pytest.raises(ArtifactError, match="halve evenly, down to 2 to 8, got 30x30"):
         resolutions(ImageSpec(shape=(1, 30, 30), classes=2))
 
 
@@ -164,6 +162,8 @@ def digits(count: int = 40) -> LabelledExamples:
         {"conditional": True},
         {"r1": 1.0, "r2": 1.0},
         {"flip": True},
+        {"spectral_norm": True},
+        {"spectral_norm": True, "conditional": True, "r1": 1.0},
         {"augment": ["translation", "cutout", "colour"], "r1": 1.0},
     ],
 )
@@ -175,6 +175,11 @@ def test_every_choice_trains_both_networks_and_the_average(changes: dict[str, An
     frozen = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
     # The discriminator's last bias shifts real and fake logits alike: pairing and Wasserstein cannot see it.
     assert set(frozen) <= {"discriminator.head.bias"}
+
+
+def test_a_batch_that_the_discriminator_s_steps_cannot_share_is_refused_by_name() -> None:
+    with pytest.raises(ValidationError, match=r"batch_size must be a multiple of discriminator_steps.*got 8 and 3"):
+        make_config(discriminator_steps=3)
 
 
 def test_steps_count_batches_and_not_optimizer_steps() -> None:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pipeline.models.layers import augment, change_colour, cut_out, shift_images, translate
+from pipeline.models.layers import change_colour, cut_out, pick_augmentation, shift_images, translate
+from pipeline.randomness import WHOLE
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def images(generator: torch.Generator) -> torch.Tensor:
 
 def test_without_policies_images_stay_and_nothing_is_drawn(images: torch.Tensor, generator: torch.Generator) -> None:
     state = generator.get_state()
-    assert augment(images, [], generator) is images
+    assert pick_augmentation([])(images, generator, WHOLE) is images
     assert torch.equal(generator.get_state(), state)
 
 
@@ -65,6 +66,6 @@ def test_colour_changes_brightness_saturation_and_contrast_within_their_ranges(
 
 def test_gradients_pass_through_every_policy(images: torch.Tensor, generator: torch.Generator) -> None:
     images.requires_grad_(True)
-    augment(images, ["translation", "cutout", "colour"], generator).square().sum().backward()
+    pick_augmentation(["translation", "cutout", "colour"])(images, generator, WHOLE).square().sum().backward()
     assert images.grad is not None
     assert float((images.grad != 0).float().mean()) > 0.5

@@ -73,6 +73,13 @@ def test_cached_logits_equal_the_uncached_pass(tokens: torch.Tensor) -> None:
     torch.testing.assert_close(torch.cat(parts, dim=1), network(tokens), rtol=1e-5, atol=1e-5)
 
 
+def test_several_tokens_on_a_filled_cache_see_what_is_before_them_alone(tokens: torch.Tensor) -> None:
+    network = make_model().network
+    caches = [Cache(), Cache()]
+    parts = [network(tokens[:, start:end], caches) for start, end in ((0, 4), (4, 9), (9, 12))]
+    torch.testing.assert_close(torch.cat(parts, dim=1), network(tokens), rtol=1e-5, atol=1e-5)
+
+
 def test_more_tokens_than_the_context_are_refused(tokens: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="the context is 12 tokens, got 13"):
         make_model().network(torch.cat([tokens, tokens[:, :1]], dim=1))
@@ -121,14 +128,25 @@ def test_token_nats_of_an_impossible_token_stay_finite() -> None:
 
 
 def test_sampling_past_the_context_equals_the_plain_loop() -> None:
+    # Whole passes without a cache: all tokens while they fit the context of 12, else its last half and what follows.
     model = make_model()
     prompt = torch.tensor([3, 1])
-    greedy = model.sample(prompt, 1, 9, torch.Generator(), temperature=0)[0].tolist()
-    expected = prompt.tolist()
-    for _ in range(9):
-        expected.append(int(model.network(torch.tensor([expected]))[0, -1].argmax()))
+    greedy = model.sample(prompt, 1, 30, torch.Generator(), temperature=0)[0].tolist()
+    expected, start = prompt.tolist(), 0
+    for _ in range(30):
+        if len(expected) - start > 12:
+            start = len(expected) - 6
+        expected.append(int(model.network(torch.tensor([expected[start:]]))[0, -1].argmax()))
+    assert len(set(expected)) > 3
     assert greedy == expected
-    assert model.sample(prompt, 2, 60, torch.Generator().manual_seed(0)).shape == (2, 62)
+
+
+def test_a_prompt_beyond_the_context_keeps_its_last_tokens() -> None:
+    model = make_model()
+    prompt = torch.arange(20) % VOCABULARY
+    drawn = model.sample(prompt, 1, 1, torch.Generator(), temperature=0)[0]
+    assert torch.equal(drawn[:20], prompt)
+    assert int(drawn[20]) == int(model.network(prompt[None, 8:])[0, -1].argmax())
 
 
 def test_choose_follows_temperature_top_k_and_top_p() -> None:
