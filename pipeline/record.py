@@ -2,6 +2,7 @@
 
 record/run.json      name, times, status, parameters, tags, data sets, environment, totals
 record/metrics.jsonl one line a logged step: {"step", "time", "values"}
+record/system.jsonl  the machine's load every few seconds, numbered instead of a step
 record/images/<key>/<step>.png, record/texts/<key>/<step>.txt
 
 It lives with the resume state while the training runs, and becomes a DVC output at its end. A tracker's outage cannot
@@ -22,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
@@ -29,6 +31,7 @@ from torchvision.utils import make_grid, save_image
 from pipeline import artifacts
 
 LIBRARIES = ("torch", "pytorch-lightning", "torchmetrics", "torch-fidelity", "mlflow", "dvc", "numpy")
+SAME_START = 60  # seconds that a process's start may seem to move when the clock is set
 
 
 class Record:
@@ -36,12 +39,13 @@ class Record:
 
     def __init__(self, folder: Path, about: dict[str, Any] | None = None) -> None:
         self.folder = folder
-        self.lines = folder / "metrics.jsonl"
+        self.loads = 0  # lines of system.jsonl that this process wrote
         self.opened = time.monotonic()
         if about is None or (folder / "run.json").exists():
             self.about: dict[str, Any] = artifacts.read_json(folder / "run.json")
         else:
-            self.about = {"id": uuid.uuid4().hex, "started": time.time(), "status": "RUNNING", **about}
+            new = {"id": uuid.uuid4().hex, "started": time.time(), "status": "RUNNING", "process": describe_process()}
+            self.about = {**new, **about}
             self.save()
 
     def save(self) -> None:
@@ -54,21 +58,64 @@ class Record:
         if missing := sorted(values.keys() - finite.keys()):
             self.about["tags"]["nonfinite"] = f"step {step}: {', '.join(missing)}"
             self.save()
-        line = {"step": step, "time": time.time(), "values": finite}
-        with self.lines.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._append("metrics", step, finite)
 
-    def read(self) -> list[dict[str, Any]]:
-        """Return all complete lines, in order."""
-        if not self.lines.exists():
-            return []
-        text = self.lines.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    def log_load(self, values: dict[str, float]) -> None:
+        """Append the machine's load under the next number."""
+        if not self.loads:
+            self.loads = len(self.read("system"))
+        self._append("system", self.loads, {key: value for key, value in values.items() if math.isfinite(value)})
+        self.loads += 1
+
+    def _append(self, name: str, step: int, values: dict[str, float]) -> None:
+        path = self.folder / f"{name}.jsonl"
+        line = json.dumps({"step": step, "time": time.time(), "values": values}) + "\n"
+        with path.open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that survives a power cut must find its lines
+
+    def read(self, name: str = "metrics") -> list[dict[str, Any]]:
+        """Return all complete lines of metrics.jsonl or another file, in order."""
+        return self.read_on(name, 0)[0]
+
+    def read_on(self, name: str, start: int) -> tuple[list[dict[str, Any]], int]:
+        """Return the complete lines of a file from the byte `start` on, and the byte where they end."""
+        path = self.folder / f"{name}.jsonl"
+        if not path.exists():
+            return [], start
+        with path.open("rb") as file:
+            file.seek(start)
+            content = file.read()
+        end = content.rfind(b"\n") + 1
+        return [json.loads(line) for line in content[:end].splitlines()], start + end
 
     def rewind(self, step: int) -> None:
-        """Drop lines after `step`, when a training resumes from there."""
-        kept = [json.dumps(line) for line in self.read() if line["step"] <= step]
-        self.lines.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        """Drop values after `step`, when a training resumes from there, and lines that a crash cut off."""
+        for name, last in (("metrics", step), ("system", math.inf)):
+            kept = [json.dumps(line) for line in self.read(name) if line["step"] <= last]
+            path = self.folder / f"{name}.jsonl"
+            partial = path.with_name(path.name + ".tmp")
+            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            os.replace(partial, path)
+
+    def reopen(self, tags: dict[str, str]) -> None:
+        """Go on with a run that was interrupted: it is RUNNING again, in this process, with the tags of its code."""
+        self.about |= {"status": "RUNNING", "process": describe_process()}
+        self.about.pop("ended", None)
+        self.about["tags"].pop("failure", None)
+        self.about["tags"] |= tags
+        self.save()
+
+    def abandon(self) -> None:
+        """Set the status of a run that is RUNNING though its process is gone to KILLED, ended with its last line."""
+        lines = [*self.read(), *self.read("system")]
+        self.about |= {
+            "status": "KILLED",
+            "ended": max((line["time"] for line in lines), default=self.about["started"]),
+        }
+        self.about["tags"]["failure"] = "the process ended without a word"
+        self.save()
 
     def image(self, key: str, step: int, images: Tensor) -> None:
         """Store a grid of uint8 images (N, C, H, W) as PNG."""
@@ -126,6 +173,25 @@ def describe_environment() -> dict[str, str]:
         "lock_sha256": artifacts.digest(lock) if lock.exists() else "none",
         **{name: version(name) for name in LIBRARIES},
     }
+
+
+def describe_process() -> str:
+    """Return what names this process among all machines and containers: host, process space, id, start."""
+    space = Path("/proc/self/ns/pid")
+    inside = space.readlink() if space.exists() else "-"
+    return f"{platform.node()} {inside} {os.getpid()} {psutil.Process().create_time():.0f}"
+
+
+def is_gone(process: str) -> bool:
+    """Say whether a process that describe_process described is known to have ended; of other machines nothing is."""
+    words = process.split(" ")
+    if len(words) != 4 or words[:2] != describe_process().split(" ")[:2]:
+        return False
+    try:
+        created = psutil.Process(int(words[2])).create_time()
+    except psutil.NoSuchProcess:
+        return True
+    return abs(created - float(words[3])) > SAME_START  # another process has the id now
 
 
 def describe_lineage() -> dict[str, str]:

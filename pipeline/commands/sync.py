@@ -7,6 +7,7 @@ Runs are found by the id in their record; what is there already is not sent agai
 """
 
 import argparse
+from pathlib import Path
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
@@ -32,13 +33,21 @@ def main(arguments: list[str]) -> int:
         name = record.about["name"]
         if (options.runs and name not in options.runs) or "ended" not in record.about:  # a training sends by itself
             continue
-        metrics = artifacts.REPORTS / "runs" / name / "metrics.json"
-        finished = record.folder.is_relative_to(artifacts.RUNS) and metrics.exists()
+        values, tags, model = read_results(record)
         mirror = Mirror(record)
-        model = artifacts.RUNS / name / "model"
-        if finished and mirror.is_new and model.exists():
-            mirror.log_model(model)
-        mirror.close(artifacts.read_json(metrics) if finished else {}, int(record.about["parameters"]["model.steps"]))
+        mirror.close(values, int(record.about["parameters"]["model.steps"]), tags=tags, model=model)
         failed += mirror.failed
         print(f"{name}: {'not sent' if mirror.failed else 'MLflow run ' + mirror.run_id}")
     return int(failed > 0)
+
+
+def read_results(record: Record) -> tuple[dict[str, float], dict[str, str], Path | None]:
+    """Return a finished run's evaluation, the tags that go with it, and its model; of an unfinished run nothing."""
+    name = record.about["name"]
+    if not record.folder.is_relative_to(artifacts.RUNS):
+        return {}, {}, None
+    model, reports = artifacts.RUNS / name / "model", artifacts.REPORTS / "runs" / name
+    metrics, protocol = reports / "metrics.json", reports / "protocol.json"
+    values = artifacts.read_json(metrics) if metrics.exists() else {}
+    tags = {"protocol": artifacts.read_json(protocol)["hash"]} if protocol.exists() else {}
+    return values, tags, model if model.exists() else None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import artifacts, params, plugins
+from pipeline import artifacts, params, plugins, seals
 from pipeline.params import Params, Run
 from pipeline.protocol import hash_protocol
 from pipeline.randomness import make_generator
@@ -30,6 +30,7 @@ def main(key: str) -> None:
     settings = params.load()
     run = settings.runs[key]
     module = plugins.load("metrics", run.metric)
+    seals.verify(artifacts.RUNS / key / "samples")
     gather = {"images": gather_images, "points": gather_points, "text": gather_text}[module.KIND]
     found = module.compute(gather(module, key, run, settings), settings.metrics[run.metric])
     values = {name: sum(sets) / len(sets) for name, sets in found.items()}
@@ -46,8 +47,8 @@ def main(key: str) -> None:
     history = artifacts.RUNS / key / "record"
     if (history / "run.json").exists():
         record = Record(history)
-        record.about["tags"]["protocol"] = protocol["hash"]
-        Mirror(record).close(values, step=int(record.about["parameters"]["model.steps"]))
+        step = int(record.about["parameters"]["model.steps"])
+        Mirror(record).close(values, step, tags={"protocol": protocol["hash"]})
     for name, value in values.items():
         print(f"{key}  {name:36} {value:.6g}")
 

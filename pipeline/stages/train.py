@@ -7,6 +7,8 @@ and code. Hardware comes from the environment: see pipeline/training.py.
 """
 
 import contextlib
+import logging
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,12 @@ from typing import Any
 
 import torch
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from torch import Tensor
 
-from pipeline import artifacts, checkpoints, params, plugins, processes
+from pipeline import alarms, artifacts, checkpoints, leftovers, params, plugins, processes
 from pipeline.data.loading import Examples, LabelledExamples, TextExamples, require_length
+from pipeline.metrics import points
 from pipeline.params import Params
 from pipeline.preemption import PreemptedError
 from pipeline.processes import get_rank
@@ -28,6 +32,8 @@ from pipeline.tokenization import restore_tokenizer
 from pipeline.tracking import Mirror
 from pipeline.training import STATE, Recorder, fingerprint, fit
 from pipeline.weights import Loaded, save_model
+
+log = logging.getLogger(__name__)
 
 
 def main(key: str) -> None:
@@ -56,10 +62,10 @@ def train(key: str, settings: Params, state: Path) -> None:
     record = _open_record(state, key, settings) if get_rank() == 0 else None
     mirror = Mirror(record).start() if record else None
     values = config.model_dump()
-    loaded = Loaded(
-        model, artifacts.read_manifest(run.data)["kind"], config, restore_tokenizer(tokenizer) if tokenizer else None
-    )
-    preview = Preview(loaded, validation, record, run.seed) if record else None
+    manifest = artifacts.read_manifest(run.data)
+    loaded = Loaded(model, manifest["kind"], config, restore_tokenizer(tokenizer) if tokenizer else None)
+    preview = Preview(loaded, validation, record, run.seed, values["steps"], manifest) if record else None
+    folder = artifacts.RUNS / key / "model"
     try:
         trainer = fit(
             model,
@@ -71,23 +77,37 @@ def train(key: str, settings: Params, state: Path) -> None:
             state=state,
             callbacks=[Recorder(record, values["steps"], preview)],
         )
+        if trainer.is_global_zero:
+            save_model(folder, run.model, model, config, spec, tokenizer)
     except BaseException as error:
         if record and mirror:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt | PreemptedError) else "FAILED"
-            record.finish(status, failure=f"{type(error).__name__}: {error}")
-            mirror.close()
+            _give_up(record, mirror, error)
         raise
-    if trainer.is_global_zero and record and mirror:
-        folder = artifacts.RUNS / key / "model"
-        save_model(folder, run.model, model, config, spec, tokenizer)
-        mirror.log_model(folder)
+    if record and mirror:
         record.finish("FINISHED", kept_parameters=sum(p.numel() for p in model.kept.parameters()))
-        mirror.close()
+        mirror.close(model=folder)
         write_curves(record, artifacts.REPORTS / "runs" / key / "curves")
-        shutil.rmtree(artifacts.RUNS / key / "record", ignore_errors=True)
-        shutil.move(record.folder, artifacts.RUNS / key / "record")
-        shutil.rmtree(state)
+        _publish(record, state, artifacts.RUNS / key / "record")
         print(f"{key}: {values['steps']} steps in {record.about['totals']['seconds']:.0f} s, weights in {folder}")
+
+
+def _give_up(record: Record, mirror: Mirror, error: BaseException) -> None:
+    """End the run's record with the reason; what goes wrong here must not hide it."""
+    preempted = isinstance(error, KeyboardInterrupt | PreemptedError)
+    try:
+        record.finish("KILLED" if preempted else "FAILED", failure=f"{type(error).__name__}: {error}")
+    except OSError as problem:
+        log.warning("%s: the end of the run could not be written: %s", record.folder, problem)
+    mirror.close(seconds=3 if preempted else 60)  # who preempts does not wait
+
+
+def _publish(record: Record, state: Path, target: Path) -> None:
+    """Copy the record to DVC's output, then remove the state: killed in between, the same run goes on."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(record.folder, target, ignore=shutil.ignore_patterns("*.tmp"))
+    done = state.with_name(state.name + ".tmp")  # a state that is removed in part must not count as one
+    os.replace(state, done)
+    shutil.rmtree(done)
 
 
 def close_failed(state: Path, cause: str) -> None:
@@ -100,13 +120,17 @@ def close_failed(state: Path, cause: str) -> None:
     record.about["status"] = "FAILED"
     record.about["tags"]["failure"] = cause[:1000]
     record.save()
-    Mirror(record).close()
+    Mirror(record).close(seconds=60)
 
 
 def _open_record(state: Path, key: str, settings: Params) -> Record:
     """Open the run's record: a new one, or the interrupted one, without the lines after its checkpoint."""
     run, config = settings.runs[key], settings.models[key]
     resolved = {"run": run.model_dump(), "model": config.model_dump(), "data": settings.data[run.data].model_dump()}
+    measured = {
+        "metric": settings.metrics[run.metric].model_dump(),
+        "features": {name: settings.features[name].model_dump() for name in run.features},
+    }
     manifest = artifacts.PREPARED / run.data / "manifest.json"
     datasets = [
         {"name": f"{run.data} ({resolved['data']['source']})", "path": str(manifest.parent), "context": context}
@@ -114,7 +138,7 @@ def _open_record(state: Path, key: str, settings: Params) -> Record:
         for context, entry in artifacts.read_json(manifest)["splits"].items()
         if context in {"train", "validation"}
     ]
-    about = {
+    about: dict[str, Any] = {
         "name": key,
         "parameters": {
             f"{section}.{name}": value
@@ -122,12 +146,18 @@ def _open_record(state: Path, key: str, settings: Params) -> Record:
             for name, value in values.items()
             if name != "set"
         },
-        "config": resolved,
+        "config": resolved | measured,
         "tags": describe_lineage(),
         "datasets": datasets,
         "environment": describe_environment(),
     }
-    record = Record(state / "record", about)
+    is_resumed = (state / "record" / "run.json").exists()
+    follows = leftovers.close_abandoned(state, about)
+    if is_resumed:
+        record = Record(state / "record")
+        record.reopen(about["tags"])
+    else:
+        record = Record(state / "record", about | {"tags": about["tags"] | follows})
     found = checkpoints.find(state)
     record.rewind(found[1] if found else 0)
     return record
@@ -136,9 +166,8 @@ def _open_record(state: Path, key: str, settings: Params) -> Record:
 def _md5_of(data: str) -> str:
     """Return DVC's md5 of the prepared data from dvc.lock, or of the manifest before DVC has written it."""
     lock = Path("dvc.lock")
-    if lock.exists():
-        stages = YAML(typ="safe", pure=True).load(lock)["stages"]
-        for out in stages.get(f"prepare@{data}", {}).get("outs", []):
+    with contextlib.suppress(OSError, YAMLError, TypeError, KeyError):  # another `dvc` may be writing it
+        for out in YAML(typ="safe", pure=True).load(lock)["stages"][f"prepare@{data}"]["outs"]:
             return str(out["md5"])
     return artifacts.digest(artifacts.PREPARED / data / "manifest.json")[:32]
 
@@ -157,28 +186,53 @@ class Preview:
     validation: dict[str, Tensor]
     record: Record
     seed: int
+    steps: int
+    manifest: dict[str, Any]
 
     def __call__(self, step: int) -> None:
-        """Add a sample grid, a scatter plot or a text to the record, and the score of a model that has one."""
+        """Add samples to the record, the score of a model that has one, and look for alarms."""
         show = {"images": self._show_images, "points": self._show_points, "text": self._show_text}[self.loaded.kind]
         show(step, make_generator(self.seed, "preview", device=self.loaded.model.device))
+        self._look_for_alarms()
 
     def _show_images(self, step: int, generator: torch.Generator) -> None:
-        model = self.loaded.model
-        self.record.image("samples", step, model.sample(64, generator).cpu())
+        model, images = self.loaded.model, self.validation["images"]
+        samples = model.sample(64, generator).cpu()
+        self.record.image("samples", step, samples)
+        spread = images[:: max(1, len(images) // 64)]  # a split may be sorted by class
+        values = {"duplicate_share": alarms.duplicate_share(samples, spread)}
         if hasattr(model, "score"):
-            generator = make_generator(self.seed, "validate", device=model.device)
-            scores = model.score(self.validation["images"], 1, generator)
-            self.record.log(step, {"validation_elbo_nats": float(scores["elbo"].mean())})
+            scores = model.score(images, 1, make_generator(self.seed, "validate", device=model.device))
+            values["validation_elbo_nats"] = float(scores["elbo"].mean())
+            values["active_units"] = float(scores["active_units"])
+        self.record.log(step, values)
 
     def _show_points(self, step: int, generator: torch.Generator) -> None:
-        self.record.image("samples", step, draw_points(self.loaded.model.sample(2000, generator).cpu()))
+        samples = self.loaded.model.sample(2000, generator).cpu()
+        self.record.image("samples", step, draw_points(samples))
+        known = self.manifest["known"]
+        found = points.measure(samples, torch.tensor(known["modes"]), known["deviation"], within=3)
+        self.record.log(step, {"modes_covered": found["modes_covered"]})
 
     def _show_text(self, step: int, generator: torch.Generator) -> None:
         model = self.loaded.model
         self.record.text("samples", step, self.loaded.write(1, generator)[0])
         nats = model.score(self.validation["tokens"][:20_000], model.config.context)
         self.record.log(step, {"validation_nats": float(nats.mean())})
+
+    def _look_for_alarms(self) -> None:
+        """Warn of what the record shows and tag it; an alarm that does not last loses its tag."""
+        vocabulary = self.manifest["spec"].get("vocabulary")
+        modes = len(self.manifest.get("known", {}).get("modes", []))
+        found = alarms.find_all(self.record.read(), steps=self.steps, vocabulary=vocabulary, modes=modes)
+        tags = self.record.about["tags"]
+        for text in found:
+            if text not in tags.get("alarm", ""):
+                log.warning("alarm: %s", text)
+        tags["alarm"] = "; ".join(found)
+        if not found:
+            del tags["alarm"]
+        self.record.save()
 
 
 def write_curves(record: Record, folder: Path) -> None:
