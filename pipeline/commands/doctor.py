@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
 
 def check_leftovers(*, fix: bool) -> int:
     """Print and, if asked to, repair what is left behind; return whether something waits for repair."""
-    waiting = 0
+    waiting, by_hand = 0, 0
     for found in leftovers.find_all():
         print(f"{found.what}: {found.meaning}")
         if found.repair is not None and fix:
@@ -39,11 +39,14 @@ def check_leftovers(*, fix: bool) -> int:
             print("  repaired")
         elif found.repair is not None:
             waiting += 1
+        by_hand += found.by_hand
     if waiting:
         print(f"{waiting} to repair: `pipeline doctor --fix`")
-    else:
+    if by_hand:
+        print(f"{by_hand} to repair by hand")
+    if not waiting + by_hand:
         print("nothing waits for repair")
-    return int(waiting > 0)
+    return int(waiting + by_hand > 0)
 
 
 def check_metrics() -> int:
