@@ -31,7 +31,8 @@ from pipeline.preemption import PREEMPTED, SIGNALS, SUPERVISOR, PreemptedError
 REPORTS = "PIPELINE_REPORTS"  # folder in which the processes say how far they are, and what stopped them
 SILENCE = 3.0  # seconds from the first failure to the end of processes that have noticed nothing
 CLOSING = 20.0  # seconds that a process which has noticed may take to close its record
-LOST = re.compile(r"gloo|NCCL|ProcessGroup|TCPStore|DistNetwork|Connection|timed out", re.IGNORECASE)  # a consequence
+# What a process says that has lost another one: a consequence, not a cause.
+LOST = re.compile(r"gloo|NCCL|ProcessGroup|TCPStore|DistNetwork|connection|time.?out|timed out", re.IGNORECASE)
 
 
 class HardwareError(RuntimeError):

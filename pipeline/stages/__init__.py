@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pipeline import costs, preemption, processes, store
 from pipeline.artifacts import ArtifactError
 from pipeline.params import ParamsError
-from pipeline.preemption import PreemptedError
+from pipeline.preemption import PREEMPTED, PreemptedError
 from pipeline.processes import HardwareError
 
 if any(word.startswith(f"{__name__}.") for word in sys.orig_argv):  # before the stage imports what takes seconds
@@ -45,6 +45,9 @@ def _explain(error: BaseException, arguments: list[str]) -> None:
     """End with one message where the error is an expected one."""
     if isinstance(error, PreemptedError):
         print(f"stopped by {error}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(PREEMPTED)  # all is saved and closed; the libraries take seconds to unload, and who preempts kills
     if isinstance(error, ParamsError | ArtifactError | HardwareError):
         sys.exit(f"error: {error}")
     if isinstance(error, KeyError) and error.args == tuple(arguments):

@@ -1,0 +1,98 @@
+"""One of several processes, for tests/test_processes.py: a stage that trains small models and has accidents.
+
+python -m tests.ranks '{"out": "<folder>", "names": ["gan"], "fault": {"kind": "kill", "rank": 1, "step": 5}}'
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline import preemption, processes
+from pipeline.stages import run_stage
+
+if __name__ == "__main__":
+    preemption.begin()
+
+import torch
+from pytorch_lightning import Callback
+
+from pipeline import params, plugins
+from pipeline.artifacts import PointSpec
+from pipeline.data.loading import Examples, LabelledExamples
+from pipeline.training import fit
+from tests.test_training import make
+
+STEPS = 10
+CHANGES: dict[str, dict[str, Any]] = {"vae": {"dropout": 0.0, "shift": 2}, "transformer": {"dropout": 0.0}}
+
+
+def make_points() -> tuple[Any, Any, Examples]:
+    """A GAN of points: two optimizers, no batch norm, a penalty with noise of its own."""
+    config = params.load().models["gan"]
+    changes = {"batch_size": 8, "steps": STEPS, "generator_width": 16, "discriminator_width": 16}
+    changes |= {"gradient_penalty": 1.0, "penalty_every": 2}
+    config = config.model_validate({**config.model_dump(), **changes})
+    generator = torch.Generator().manual_seed(0)
+    points = LabelledExamples({"points": torch.randn(36, 2, generator=generator), "labels": torch.arange(36) % 4})
+    return plugins.load("models", "gan").Model(config, PointSpec(dimensions=2, classes=4), seed=0), config, points
+
+
+class Accident(Callback):
+    """What may happen to one rank at one step, the first time that it comes there."""
+
+    def __init__(self, kind: str, rank: int, step: int, folder: Path) -> None:
+        self.kind = kind
+        self.rank = rank
+        self.step = step
+        self.marker = folder / "accident"
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+        """Make it happen."""
+        if self.kind == "slow":
+            time.sleep(0.05)
+        if trainer.global_rank != self.rank or index + 1 != self.step or self.marker.exists():
+            return
+        self.marker.write_text(str(time.time()))
+        match self.kind:
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "raise":
+                msg = "an error of rank 1"
+                raise ValueError(msg)
+            case "exit":
+                sys.exit(0)
+            case "leave":
+                os._exit(0)
+            case "hang":
+                time.sleep(600)
+            case "term":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train(name: str, out: Path, fault: dict[str, Any] | None, steps: int) -> dict[str, torch.Tensor]:
+    """Train one model and return its weights."""
+    model, config, examples = make_points() if name == "points" else make(name, **CHANGES.get(name, {}))
+    accident = [Accident(**fault, folder=out)] if fault else []
+    clip = config.model_dump().get("clip_norm")
+    fit(model, examples, steps=steps, batch_size=8, seed=0, clip_norm=clip, state=out / name, callbacks=accident)
+    return model.state_dict()
+
+
+def main(text: str) -> None:
+    """Train the models of a JSON text in this process, or supervise those that do."""
+    spec = json.loads(text)
+    out = Path(spec["out"])
+    if processes.are_to_be_started():
+        processes.supervise("tests.ranks", text, lambda cause: print(f"told: {cause}", flush=True))
+        return
+    (out / f"{processes.get_rank()}.pid").write_text(str(os.getpid()))
+    weights = {name: train(name, out, spec.get("fault"), spec.get("steps", STEPS)) for name in spec["names"]}
+    torch.save(weights, out / f"{processes.get_rank()}.pt")
+
+
+if __name__ == "__main__":
+    run_stage(main, several=True)
