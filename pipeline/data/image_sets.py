@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline import artifacts
 from pipeline.artifacts import SPLITS, ArtifactError, ImageSpec
@@ -69,6 +70,12 @@ def _make_tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tenso
     return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64))
 
 
+def _digest(pixels: Tensor, name: str) -> list[bytes]:
+    """Return a hash of each image of a split."""
+    bar = tqdm(pixels, desc=f"check {name}", unit=" images", unit_scale=True, disable=None)
+    return [blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in bar]
+
+
 def write(folder: Path, images: ImageSplits, config: ImageConfig) -> dict[str, Any]:
     """Write each split's images and labels; return the manifest.
 
@@ -88,7 +95,7 @@ def write(folder: Path, images: ImageSplits, config: ImageConfig) -> dict[str, A
         with artifacts.create_tensors(path, layout) as tensors:  # memory-mapped: no copy in memory
             tensors["images"].copy_(pixels)
             tensors["labels"].copy_(labels)
-        digests = [blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in pixels]
+        digests = _digest(pixels, name)
         shared = {f"shared_with_{other}": sum(map(seen.__contains__, digests)) for other, seen in known.items()}
         known[name] = set(digests)
         entries[name] = {

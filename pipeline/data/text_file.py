@@ -10,7 +10,7 @@ with equal text the first is used; files.json names the others, and the reason o
 
 import codecs
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BufferedReader, IncrementalNewlineDecoder
@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import Field, field_validator
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline.artifacts import SPLITS, ArtifactError
 from pipeline.data.own_files import (
@@ -168,8 +169,10 @@ def prepare(raw: Path, config: Config) -> Texts:
         some = ", ".join(repr(report.path) for report in listed[:5])
         msg = f"{root}: no file matches the pattern {config.pattern!r}; the first of {len(listed)} files: {some}"
         raise ArtifactError(msg)
-    work = partial(judge, root, config.encoding)
-    judged = list(map_in_threads(work, chosen, total=len(chosen), description="read texts"))
+    total = sum(report.size for report in chosen)
+    with tqdm(total=total, desc="read bytes", unit="B", unit_scale=True, disable=None) as bar:
+        work = partial(judge, root, config.encoding, bar.update)
+        judged = list(map_in_threads(work, chosen, total=len(chosen), description="read texts"))
     refuse_if_broken(root, [text.report for text in judged], config.max_broken, raw.name)
     return split(judged, config)
 
@@ -219,8 +222,10 @@ def choose_split(sha256: str, config: Config) -> str:
     return "test" if place < config.validation + config.test else "train"
 
 
-def judge(root: Path, encoding: str, listed: FileReport) -> Judged:
+def judge(root: Path, encoding: str, watch: Callable[[int], object], listed: FileReport) -> Judged:
     """Read a listed file once: check that it is the listed one, decode it, and look for what is no text.
+
+    `watch` is told the number of bytes of each chunk that was read.
 
     Raises:
         ArtifactError: if it is not the listed file.
@@ -236,6 +241,7 @@ def judge(root: Path, encoding: str, listed: FileReport) -> Judged:
             for chunk in read_chunks(file):
                 sha256.update(chunk)
                 scan.feed(chunk)
+                watch(len(chunk))
             found = sha256.hexdigest()
     except OSError as error:
         found = str(error.strerror)

@@ -3,7 +3,7 @@
 A source's `prepare` returns Texts; the stage `prepare` calls `write`. The text may be larger than memory.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -59,6 +59,23 @@ class Texts:
     encoding: str = "utf-8"
 
 
+@dataclass(frozen=True)
+class Watched:
+    """A text whose every pass shows its progress on a terminal; `characters` are as many as it has, if known."""
+
+    pieces: Iterable[str]
+    description: str
+    characters: int | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the pieces."""
+        total, unit = self.characters, " characters"
+        with tqdm(total=total, desc=self.description, unit=unit, unit_scale=True, disable=None) as bar:
+            for piece in self.pieces:
+                yield piece
+                bar.update(len(piece))
+
+
 def split_documents(groups: dict[str, list[str]], config: TextConfig) -> Texts:
     """Split text into train, validation and test, by character share.
 
@@ -93,7 +110,7 @@ def write(folder: Path, texts: Texts, config: TextConfig) -> dict[str, Any]:
     Raises:
         ArtifactError: if a split that the config asks for has no text to predict.
     """
-    entries = {name: survey(pieces) for name, pieces in texts.splits.items()}
+    entries = {name: survey(Watched(pieces, f"survey {name}")) for name, pieces in texts.splits.items()}
     wanted = [name for name in SPLITS if name != "test" or config.test]
     if short := [name for name in wanted if name not in entries or entries[name]["characters"] < SHORTEST]:
         found = ", ".join(f"{name} {entries[name]['characters'] if name in entries else 0}" for name in wanted)
@@ -102,22 +119,37 @@ def write(folder: Path, texts: Texts, config: TextConfig) -> dict[str, Any]:
             f"{found}; bring more text or more documents, or change validation, test or split_seed"
         )
         raise ArtifactError(msg)
-    tokenizer = train_tokenizer(texts.splits["train"], config.tokenizer, config.vocabulary)
+    sizes = {name: entry["characters"] for name, entry in entries.items()}
+    train = texts.splits["train"]
+    tokenizer = train_tokenizer(Watched(train, "learn tokens", sizes["train"]), config.tokenizer, config.vocabulary)
     artifacts.write_json(folder / "tokenizer.json", tokenizer.state())
     for name, pieces in texts.splits.items():
         path = folder / f"{name}.safetensors"
-        entries[name]["tokens"] = tokenize(path, pieces, tokenizer, entries[name]["characters"])
+        entries[name]["tokens"] = tokenize(path, Watched(pieces, f"tokenize {name}", sizes[name]), tokenizer)
         entries[name]["sha256"] = artifacts.digest(path)
-    sizes = {name: entry["characters"] for name, entry in entries.items()}
-    windows = {name: sample_windows(texts.splits[name], size) for name, size in sizes.items() if name != "train"}
-    for name, share in measure_overlap(windows, texts.splits["train"]).items():
-        entries[name] |= {"overlap_with_train": share, "overlap_window": WINDOW, "overlap_windows": len(windows[name])}
-    if "test" in windows:
-        share = measure_overlap({"test": windows["test"]}, texts.splits["validation"])["test"]
-        entries["test"]["overlap_with_validation"] = share
+    for name, overlaps in measure_overlaps(texts, sizes).items():
+        entries[name] |= overlaps
     report = write_reports(folder, texts.files)
     spec = TextSpec(vocabulary=tokenizer.size).model_dump()
     return {"spec": spec, "known": dict(texts.known), "encoding": texts.encoding, "splits": entries, **report}
+
+
+def measure_overlaps(texts: Texts, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Return what share of each held-out split stands word for word in the splits that come before it."""
+    pieces = {name: Watched(texts.splits[name], f"overlap with {name}", sizes[name]) for name in texts.splits}
+    windows = {
+        name: sample_windows(Watched(texts.splits[name], f"sample {name}", size), size)
+        for name, size in sizes.items()
+        if name != "train"
+    }
+    found: dict[str, dict[str, Any]] = {
+        name: {"overlap_with_train": share, "overlap_window": WINDOW, "overlap_windows": len(windows[name])}
+        for name, share in measure_overlap(windows, pieces["train"]).items()
+    }
+    if "test" in windows:
+        share = measure_overlap({"test": windows["test"]}, pieces["validation"])["test"]
+        found["test"]["overlap_with_validation"] = share
+    return found
 
 
 def survey(pieces: Iterable[str]) -> dict[str, Any]:
@@ -136,16 +168,14 @@ def count_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8"))
 
 
-def tokenize(path: Path, pieces: Iterable[str], tokenizer: TextTokenizer, characters: int) -> int:
-    """Write a text's tokens, int32 (N,), with a progress bar on a terminal; return N.
+def tokenize(path: Path, pieces: Iterable[str], tokenizer: TextTokenizer) -> int:
+    """Write a text's tokens, int32 (N,); return N.
 
     The tokens are those of the whole text, and the same for any number of threads; see `cut` for the one exception.
     """
     count = 0
-    bar = tqdm(total=characters, desc=f"tokenize {path.stem}", unit=" characters", unit_scale=True, disable=None)
-    with artifacts.append_tensor(path, "tokens") as append, bar:
-        for size, tokens in map_pieces(lambda piece: (len(piece), tokenizer.encode(piece)), cut(pieces)):
+    with artifacts.append_tensor(path, "tokens") as append:
+        for tokens in map_pieces(tokenizer.encode, cut(pieces)):
             append(tokens)
             count += len(tokens)
-            bar.update(size)
     return count

@@ -2,8 +2,10 @@
 
 import gzip
 import hashlib
+import io
 import json
 import os
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -389,6 +391,16 @@ def test_the_manifest_counts_what_any_two_splits_share(tmp_path: Path) -> None:
         ("test", "shared_with_validation"): 3,
     }
     assert entries["test"]["duplicates"] == 1
+
+
+def test_a_terminal_shows_the_progress_of_checking_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    pair = torch.zeros(400, 1, 2, 2, dtype=torch.uint8), torch.zeros(400, dtype=torch.int64)
+    write(tmp_path, ImageSplits({"train": pair}, classes=1), IMAGES)
+    assert "check train: 100%" in terminal.getvalue()
+    assert "400/400" in terminal.getvalue()
 
 
 def test_every_fetched_file_is_reported(stages: Stages) -> None:

@@ -1,6 +1,7 @@
 """Texts of one's own: every file is decoded right, or quarantined with a reason; real files, as people bring them."""
 
 import codecs
+import io
 import json
 import os
 import random
@@ -89,6 +90,17 @@ def numbers(text: str) -> set[int]:
 
 
 # --- one file ----------------------------------------------------------------
+
+
+def test_a_terminal_shows_how_many_bytes_were_read(story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    texts_of(story)
+    lines = [line for line in terminal.getvalue().replace("\n", "\r").split("\r") if line.startswith("read bytes")]
+    size = f"{story.stat().st_size / 1000:.2f}k"
+    assert lines[-1].startswith("read bytes: 100%")
+    assert f"{size}/{size}" in lines[-1]
 
 
 def test_a_file_is_split_by_position(story: Path) -> None:

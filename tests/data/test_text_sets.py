@@ -1,9 +1,11 @@
 """Text sets: what is written is the text, whatever its size, its pieces and the number of threads."""
 
 import errno
+import io
 import json
 import random
 import resource
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +110,29 @@ def test_the_manifest_says_how_much_held_out_text_is_in_the_training_text(tmp_pa
 
 
 KEYS = ("overlap_with_train", "overlap_window", "overlap_windows")
+
+
+def test_a_split_that_stands_in_another_held_out_split_is_told(tmp_path: Path) -> None:
+    held_out = random_text(1, 3000)
+    texts = Texts({"train": [random_text(0, 3000)], "validation": [held_out], "test": [held_out]})
+    entries = write(tmp_path, texts, text_config())["splits"]
+    assert entries["test"]["overlap_with_validation"] == 1.0
+    assert entries["test"]["overlap_with_train"] == entries["validation"]["overlap_with_train"] < 0.1
+
+
+def test_a_terminal_shows_the_progress_of_every_pass(
+    tmp_path: Path, splits: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    write(tmp_path, Texts({name: [text] for name, text in splits.items()}), text_config(tokenizer="character"))
+    lines = {line.partition(":")[0].strip(): line for line in terminal.getvalue().replace("\n", "\r").split("\r")}
+    total = len(splits["train"])
+    for name in ("learn tokens", "tokenize train", "tokenize test", "sample test", "overlap with train"):
+        assert ": 100%" in lines[name], lines.keys()
+    assert f"{total / 1000:.0f}k/{total / 1000:.0f}k" in lines["tokenize train"]
+    assert f"{total / 1000:.0f}k characters" in lines["survey train"]  # its length is not known before
 
 
 def test_known_facts_and_reports_of_files_are_carried(tmp_path: Path) -> None:
