@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import Field, model_validator
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -17,7 +18,15 @@ from pipeline.data.overlap import WINDOW, measure_overlap, sample_windows
 from pipeline.data.own_files import FileReport, write_reports
 from pipeline.params import Section
 from pipeline.randomness import make_generator
-from pipeline.tokenization import Kind, TextTokenizer, cut, distinct_characters, map_pieces, train_tokenizer
+from pipeline.tokenization import (
+    Kind,
+    TextTokenizer,
+    code_points,
+    cut,
+    distinct_characters,
+    map_pieces,
+    train_tokenizer,
+)
 
 SHORTEST = 2  # characters of a split
 
@@ -153,14 +162,26 @@ def measure_overlaps(texts: Texts, sizes: Mapping[str, int]) -> dict[str, dict[s
 
 
 def survey(pieces: Iterable[str]) -> dict[str, Any]:
-    """Count the characters, the bytes of UTF-8 and the distinct characters of a text."""
-    characters = size = 0
+    """Count the characters, the bytes of UTF-8, the words and the distinct characters of a text."""
+
+    def count(piece: str) -> tuple[int, int, int, set[str]]:
+        return len(piece), count_bytes(piece), count_words(piece), distinct_characters(piece)
+
+    characters = size = words = 0
     distinct: set[str] = set()
-    for found in map_pieces(lambda piece: (len(piece), count_bytes(piece), distinct_characters(piece)), cut(pieces)):
+    for found in map_pieces(count, cut(pieces)):
         characters += found[0]
         size += found[1]
-        distinct |= found[2]
-    return {"characters": characters, "bytes": size, "distinct_characters": len(distinct)}
+        words += found[2]
+        distinct |= found[3]
+    return {"characters": characters, "bytes": size, "words": words, "distinct_characters": len(distinct)}
+
+
+def count_words(text: str) -> int:
+    """Count the words between blanks, and the line ends, as word-level papers do: there, <eos> ends a line."""
+    codes = code_points(text)
+    blank = np.concatenate([[True], codes <= ord(" ")])
+    return int(np.count_nonzero(blank[:-1] & ~blank[1:]) + np.count_nonzero(codes == ord("\n")))
 
 
 def count_bytes(text: str) -> int:

@@ -2,6 +2,7 @@
 
 Every target counts exactly once; sums are float64 of cross-entropies, never softmax and then log. Bits per character
 and per byte divide the same sum by the text's length, so that they compare across tokenizers; perplexity does not.
+Perplexity a word does: it is that of word-level papers, which count each line end as a word too.
 """
 
 import math
@@ -17,6 +18,7 @@ from pipeline.params import Section
 
 KIND = "text"
 BLOCKS = 100
+LONGEST = 100.0  # nats a word: a text that costs more, such as a chain of letters without blanks, has no words
 ERRORS = f"{BLOCKS} contiguous blocks of the text"  # what a standard error <metric>_se is over
 
 
@@ -40,7 +42,7 @@ class Config(Section):
 
 @dataclass(frozen=True)
 class Evidence:
-    """Nats of each target by split, float64 (N,); characters, bytes and tokens of the split, from the manifest.
+    """Nats of each target by split, float64 (N,); characters, bytes, words and tokens of the split, from the manifest.
 
     known: of a synthetic source, `entropy_rate_nats` a character, and `<split>_nats`, what the true model pays there.
     """
@@ -74,6 +76,9 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
         share = len(nats) / sizes["tokens"]
         values[f"{split}_bits_per_character"] = total / math.log(2) / (sizes["characters"] * share)
         values[f"{split}_bits_per_byte"] = total / math.log(2) / (sizes["bytes"] * share)
+        words = sizes.get("words", 0) * share
+        if total < LONGEST * words:
+            values[f"{split}_perplexity_per_word"] = math.exp(total / words)
         if f"{split}_nats" in evidence.known:
             excess = total / (sizes["characters"] * share) - evidence.known[f"{split}_nats"]
             values[f"{split}_excess_percent"] = 100 * excess / evidence.known["entropy_rate_nats"]

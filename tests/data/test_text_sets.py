@@ -94,6 +94,14 @@ def test_the_tokens_are_the_text_and_the_manifest_counts_it(tmp_path: Path, spli
         counts = [entry[key] for key in ("tokens", "characters", "bytes", "distinct_characters")]
         assert counts == [len(tokens), len(text), len(text.encode()), len(set(text))]
         assert entry["sha256"] == artifacts.digest(tmp_path / f"{name}.safetensors")
+        assert entry["words"] == len(text.split()) + text.count("\n")
+
+
+def test_words_are_counted_as_word_level_papers_count_wikitext(tmp_path: Path) -> None:
+    # Merity et al. 2017: each line ends in <eos>, <unk> and punctuation are words.
+    line = " = Robert <unk> = \n"
+    entries = write(tmp_path, Texts({"train": [line], "validation": [line * 3], "test": ["a\tb  c"]}), text_config())
+    assert [entries["splits"][name]["words"] for name in ("train", "validation", "test")] == [5, 15, 3]
 
 
 def test_the_manifest_says_how_much_held_out_text_is_in_the_training_text(tmp_path: Path) -> None:

@@ -44,6 +44,18 @@ def test_bits_per_character_and_byte_spread_the_same_sum_over_the_text() -> None
     assert values["test_bits_per_byte"] == [pytest.approx(1)]
 
 
+def test_perplexity_a_word_is_the_same_for_every_tokenizer() -> None:
+    # A text of 20 words that costs 60 nats, whether in 100 or in 400 tokens (and one that nothing predicts).
+    for count in (100, 400):
+        nats = torch.full((count,), 60 / count, dtype=torch.float64)
+        with_words = {"test": sizes(count + 1)["test"] | {"words": 20 * (count + 1) / count}}
+        assert compute(Evidence({"test": nats}, with_words), CONFIG)["test_perplexity_per_word"] == [
+            pytest.approx(math.exp(3))
+        ]
+    one_word = {"test": sizes(401)["test"] | {"words": 1}}
+    assert "test_perplexity_per_word" not in compute(Evidence({"test": torch.ones(400)}, one_word), CONFIG)
+
+
 @pytest.mark.parametrize("count", [99, 101])
 def test_missing_or_repeated_targets_are_refused(count: int) -> None:
     with pytest.raises(ArtifactError, match=f"expected 100 targets, each once, got {count}"):
