@@ -175,6 +175,20 @@ def test_an_experiment_varies_one_value_and_tracks_in_the_main_store(clone: Path
     assert run(clone, "git", "status", "--porcelain") == ""
 
 
+@pytest.mark.skipif("DATA_MIRROR" not in os.environ, reason="MNIST is fetched: set DATA_MIRROR to a folder that has it")
+def test_one_change_trains_on_other_data_that_is_fetched_and_evaluates_on_them(clone: Path) -> None:
+    committed = json.loads(run(clone, "dvc", "metrics", "show", "--json"))
+    run(clone, "dvc", "exp", "run", "--temp", "--name", "fetched", "-S", "data.images.source=mnist", "evaluate@vae")
+    shown = json.loads(run(clone, "dvc", "exp", "show", "--json"))
+    (found,) = [entry for state in shown for experiment in state["experiments"] or [] for entry in experiment["revs"]]
+    metrics = {path: entry["data"] for path, entry in found["data"]["metrics"].items()}
+    path = "reports/runs/vae/metrics.json"
+    assert metrics[path]["samples"] == 200
+    assert metrics[path]["fid_classifier"] != committed[""]["data"][path]["data"]["fid_classifier"]
+    record = run(clone, "git", "show", "fetched:reports/runs/vae/protocol.json")
+    assert json.loads(record)["protocol"]["reference"]["source"] == "mnist"
+
+
 def test_forced_training_gives_the_same_lock(clone: Path) -> None:
     def read_model() -> object:
         outs = YAML(typ="safe").load(clone / "dvc.lock")["stages"]["train@transformer"]["outs"]
