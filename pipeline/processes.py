@@ -53,12 +53,13 @@ class Layout(NamedTuple):
 
 
 def read_layout() -> Layout:
-    """Return what PIPELINE_DEVICES, PIPELINE_NODES and NODE_RANK say, or torchrun where it started this process.
+    """Return what PIPELINE_DEVICES, PIPELINE_NODES and NODE_RANK say, or torchrun or SLURM that started this process.
 
     Raises:
         HardwareError: if they are no numbers or contradict one another.
     """
-    local, world = _read_number("LOCAL_WORLD_SIZE", 0), _read_number("WORLD_SIZE", 0)
+    names = ("SLURM_NTASKS_PER_NODE", "SLURM_NTASKS") if uses_slurm() else ("LOCAL_WORLD_SIZE", "WORLD_SIZE")
+    local, world = (_read_number(name, 0) for name in names)
     devices = _count_devices(local or None)
     nodes = _read_number("PIPELINE_NODES", world // local if local and world else 1)
     if nodes < 1 or devices < 1:
@@ -67,7 +68,7 @@ def read_layout() -> Layout:
     layout = Layout(devices, nodes, _read_number("NODE_RANK", _read_number("GROUP_RANK", 0)))
     if world and world != layout.world:
         msg = (
-            f"WORLD_SIZE is {world}, but PIPELINE_DEVICES x PIPELINE_NODES is {devices} x {nodes}: "
+            f"{names[1]} is {world}, but PIPELINE_DEVICES x PIPELINE_NODES is {devices} x {nodes}: "
             f"expected {layout.world} processes"
         )
         raise HardwareError(msg)
@@ -112,9 +113,9 @@ def are_to_be_started() -> bool:
 
 
 def uses_slurm() -> bool:
-    """Say whether `srun` started this process, as Lightning sees it: not within an interactive shell."""
+    """Say whether `srun` started this process as one of several, and not an interactive shell or a script's step."""
     interactive = os.environ.get("SLURM_JOB_NAME") in {"bash", "interactive"}
-    return {"SLURM_NTASKS", "SLURM_PROCID"} <= os.environ.keys() and not interactive
+    return "SLURM_PROCID" in os.environ and _read_number("SLURM_NTASKS", 1) > 1 and not interactive
 
 
 def get_rank() -> int:

@@ -361,8 +361,9 @@ def _choose_strategy(model: LightningModule, world: int) -> str | Strategy:
             "weights and the norm that gradients are clipped by all need whole ones"
         )
         raise HardwareError(msg)
-    if world == 1 or name not in {"auto", "ddp"}:
+    unused = "ddp_find_unused_parameters_true"
+    if world == 1 or name not in {"auto", "ddp", unused}:
         return name
     timeout = timedelta(seconds=float(os.environ.get("PIPELINE_TIMEOUT", "120")))
     # Two optimizers: each backward leaves the other network's parameters without gradients.
-    return DDPStrategy(timeout=timeout, find_unused_parameters=not model.automatic_optimization)
+    return DDPStrategy(timeout=timeout, find_unused_parameters=name == unused or not model.automatic_optimization)

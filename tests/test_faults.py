@@ -1,5 +1,6 @@
 """Signals and kills from outside, to the trainer and to DVC: nothing half-done counts, nothing is lost or left."""
 
+import json
 import os
 import random
 import signal
@@ -132,3 +133,13 @@ def test_a_second_trainer_of_the_same_run_is_refused(project: Path) -> None:
     assert "another process is training this run" in output
     process.kill()
     process.communicate()
+
+
+def test_hardware_variables_change_no_hash_of_dvc(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(project, "dvc", "repro", "train@transformer")
+    before = json.loads(run(project, "dvc", "status", "--json"))
+    hardware = {"DEVICES": "2", "NODES": "2", "ACCELERATOR": "cuda", "PRECISION": "bf16-mixed", "TIMEOUT": "9"}
+    for name, value in hardware.items():
+        monkeypatch.setenv(f"PIPELINE_{name}", value)
+    assert json.loads(run(project, "dvc", "status", "--json")) == before
+    assert "train@transformer" not in before

@@ -201,6 +201,23 @@ def test_two_processes_train_one_model_in_one_run_and_a_killed_one_is_recorded_a
     assert (newest.info.status, newest.data.tags["failure"]) == ("FAILED", "rank 0: killed by SIGKILL")
 
 
+@pytest.mark.slow
+@pytest.mark.fault(11, 16)
+def test_torchrun_starts_the_processes_as_well_and_a_stop_by_it_is_resumed(start: Any, tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")
+    environment = {"PIPELINE_CHECKPOINT_SECONDS": "0", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    options = {"within": (sys.executable, *launcher), "steps": 60, "kind": "slow", "rank": -1, "step": -1}
+    ranks = start(["points"], environment, **options)
+    ranks.wait_for("points/step-*.ckpt")
+    ranks.process.send_signal(signal.SIGTERM)
+    assert ranks.finish() != 0
+    assert ranks.read().count("the state is saved; the same command goes on from there") == 2
+    ranks = start(["points"], environment, **options)
+    assert ranks.finish() == 0, ranks.read()
+    assert "resuming at step" in ranks.read()
+    require_close(ranks.weights(0), uninterrupted(["points"], tmp_path, 60), 1e-6)
+
+
 def ip(*words: str) -> None:
     """Run `ip`, or skip the test with its reason."""
     try:
@@ -292,6 +309,7 @@ def test_the_rank_is_known_before_lightning_has_started(
         ({"PIPELINE_DEVICES": "0,2,3"}, Layout(3, 1, 0)),
         ({"PIPELINE_DEVICES": "2", "PIPELINE_NODES": "3", "NODE_RANK": "2"}, Layout(2, 3, 2)),
         ({"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4", "GROUP_RANK": "1"}, Layout(2, 2, 1)),  # torchrun
+        ({"SLURM_NTASKS_PER_NODE": "4", "SLURM_NTASKS": "8", "SLURM_PROCID": "5"}, Layout(4, 2, 0)),
     ],
 )
 def test_devices_and_nodes_come_from_the_environment(

@@ -117,7 +117,9 @@ class Network(nn.Module):
             nn.SiLU(),
             nn.ConvTranspose2d(config.width, channels, 5, stride=2, padding=2, output_padding=1),
         )
-        self.log_scale = nn.Parameter(torch.full((channels, 1, 1), -2.0))  # of the logistic, image range [0, 1]
+        # Of the logistic, image range [0, 1]. Several processes wait for the gradient of all that could have one.
+        is_used = config.likelihood == "discretized_logistic"
+        self.log_scale = nn.Parameter(torch.full((channels, 1, 1), -2.0), requires_grad=is_used)
         self.prior = Flow(config.latent, config.prior_couplings, config.prior_hidden)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
