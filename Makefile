@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test test-slow benchmark ui lint lock clean
+.PHONY: help repro test test-slow benchmark benchmark-data ui lint lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:\t/'
@@ -28,6 +28,9 @@ test-slow: .venv/installed  ## run the slow tests: DVC in a fresh clone, several
 
 benchmark: .venv/installed  ## run the benchmarks, write the README's tables
 	cd benchmarks && dvc repro && pipeline results && cd .. && pipeline readme
+
+benchmark-data: .venv/installed  ## measure what the data cost, write benchmarks/data.md
+	python benchmarks/data.py
 
 ui: .venv/installed  ## show the runs at http://127.0.0.1:5000
 	mlflow ui --host 127.0.0.1 --port 5000

@@ -24,7 +24,9 @@ PIECE = 2**16  # characters: what a piece needs stays in the processor's cache, 
 PART = 2**14  # characters: the BPE library is fastest on short texts, and takes many at once
 LINE = 2**10  # characters: the library's training takes time with the square of the longest word
 SAMPLE = 2**8  # pieces that BPE learns from at most: 16 million characters bound its table of words
-WORKERS = min(8, os.cpu_count() or 1)  # changes no result
+# The cores that this process may use, which a container makes fewer than the machine's; changes no result.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+WORKERS = min(8, CORES)
 CUT = re.compile(r".*\S(?=[ \n]\S)", re.DOTALL)
 
 

@@ -1,7 +1,10 @@
 """Tokenizers: what they lose, what they never saw, what JSON keeps."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +27,7 @@ from pipeline.tokenization import (
     train_tokenizer,
 )
 
+ROOT = Path(__file__).resolve().parents[1]
 TEXT = (
     """The quick brown fox jumps over the lazy dog; whatever remains, however improbable, must be the truth.
 
@@ -263,3 +267,12 @@ def test_results_of_pieces_come_in_order_and_few_pieces_are_read_ahead(
 def test_an_error_in_a_piece_reaches_the_caller() -> None:
     with pytest.raises(ZeroDivisionError):
         list(map_pieces(lambda piece: 1 // piece, [1, 2, 0, 3]))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_no_more_threads_work_than_the_process_has_cores() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from pipeline import tokenization as t"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(t.WORKERS)"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1\n"

@@ -20,6 +20,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
+from pipeline.tokenization import CORES
 
 REPORTS = "files.json"
 LISTED = 20  # broken files that an error names
@@ -124,8 +125,7 @@ def map_in_threads(
     Threads, because hashing and decoding release the interpreter's lock: nothing is copied between processes, and no
     process imports torch again. At most AHEAD results a thread are held.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = min(cores or 1, THREADS)
+    count = min(CORES, THREADS)
     pending: deque[Future[Result]] = deque()
     bar = tqdm(total=total, desc=description, unit=" files", disable=None)
     with ThreadPoolExecutor(count) as pool, bar:

@@ -1,12 +1,15 @@
 """Batches by step: every example once an epoch, the same ones for every world size and after every resume."""
 
 import hashlib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from pipeline import artifacts
 from pipeline.data.loading import Batch, Data, Examples, LabelledExamples, Steps, TextExamples
 
 COUNT = 10
@@ -160,3 +163,35 @@ def test_the_data_module_hands_out_the_same_steps(images: LabelledExamples) -> N
     expected = list(Steps(images, steps=12, batch_size=4, seed=5))[3:]
     assert_equal(list(data.train_dataloader()), expected)
     assert len(data.train_dataloader()) == 12  # Lightning counts a resumed training's batches from the first step on
+
+
+def find_mapping(tensor: Tensor) -> tuple[str, int]:
+    """The file that a tensor's memory is, and how many KiB of the mapping are resident."""
+    lines = Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines()
+    found = ("", 0)
+    for number, line in enumerate(lines):
+        first, _, last = line.split()[0].partition("-")
+        if last and int(first, 16) <= tensor.data_ptr() < int(last, 16):
+            resident = next(line for line in lines[number:] if line.startswith("Rss:"))
+            found = line.split(maxsplit=5)[-1], int(resident.split()[1])
+    return found
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="mappings are read from /proc")  # noqa: PTH110
+def test_a_split_is_a_memory_mapped_file_of_which_a_batch_reads_its_own_pages_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = artifacts.PREPARED / "big"
+    count = 40_000
+    layout = {"images": (torch.uint8, (count, 1, 28, 28)), "labels": (torch.int64, (count,))}
+    with artifacts.create_tensors(folder / "train.safetensors", layout) as tensors:
+        tensors["labels"].copy_(torch.arange(count))
+    entry = {"sha256": artifacts.digest(folder / "train.safetensors")}
+    artifacts.write_json(folder / "manifest.json", {"splits": {"train": entry}})
+    split = artifacts.read_split("big", "train")
+    path, before = find_mapping(split["images"])
+    assert path == str(tmp_path / folder / "train.safetensors")
+    (batch,) = Steps(LabelledExamples(split), steps=1, batch_size=8, seed=0)
+    assert len(batch["labels"]) == 8
+    assert before < find_mapping(split["images"])[1] < 8192  # KiB, of 31,000
