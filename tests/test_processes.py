@@ -218,6 +218,17 @@ def test_torchrun_starts_the_processes_as_well_and_a_stop_by_it_is_resumed(start
     require_close(ranks.weights(0), uninterrupted(["points"], tmp_path, 60), 1e-6)
 
 
+@pytest.mark.slow
+def test_processes_that_slurm_starts_find_each_other(start: Any, tmp_path: Path) -> None:
+    """There is no SLURM here: the test sets what `srun --ntasks-per-node=2` sets."""
+    common = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "4711"}
+    common |= {"SLURM_NODELIST": "localhost", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "PIPELINE_DEVICES": "auto"}
+    both = [start(["points"], common | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in ("0", "1")]
+    assert [ranks.process.wait(timeout=180) for ranks in both] == [0, 0], both[1].read()
+    require_close(both[0].weights(0), uninterrupted(["points"], tmp_path), 1e-6)
+    require_close(both[0].weights(0), both[0].weights(1), 0.0)
+
+
 def ip(*words: str) -> None:
     """Run `ip`, or skip the test with its reason."""
     try:
