@@ -248,6 +248,28 @@ def test_an_outage_stops_no_training_and_a_later_sync_completes_the_run_without_
         require_complete()
 
 
+@pytest.mark.fault(0, 7)
+def test_a_hanging_server_does_not_delay_the_end_of_a_preempted_training(project: Path, line: Line) -> None:
+    set_params(project, {"models.vae.steps": 100_000})
+    line.turn("hang")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PIPELINE_CHECKPOINT_SECONDS": "0.5"}
+    environment |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5"}
+    command = [sys.executable, "-m", "pipeline.stages.train", "vae"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    end = time.monotonic() + 120
+    while not list(project.rglob("*.ckpt.sha256")):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    before = time.monotonic()
+    process.terminate()
+    output = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 75, output[-2000:]
+    assert time.monotonic() - before < 10  # saving, 3 seconds of patience, and the end of Python
+    assert "MLflow does not answer" in output
+    (path,) = project.glob(".state/train-vae/*/record/run.json")
+    assert json.loads(path.read_text())["status"] == "KILLED"
+
+
 PROCESS = """
 import sys, time
 from pathlib import Path
