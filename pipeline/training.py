@@ -135,9 +135,7 @@ def fit(
     if state:
         checkpoints.require_writable(state)
         checkpoints.require_space(state, model)
-        if processes.get_rank() == 0:
-            checkpoints.discard_after(state, start)
-        extra.append(Saver(state, float(os.environ.get("PIPELINE_CHECKPOINT_SECONDS", "60"))))
+        extra.append(Saver(state, float(os.environ.get("PIPELINE_CHECKPOINT_SECONDS", "60")), start))
     data = Data(examples, steps=steps, batch_size=batch_size, seed=seed, start=start)
     trainer = _make_trainer(model, clip_norm, extra)
     trainer.fit(model, data, ckpt_path=str(found[0]) if found else None, weights_only=True)
@@ -241,9 +239,10 @@ class Saver(Callback):
     ModelCheckpoint's timer never fires with two optimizers, and Lightning's own SIGTERM ends with status 0.
     """
 
-    def __init__(self, folder: Path, seconds: float) -> None:
+    def __init__(self, folder: Path, seconds: float, start: int) -> None:
         self.folder = folder
         self.seconds = seconds
+        self.start = start
         self.saved = self.asked = time.monotonic()
         self.asked_step = self.ask_step = 0
         self.received: int | None = None
@@ -251,8 +250,10 @@ class Saver(Callback):
         self.handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Take the signals over, after Lightning has."""
+        """Take the signals over, after Lightning has; all processes have found what they resume from."""
         self.saved = time.monotonic()
+        if trainer.is_global_zero:
+            checkpoints.discard_after(self.folder, self.start)
         if threading.current_thread() is threading.main_thread():
             self.handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
 

@@ -17,9 +17,11 @@ import psutil
 import pytest
 import torch
 
-from pipeline import processes
+from pipeline import checkpoints, processes
 from pipeline.processes import HardwareError, Layout
+from pipeline.record import Record
 from pipeline.stages import fetch, prepare
+from pipeline.stages.train import close_failed
 from pipeline.tracking import connect
 from tests.conftest import ROOT
 from tests.ranks import train
@@ -293,6 +295,18 @@ def test_a_killed_node_or_a_cut_cable_ends_both_sides_within_the_timeout(
     assert time.monotonic() - before < int(HARDWARE["PIPELINE_TIMEOUT"]) + 15
     assert statuses == [1, -signal.SIGKILL if loss == "node" else 1]
     assert "told: no process of this node is behind at step" in both[0].read()
+
+
+def test_the_supervisor_closes_the_record_of_its_own_processes_alone(workdir: Path) -> None:
+    state = workdir / ".state" / "train-x" / "0"
+    about = {"name": "x", "tags": {}, "parameters": {}, "config": {}, "datasets": [], "environment": {}}
+    Record(state / "record", about)
+    with checkpoints.hold(state.parent):  # a trainer that was there before, and refused ours
+        close_failed(state, "rank 0: ArtifactError: another process is training this run")
+    assert Record(state / "record").about["status"] == "RUNNING"
+    close_failed(state, "rank 1: killed by SIGKILL")
+    closed = Record(state / "record").about
+    assert (closed["status"], closed["tags"]["failure"]) == ("FAILED", "rank 1: killed by SIGKILL")
 
 
 @pytest.mark.parametrize(

@@ -114,13 +114,14 @@ def close_failed(state: Path, cause: str) -> None:
     """Mark the record as failed by what the supervisor knows: its process was killed, or saw a consequence alone."""
     if not (state / "record" / "run.json").exists():
         return
-    record = Record(state / "record")
-    if record.about["status"] == "RUNNING":
-        record.finish("FAILED", failure=cause)
-    record.about["status"] = "FAILED"
-    record.about["tags"]["failure"] = cause[:1000]
-    record.save()
-    Mirror(record).close(seconds=60)
+    with contextlib.suppress(artifacts.ArtifactError), checkpoints.hold(state.parent):  # else it is another trainer's
+        record = Record(state / "record")
+        if record.about["status"] == "RUNNING":
+            record.finish("FAILED", failure=cause)
+        record.about["status"] = "FAILED"
+        record.about["tags"]["failure"] = cause[:1000]
+        record.save()
+        Mirror(record).close()
 
 
 def _open_record(state: Path, key: str, settings: Params) -> Record:
