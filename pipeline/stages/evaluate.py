@@ -98,6 +98,10 @@ def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
     for name in run.features:
         section = settings.features[name].model_dump()
         plug_in = plugins.load("models", section["network"])
+        learnt = artifacts.read_json(artifacts.FEATURES / name / "config.json").get("spec")
+        if learnt and tuple(learnt["shape"]) != tuple(generated[0].shape[1:]):
+            msg = f"runs.{key}.features: {name} has learnt images {tuple(learnt['shape'])} of data.{section['data']}, "
+            raise artifacts.ArtifactError(msg + f"data.{run.data} has {tuple(generated[0].shape[1:])}")
         networks[name] = plug_in.load_features(artifacts.FEATURES / name).to(choose_device())
         if section["data"] == run.data and not hasattr(plug_in, "fetch"):  # trained on the labels of these images
             labelled.add(name)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from pipeline import artifacts
+from pipeline import artifacts, seals
 from pipeline.artifacts import ArtifactError
 from pipeline.models import inception
 from pipeline.stages import evaluate, features, fetch, prepare, report, sample, train
@@ -150,6 +150,23 @@ def test_a_run_is_evaluated_with_inception(
     assert metrics["fid_inception_reliable"] == 0  # 50 images, 2048 features
     protocol = artifacts.read_json(workdir / "reports" / "runs" / "gan" / "protocol.json")["protocol"]
     assert protocol["features"]["inception"]["weights_sha256"] == inception_weights.sha256
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_feature_network_of_images_of_another_shape_is_refused_by_the_run_s_name(
+    edit_params: Callable[..., None],
+) -> None:
+    fetch.main("images")
+    prepare.main("images")
+    edit_params({"features.classifier.steps": 2})
+    features.main("classifier")
+    colour = torch.zeros(60, 3, 28, 28, dtype=torch.uint8)
+    artifacts.write_tensors(artifacts.RUNS / "gan" / "samples" / "generated.safetensors", {"0": colour})
+    seals.seal(artifacts.RUNS / "gan" / "samples")
+    with pytest.raises(
+        ArtifactError, match=r"runs.gan.features: classifier has learnt images \(1, 28, 28\) .* has \(3,"
+    ):
+        evaluate.main("gan")
 
 
 def test_curves_become_one_table_a_value(workdir: Path) -> None:
