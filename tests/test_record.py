@@ -1,8 +1,10 @@
 """The record of a run: whole whatever happens, one run an experiment, and the reason that it ended."""
 
 import json
+import os
 import resource
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline import artifacts
+from pipeline.preemption import PreemptedError
 from pipeline.record import Record, describe_process, is_gone
 from pipeline.stages import fetch, prepare, train
 from pipeline.tracking import connect
@@ -132,6 +135,38 @@ def test_a_training_killed_between_its_output_and_the_end_of_its_state_goes_on_i
     steps = [line["step"] for line in Record(artifacts.RUNS / "vae" / "record").read() if "loss" in line["values"]]
     assert steps == list(range(1, 13))
     assert [path.name for path in (STATE / "train-vae").iterdir()] == ["lock"]
+
+
+@pytest.mark.fault(0, 26)
+@pytest.mark.usefixtures("prepared")
+def test_a_training_stopped_then_crashed_behind_its_checkpoint_ends_as_one_run_with_one_value_a_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record_step = Recorder.on_train_batch_end
+
+    def stop(self: Recorder, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        record_step(self, trainer, module, outputs, batch, index)
+        if index + 1 == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if index + 1 == 9:
+            msg = "crash"
+            raise InterruptedError(msg)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "on_train_batch_end", stop)
+        with pytest.raises(PreemptedError):
+            train.main("vae")
+        with pytest.raises(InterruptedError):
+            train.main("vae")  # goes on from step 5, and nothing is saved after it
+    (run,) = runs()
+    assert (run.info.status, run.data.tags["failure"]) == ("FAILED", "InterruptedError: crash")
+    train.main("vae")
+    (run,) = runs()
+    client, _ = connect()
+    steps = sorted(metric.step for metric in client.get_metric_history(run.info.run_id, "loss"))
+    assert steps == list(range(1, 13))
+    assert run.info.status == "FINISHED"
+    assert "failure" not in run.data.tags
 
 
 @pytest.mark.fault(7, 25)

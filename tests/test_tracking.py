@@ -211,6 +211,18 @@ def test_a_store_that_is_no_database_is_a_warning(
     assert "is not a database" in caplog.text
 
 
+@pytest.mark.fault(49)
+def test_a_store_of_files_which_mlflow_refuses_is_a_warning(
+    record: Record, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:./mlruns")  # what MLFlowLogger() takes
+    record.finish("FINISHED")
+    mirror = Mirror(record)
+    mirror.close()
+    assert mirror.failed
+    assert "maintenance mode" in caplog.text
+
+
 @pytest.mark.fault(7, 27)
 def test_a_store_that_comes_back_gets_everything_once(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.tracking.SECONDS_BETWEEN_SENDS", 0.05)
