@@ -20,6 +20,7 @@ from pytorch_lightning import Callback
 
 from pipeline import checkpoints
 from pipeline.artifacts import ArtifactError
+from pipeline.stages import features, fetch, prepare, train
 from tests.conftest import ROOT
 from tests.test_training import Crash, make, run
 
@@ -287,3 +288,18 @@ def test_a_file_in_place_of_the_folder_is_refused_before_the_start(tmp_path: Pat
     (tmp_path / "state").write_text("in the way")
     with pytest.raises(ArtifactError, match=r"state/run: cannot be written: .*Not a directory"):
         run("transformer", state=tmp_path / "state" / "run")
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.fault(50)
+def test_a_file_in_place_of_a_stages_results_is_refused_before_it_trains(workdir: Path) -> None:
+    for data in ("text", "images"):
+        fetch.main(data)
+        prepare.main(data)
+    for folder, stage, key in (("runs/transformer", train, "transformer"), ("features", features, "classifier")):
+        path = workdir / "data" / folder
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("in the way")
+        with pytest.raises(ArtifactError, match=f"data/{folder}: cannot be written"):
+            stage.main(key)
+    assert not list((workdir / ".state").rglob("*.ckpt"))

@@ -162,6 +162,21 @@ def test_a_signal_to_one_or_all_saves_together_and_ends_with_75_within_5_seconds
 
 
 @pytest.mark.slow
+@pytest.mark.fault(6, 11)
+def test_a_killed_supervisor_leaves_no_process_and_a_saved_state(start: Any) -> None:
+    ranks = start(["points"], {"PIPELINE_CHECKPOINT_SECONDS": "1"}, steps=100_000, kind="slow", rank=-1, step=-1)
+    ranks.wait_for("points/step-*.ckpt")
+    before = {path.name for path in ranks.out.glob("points/step-*.ckpt")}
+    ranks.process.kill()
+    end = time.monotonic() + 10
+    while any(psutil.pid_exists(ranks.pid(rank)) for rank in (0, 1)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert {path.name for path in ranks.out.glob("points/step-*.ckpt")} - before
+    assert ranks.read().count("the state is saved; the same command goes on from there") == 2
+
+
+@pytest.mark.slow
 @pytest.mark.fault(16)
 def test_processes_started_again_after_a_kill_end_with_the_uninterrupted_weights(start: Any, tmp_path: Path) -> None:
     environment = {"PIPELINE_RELAUNCHES": "1", "PIPELINE_CHECKPOINT_SECONDS": "0"}

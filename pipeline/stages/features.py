@@ -50,6 +50,7 @@ def train(key: str, module: ModuleType, config: Section) -> dict[str, float]:
     values = config.model_dump()
     code = plugins.PACKAGE / f"models/{values['network']}.py"
     state = STATE / f"features-{key}" / fingerprint(values, artifacts.read_manifest(values["data"]), code)
+    checkpoints.require_writable(artifacts.FEATURES, artifacts.REPORTS / "features")
     with checkpoints.hold(state.parent) if get_rank() == 0 else contextlib.nullcontext():
         model = module.Model(config, artifacts.read_spec(values["data"]), values["seed"])
         fit(
