@@ -52,13 +52,13 @@ def close_abandoned(state: Path, about: dict[str, Any]) -> dict[str, str]:
 
     Prints in what the last one differs. Returns the tag that links a new run to it, or nothing.
     """
-    paths = [path for path in state.parent.glob("*/record/run.json") if path.parents[1] not in {state, _done(state)}]
+    for path in state.parent.glob("*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)  # a finished training's state, killed while it was removed
+    paths = [path for path in state.parent.glob("*/record/run.json") if path.parents[1] != state]
     others = [Record(path.parent) for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
     for record in others:
         if record.about["status"] == "RUNNING":
             record.abandon()
-    for path in state.parent.glob("*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)  # a finished training's state, killed while it was removed
     if not others:
         return {}
     before, now = others[-1].about["parameters"], json.loads(json.dumps(about["parameters"]))
@@ -71,10 +71,6 @@ def close_abandoned(state: Path, about: dict[str, Any]) -> dict[str, str]:
         what = "; ".join(changed) or "data or code changed"
         print(f"{about['name']}: a new run; the interrupted one in {others[-1].folder.parent} does not fit: {what}")
     return {"follows": others[-1].about["id"]}
-
-
-def _done(state: Path) -> Path:
-    return state.with_name(state.name + ".tmp")
 
 
 def find_states() -> Iterator[Leftover]:

@@ -215,11 +215,13 @@ def test_changed_params_start_a_new_run_that_names_what_changed_and_the_old_one_
         prepared / STATE / "train-vae" / "0123" / "record",
         {**json.loads(json.dumps(ABOUT)), "parameters": {"model.steps": 11}},
     )
+    done = Record(prepared / STATE / "train-vae" / "4567.tmp" / "record", json.loads(json.dumps(ABOUT)))
     train.main("vae")
     output = capsys.readouterr().out
     assert "vae: a new run; the interrupted one in" in output
     assert "model.steps was 11, is 12" in output
     assert Record(old.folder).about["status"] == "KILLED"
+    assert not done.folder.exists()  # of a training that had finished
     (run,) = runs()
     assert run.data.tags["follows"] == old.about["id"]
     about = Record(artifacts.RUNS / "vae" / "record").about
