@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -177,16 +178,18 @@ def test_an_experiment_varies_one_value_and_tracks_in_the_main_store(clone: Path
 
 @pytest.mark.skipif("DATA_MIRROR" not in os.environ, reason="MNIST is fetched: set DATA_MIRROR to a folder that has it")
 def test_one_change_trains_on_other_data_that_is_fetched_and_evaluates_on_them(clone: Path) -> None:
-    committed = json.loads(run(clone, "dvc", "metrics", "show", "--json"))
     run(clone, "dvc", "exp", "run", "--temp", "--name", "fetched", "-S", "data.images.source=mnist", "evaluate@vae")
-    shown = json.loads(run(clone, "dvc", "exp", "show", "--json"))
-    (found,) = [entry for state in shown for experiment in state["experiments"] or [] for entry in experiment["revs"]]
-    metrics = {path: entry["data"] for path, entry in found["data"]["metrics"].items()}
-    path = "reports/runs/vae/metrics.json"
-    assert metrics[path]["samples"] == 200
-    assert metrics[path]["fid_classifier"] != committed[""]["data"][path]["data"]["fid_classifier"]
-    record = run(clone, "git", "show", "fetched:reports/runs/vae/protocol.json")
-    assert json.loads(record)["protocol"]["reference"]["source"] == "mnist"
+    revision = run(clone, "git", "for-each-ref", "--format=%(objectname)", "refs/exps/*/*/fetched").strip()
+    assert "fetched" in run(clone, "dvc", "exp", "list")
+
+    def read(file: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(run(clone, "git", "show", f"{revision}:reports/runs/vae/{file}.json"))
+        return content
+
+    assert read("protocol")["protocol"]["reference"]["source"] == "mnist"
+    assert read("metrics")["samples"] == 200
+    before = json.loads((clone / "reports" / "runs" / "vae" / "metrics.json").read_text())
+    assert read("metrics")["fid_classifier"] != before["fid_classifier"]
 
 
 def test_forced_training_gives_the_same_lock(clone: Path) -> None:
