@@ -39,9 +39,13 @@ class LabelledExamples:
         return len(self.tensors["labels"])
 
     def batch(self, indices: Tensor, epoch: int) -> Batch:
-        """Return the tensors at the indices (B,)."""
+        """Return the tensors at the indices (B,).
+
+        NumPy copies in this thread alone; torch would wake all of its own, which takes milliseconds on busy cores.
+        """
         del epoch
-        return {name: tensor[indices] for name, tensor in self.tensors.items()}
+        rows = indices.numpy()
+        return {name: torch.from_numpy(tensor.numpy()[rows]) for name, tensor in self.tensors.items()}
 
 
 def require_length(data: str, manifest: dict[str, Any], model: str, context: int | None) -> None:
@@ -81,7 +85,7 @@ class TextExamples:
         generator = make_generator(self.seed, "offset", epoch)
         offset = int(torch.randint(self.context, (), generator=generator))
         windows = self.tokens[(indices * self.context + offset)[:, None] + self.span].long()  # (B, T + 1)
-        return {"inputs": windows[:, :-1], "targets": windows[:, 1:]}
+        return {"inputs": windows[:, :-1].contiguous(), "targets": windows[:, 1:].contiguous()}
 
 
 class Steps:
@@ -125,7 +129,10 @@ class Steps:
                     known = {epoch: torch.randperm(count, generator=make_generator(self.seed, "order", epoch))}
                 parts.append((epoch, known[epoch][position : position + share_left]))
             batches = [self.examples.batch(indices, epoch) for epoch, indices in parts]
-            yield {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+            if len(batches) == 1:
+                yield batches[0]
+            else:
+                yield {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
 
 class Data(LightningDataModule):
