@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -84,8 +85,10 @@ def start(tmp_path: Path) -> Iterator[Any]:
     """Start processes, and leave none behind."""
     started: list[Ranks] = []
 
-    def begin(names: list[str], environment: dict[str, str] | None = None, **options: Any) -> Ranks:
-        started.append(Ranks(tmp_path / "ranks", names, environment or {}, **options))
+    def begin(
+        names: list[str], environment: dict[str, str] | None = None, *, out: Path = tmp_path / "ranks", **options: Any
+    ) -> Ranks:
+        started.append(Ranks(out, names, environment or {}, **options))
         return started[-1]
 
     yield begin
@@ -244,6 +247,29 @@ def test_processes_that_slurm_starts_find_each_other(start: Any, tmp_path: Path)
     assert [ranks.process.wait(timeout=180) for ranks in both] == [0, 0], both[1].read()
     require_close(both[0].weights(0), uninterrupted(["points"], tmp_path), 1e-6)
     require_close(both[0].weights(0), both[0].weights(1), 0.0)
+
+
+@pytest.mark.slow
+def test_nodes_that_do_not_share_their_state_are_refused(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "0")
+    with pytest.raises(ValueError, match="an error of rank 1"):
+        train("points", tmp_path, {"kind": "raise", "rank": 0, "step": 5}, 10)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"PIPELINE_NODES": "2", "PIPELINE_DEVICES": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = []
+    for node in ("0", "1"):
+        folder = tmp_path / f"node{node}"
+        folder.mkdir()
+        if node == "0":
+            shutil.copytree(tmp_path / "points", folder / "points")
+        both.append(start(["points"], common | {"NODE_RANK": node}, out=folder))
+    assert [ranks.process.wait(timeout=180) for ranks in both] == [1, 1]
+    for ranks in both:
+        assert "processes would resume at steps 0 to 4: all nodes must see the same folder" in ranks.read()
 
 
 def ip(*words: str) -> None:
