@@ -66,7 +66,7 @@ def test_listing_imports_no_plug_in() -> None:
 
 def test_a_new_file_is_a_plug_in_without_another_change(tmp_path: Path) -> None:
     (tmp_path / "pipeline" / "data").mkdir(parents=True)
-    for name in ("__init__.py", "plugins.py", "data/__init__.py"):
+    for name in ("__init__.py", "versions.py", "plugins.py", "data/__init__.py"):
         shutil.copy(ROOT / "pipeline" / name, tmp_path / "pipeline" / name)
     (tmp_path / "pipeline" / "data" / "zeros.py").write_text('"""Zeros."""\n\n\nclass Config:\n    size = 3\n')
     (tmp_path / "pipeline" / "data" / "shared.py").write_text('"""No plug-in."""\n\nConfigure = 1\n')
