@@ -40,7 +40,7 @@ WANTED = {
     ("vae", "iw500_nats"): "at most 105",
     ("transformer", "test_bits_per_character"): "at most 1.75",
 }
-COMPARED = ("fid_digits", "precision_digits", "recall_digits")
+COMPARED = ("fid_classifier", "precision_classifier", "recall_classifier")
 
 
 def main(arguments: list[str]) -> int:
