@@ -9,7 +9,6 @@ speed.json and speed.md. Nothing else should run on the machine meanwhile.
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from pipeline import artifacts, plugins
 from pipeline.data.loading import Examples, LabelledExamples, Steps, TextExamples
 from pipeline.metrics.images import measure_fid
+from pipeline.models.layers import warmup_cosine
 from pipeline.randomness import make_generator
 from pipeline.record import Record, describe_environment
 from pipeline.tracking import Mirror
@@ -183,11 +183,10 @@ class PlainGPT(nn.Module):
 def train_plain(model: PlainGPT, examples: Examples, steps: int, config: Any) -> float:
     """Train by nanoGPT's laptop recipe: AdamW, 1e-3 to 1e-4 by a cosine after 100 steps, clipped at 1."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
-    factor = plugins.load("models", "layers").warmup_cosine
     start = time.perf_counter()
     for step, batch in enumerate(Steps(examples, steps=steps, batch_size=config.batch_size, seed=0)):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * factor(step, steps=steps, warmup=100, final=0.1)
+            group["lr"] = 1e-3 * warmup_cosine(step, steps=steps, warmup=100, final=0.1)
         loss = F.cross_entropy(model(batch["inputs"]).flatten(0, 1), batch["targets"].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -373,8 +372,7 @@ def main() -> None:
         for row in MEASURES[name]():
             rows[row.name] = asdict(row)
             print(f"{row.title}: {row.ratio:.3g} ({row.low:.3g} to {row.high:.3g}), wanted {row.wanted}", flush=True)
-    environment = describe_environment() | {"python": platform.python_version()}
-    artifacts.write_json(path, {"rows": rows, "environment": environment})
+    artifacts.write_json(path, {"rows": rows, "environment": describe_environment()})
     (HERE / "speed.md").write_text(render(rows), encoding="utf-8")
 
 

@@ -15,11 +15,15 @@ from pipeline import artifacts
 FOLDER = artifacts.RAW.parent / "costs"
 
 
+def measure_memory(who: int = resource.RUSAGE_SELF) -> float:
+    """Return the peak memory in MiB of this process, or of its largest child (RUSAGE_CHILDREN)."""
+    return resource.getrusage(who).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # bytes; KiB on Linux
+
+
 def note(stage: str) -> None:
     """Write seconds since the start of this process, and the peak memory of it or of its largest child in MiB."""
-    scale = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
-    usages = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cost = {"seconds": time.time() - psutil.Process().create_time(), "peak_memory_mib": max(usages) / scale}
+    memory = max(measure_memory(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    cost = {"seconds": time.time() - psutil.Process().create_time(), "peak_memory_mib": memory}
     with contextlib.suppress(OSError):  # a full disk must not undo a stage that is done
         artifacts.write_json(FOLDER / f"{stage}.json", cost)
     print(f"{stage}: {cost['seconds']:.0f} s, at most {cost['peak_memory_mib']:.0f} MiB of memory")

@@ -29,6 +29,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from pipeline import artifacts
+from pipeline.costs import measure_memory
 
 LIBRARIES = ("torch", "pytorch-lightning", "torchmetrics", "torch-fidelity", "mlflow", "dvc", "numpy")
 SAME_START = 60  # seconds that a process's start may seem to move when the clock is set
@@ -131,11 +132,10 @@ class Record:
         """Set the status (FINISHED, FAILED, KILLED), why it failed, and the totals: costs count every attempt."""
         before = self.about.get("totals", {})
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        scale = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
         cost = {
             "seconds": before.get("seconds", 0.0) + time.monotonic() - self.opened,
             "cpu_seconds": before.get("cpu_seconds", 0.0) + usage.ru_utime + usage.ru_stime,  # of all threads
-            "peak_memory_mib": max(before.get("peak_memory_mib", 0.0), usage.ru_maxrss / scale),
+            "peak_memory_mib": max(before.get("peak_memory_mib", 0.0), measure_memory()),
         }
         self.about |= {"status": status, "ended": time.time(), "totals": cost | totals}
         self.about["tags"].pop("failure", None)
