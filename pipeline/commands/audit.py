@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline import artifacts, params, plugins, seals
 from pipeline.artifacts import ArtifactError
 from pipeline.metrics.copying import authenticity, copying_statistic
-from pipeline.metrics.images import extract
+from pipeline.metrics.image_evidence import extract
 from pipeline.params import Params
 from pipeline.randomness import make_generator
 from pipeline.weights import choose_device

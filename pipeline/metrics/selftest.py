@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from pipeline.metrics import images as metrics
-from pipeline.metrics.images import Config, extract
+from pipeline.metrics.image_evidence import extract
+from pipeline.metrics.images import Config
 from pipeline.randomness import make_generator
 
 COUNTS = (100, 200, 400, 700, 1000)

@@ -32,6 +32,9 @@ class Sampling(Section):
     top_k: int = Field(ge=0, description="most likely tokens kept; 0 keeps all")
     top_p: float = Field(gt=0, le=1, description="probability mass kept; 1 keeps all")
     stride: float = Field(gt=0, le=1, description="step of the scoring windows, as a share of the context; 1: disjoint")
+    random_windows: int = Field(
+        ge=0, description="windows of the context's length at random places, scored besides, as nanoGPT does; 0: none"
+    )
 
 
 class Config(Section):
@@ -45,11 +48,13 @@ class Evidence:
     """Nats of each target by split, float64 (N,); characters, bytes, words and tokens of the split, from the manifest.
 
     known: of a synthetic source, `entropy_rate_nats` a character, and `<split>_nats`, what the true model pays there.
+    windows: mean nats of each random window by split, float64 (W,).
     """
 
     nats: Mapping[str, Tensor]
     sizes: Mapping[str, Mapping[str, int]]
     known: Mapping[str, float] = field(default_factory=dict)
+    windows: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
@@ -84,6 +89,12 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
             values[f"{split}_excess_percent"] = 100 * excess / evidence.known["entropy_rate_nats"]
         if len(nats) >= 2 * BLOCKS:
             values[f"{split}_nats_se"] = block_error(nats)
+        windows = evidence.windows.get(split, torch.empty(0))
+        if len(windows):  # the protocol of nanoGPT's figures, for comparison alone: targets count by chance
+            values[f"{split}_windows"] = len(windows)
+            values[f"{split}_window_nats"] = float(windows.double().mean())
+        if len(windows) > 1:
+            values[f"{split}_window_nats_se"] = float(windows.double().std() / len(windows) ** 0.5)
     return {name: [value] for name, value in values.items()}
 
 

@@ -99,9 +99,11 @@ def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
         section = settings.features[name].model_dump()
         plug_in = plugins.load("models", section["network"])
         learnt = artifacts.read_json(artifacts.FEATURES / name / "config.json").get("spec")
-        if learnt and tuple(learnt["shape"]) != tuple(generated[0].shape[1:]):
+        shape = tuple(generated[0].shape[1:])
+        shown = (1, *shape[1:]) if getattr(module, "CHANNELWISE", False) else shape
+        if learnt and tuple(learnt["shape"]) != shown:
             msg = f"runs.{key}.features: {name} has learnt images {tuple(learnt['shape'])} of data.{section['data']}, "
-            raise artifacts.ArtifactError(msg + f"data.{run.data} has {tuple(generated[0].shape[1:])}")
+            raise artifacts.ArtifactError(msg + f"data.{run.data} has {shown}")
         networks[name] = plug_in.load_features(artifacts.FEATURES / name).to(choose_device())
         if section["data"] == run.data and not hasattr(plug_in, "fetch"):  # trained on the labels of these images
             labelled.add(name)
@@ -127,9 +129,12 @@ def make_order(count: int, *purpose: str) -> Tensor:
 def gather_text(module: Any, key: str, run: Run, settings: Params) -> Any:
     """Read the nats of every target and the sizes of the splits."""
     del settings
-    nats = artifacts.read_tensors(artifacts.RUNS / key / "samples" / "nats.safetensors")
+    folder = artifacts.RUNS / key / "samples"
+    nats = artifacts.read_tensors(folder / "nats.safetensors")
+    path = folder / "windows.safetensors"
+    windows = artifacts.read_tensors(path) if path.exists() else {}
     manifest = artifacts.read_manifest(run.data)
-    return module.Evidence(nats, manifest["splits"], manifest["known"])
+    return module.Evidence(nats, manifest["splits"], manifest["known"], windows)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python -m pipeline.stages.sample gan
 
 Images: generated.safetensors (sets "0", "1", ... of uint8 (N, C, H, W)), a likelihood model's scores.safetensors.
-Points: generated.safetensors (sets of float32 (N, D)). Text: nats.safetensors (float64, one number a target, by split).
+Points: generated.safetensors (sets of float32 (N, D)). Text: nats.safetensors (float64, one number a target, by split)
+and windows.safetensors (float64, the mean of each random window).
 The evaluation reads these files alone. For the eye, in reports/runs/<run>/samples: samples.png, reconstructions.png,
 or samples.yaml, a list of texts (`dvc plots show` shows the pictures of this folder, and stumbles over a .txt in it).
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
 from torch import Tensor
@@ -97,6 +99,31 @@ def sample_text(run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path
     held_out = [name for name in ("validation", "test") if name in artifacts.read_manifest(run.data)["splits"]]
     nats = {name: model.score(artifacts.read_split(run.data, name)["tokens"], stride).cpu() for name in held_out}
     artifacts.write_tensors(folder / "nats.safetensors", nats)
+    if count := sampling["random_windows"]:
+        windows = {name: score_windows(run, model, name, count) for name in held_out}
+        artifacts.write_tensors(folder / "windows.safetensors", windows)
+
+
+@torch.inference_mode()
+def score_windows(run: Run, model: Any, split: str, count: int) -> Tensor:
+    """Return the mean nats of `count` windows at random places of a split, float64 (count,): nanoGPT's estimate_loss.
+
+    Each window is scored alone: half of its targets have less than half of the context before them. All runs
+    face the same windows.
+    """
+    tokens = artifacts.read_split(run.data, split)["tokens"].long().to(model.device)
+    span = torch.arange(model.config.context + 1)
+    starts = torch.randint(
+        max(1, len(tokens) - len(span) + 1), (count, 1), generator=make_generator(0, "windows", split)
+    )
+    network = model.kept.eval()
+    means = []
+    for part in (starts + span).split(max(1, 16_384 // len(span))):
+        window = tokens[part.to(model.device)]  # (B, T + 1)
+        logits = network(window[:, :-1]).float()  # (B, T, V)
+        nats = F.cross_entropy(logits.transpose(1, 2), window[:, 1:], reduction="none")
+        means.append(nats.double().mean(dim=1).cpu())
+    return torch.cat(means)
 
 
 def write_texts(path: Path, texts: list[str]) -> None:

@@ -13,7 +13,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from pipeline.artifacts import ArtifactError
 from pipeline.metrics import images as metrics
-from pipeline.metrics.images import Config, Evidence, check_images, compute, extract, extrapolate, score_classes
+from pipeline.metrics.image_evidence import Evidence, check_images, extract
+from pipeline.metrics.images import Config, compute, extrapolate, score_classes
 
 CONFIG = Config.model_validate(
     {

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline import artifacts, seals
+from pipeline import artifacts, params, seals
 from pipeline.artifacts import ArtifactError
-from pipeline.models import inception
+from pipeline.models import inception, transformer
+from pipeline.randomness import make_generator
 from pipeline.stages import evaluate, features, fetch, prepare, report, sample, train
 from pipeline.tracking import connect
 from tests.conftest import ROOT
@@ -167,6 +170,51 @@ def test_a_feature_network_of_images_of_another_shape_is_refused_by_the_run_s_na
         ArtifactError, match=r"runs.gan.features: classifier has learnt images \(1, 28, 28\) .* has \(3,"
     ):
         evaluate.main("gan")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_random_windows_are_scored_alone_and_are_the_same_for_every_run() -> None:
+    fetch.main("text")
+    prepare.main("text")
+    settings = params.load()
+    run = settings.runs["transformer"]
+    model = transformer.Model(settings.models["transformer"], artifacts.read_spec("text"), 0)
+    torch.nn.init.normal_(model.network.head.weight)
+    found = sample.score_windows(run, model, "test", 600)
+    tokens = artifacts.read_split("text", "test")["tokens"]
+    starts = torch.randint(len(tokens) - 32, (600,), generator=make_generator(0, "windows", "test"))
+    for index in (0, 1, 599):
+        window = tokens[starts[index] :][:33]
+        assert found[index] == pytest.approx(float(model.score(window, 32).mean()), rel=1e-6)
+    other = run.model_copy(update={"seed": 5})
+    assert torch.equal(sample.score_windows(other, model, "test", 600), found)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_modes_are_counted_by_a_network_of_one_channel(workdir: Path, edit_params: Callable[..., None]) -> None:
+    generator = np.random.default_rng(0)
+    for number in range(800):
+        path = workdir / "stacks" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(path)
+    own = {"source": "image_folder", "path": "stacks", "size": 28, "split_seed": 0, "validation": 0.1}
+    edit_params({"data.stacks": own, "features.classifier.steps": 2, "runs.gan.data": "stacks"})
+    sampling = {"count": 60, "sets": 2, "importance_samples": 1}
+    edit_params({"metrics.modes": {"sampling": sampling}, "runs.gan.metric": "modes", "models.gan.conditional": False})
+    for data in ("images", "stacks"):
+        fetch.main(data)
+        prepare.main(data)
+    features.main("classifier")
+    train.main("gan")
+    sample.main("gan")
+    evaluate.main("gan")
+    sets = artifacts.read_json(workdir / "reports" / "runs" / "gan" / "sets.json")
+    assert {name: len(values) for name, values in sets.items()} == {
+        "modes_covered_classifier": 2,
+        "mode_kl_nats_classifier": 2,
+    }
+    protocol = artifacts.read_json(workdir / "reports" / "runs" / "gan" / "protocol.json")["protocol"]
+    assert protocol["metric"]["name"] == "modes"
 
 
 def test_curves_become_one_table_a_value(workdir: Path) -> None:

@@ -1,0 +1,64 @@
+"""How many modes a GAN covers where the right answer is known: images whose channels are labelled pictures each.
+
+Stacked-MNIST: three digits as colour channels make 10^3 modes (Metz et al. 2017; Srivastava et al. 2017, "VEEGAN").
+A one-channel feature network labels each channel; the labels together name the mode. `modes_covered_<network>` counts
+the modes that have an image, `mode_kl_nats_<network>` is KL(generated || uniform) of their histogram (Lin et al. 2018,
+"PacGAN"), which N samples of K uniform modes do not bring below about (K - 1) / 2N. Beside them stands the same of as
+many real test images (`_real`), which shows that floor with the network's own errors in it.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.artifacts import ArtifactError
+from pipeline.metrics.image_evidence import Evidence, Sampling, check_images, extract, name_metric
+from pipeline.params import Section
+
+KIND = "images"
+ERRORS = ""  # there are no standard errors
+CHANNELWISE = True  # a feature network sees each channel as a picture of its own
+
+
+class Config(Section):
+    """How modes are counted."""
+
+    sampling: Sampling
+
+
+def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
+    """Return the coverage of each generated set, and of the test images, by every network.
+
+    Raises:
+        ArtifactError: if there is no network, or the images are nonsense.
+    """
+    del config
+    if not evidence.networks:
+        msg = "metrics.modes: expected a feature network that labels the channels, got none: name one in the run"
+        raise ArtifactError(msg)
+    values: dict[str, list[float]] = {"samples": [float(len(evidence.test))]}
+    for name, network in evidence.networks.items():
+        found = []
+        for index, pictures in enumerate((*evidence.generated, evidence.test)):
+            check_images(f"generated set {index}" if index < len(evidence.generated) else "test", pictures)
+            found.append(measure(*label(network, pictures)))
+        *generated, real = found
+        values |= {name_metric(metric, name): [entry[metric] for entry in generated] for metric in real}
+        values |= {name_metric(f"{metric}_real", name): [value] for metric, value in real.items()}
+    return values
+
+
+def label(network: nn.Module, pictures: Tensor) -> tuple[Tensor, int]:
+    """Return the mode of each of the uint8 pictures (N, C, H, W), int64 (N,), and how many modes K^C there are."""
+    logits = extract(network, pictures.flatten(0, 1)[:, None]).logits  # (N C, K)
+    classes, channels = logits.size(1), pictures.size(1)
+    places = classes ** torch.arange(channels - 1, -1, -1)  # the first channel counts most, as in stacked_mnist
+    return logits.argmax(dim=1).view(-1, channels) @ places, classes**channels
+
+
+def measure(modes: Tensor, total: int) -> dict[str, float]:
+    """Return the count of modes int64 (N,) below `total` that occur, and KL(their histogram || uniform) in nats."""
+    shares = torch.bincount(modes, minlength=total).double() / len(modes)
+    return {
+        "modes_covered": float((shares > 0).sum()),
+        "mode_kl_nats": float(torch.xlogy(shares, shares * total).sum()),
+    }
