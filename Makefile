@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test test-slow benchmark benchmark-data ui lint lock clean
+.PHONY: help repro test test-slow benchmark benchmark-inception benchmark-data ui lint lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:\t/'
@@ -28,6 +28,9 @@ test-slow: .venv/installed  ## run the slow tests: DVC in a fresh clone, several
 
 benchmark: .venv/installed  ## run the benchmarks, write the README's tables
 	cd benchmarks && dvc repro && pipeline results && cd .. && pipeline readme
+
+benchmark-inception: .venv/installed  ## FID by the published Inception weights: needs them, better with a GPU
+	cd benchmarks/inception && dvc repro && pipeline results && cd ../.. && pipeline readme
 
 benchmark-data: .venv/installed  ## measure what the data cost, write benchmarks/data.md
 	python benchmarks/data.py

@@ -3,8 +3,8 @@
     pipeline readme                  # after `make repro`: gathers the costs into reports/costs.json, writes README.md
     pipeline readme --check          # changes nothing; status 1 if README.md is not what the committed files say
 
-A figure stands in a block between `<!-- name -->` and `<!-- end of name -->`: costs, results, benchmarks, augmentation,
-speed and data benchmark where there are some.
+A figure stands in a block between `<!-- name -->` and `<!-- end of name -->`: costs, results, benchmarks, inception,
+augmentation, speed and data benchmark where there are some.
 """
 
 import argparse
@@ -83,7 +83,8 @@ def make_blocks() -> dict[str, str]:
     runs = params.load().runs
     known = artifacts.read_json(COSTS)
     blocks = {"costs": render_costs(known), "results": render_results(runs, known["runs"])}
-    for name, file in (("benchmarks", "results.md"), ("speed", "speed.md"), ("data benchmark", "data.md")):
+    files = {"benchmarks": "results.md", "inception": "inception/results.md"}
+    for name, file in (files | {"speed": "speed.md", "data benchmark": "data.md"}).items():
         if (BENCHMARKS / file).exists():
             blocks[name] = (BENCHMARKS / file).read_text(encoding="utf-8")
     blocks["augmentation"] = render_policies(BENCHMARKS / artifacts.REPORTS / "runs")

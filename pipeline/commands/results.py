@@ -1,9 +1,10 @@
-"""Gathers the benchmarks' claims from the runs that they name, into benchmarks/results.json and a table.
+"""Gathers the benchmarks' claims from the runs that they name, into results.json and a table, results.md.
 
     cd benchmarks && pipeline results
 
 results.yaml names each claim: its runs (one a seed), metric, direction, and the values to reach. Runs of one claim must
-have been evaluated by one protocol and differ in nothing but the seed.
+have been evaluated by one protocol and differ in nothing but the seed. An optional claim whose runs are not there is
+said to be not measured here. The ratios of speed.json, where there is one, become claims of results.json, too.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pipeline.params import Section
 from pipeline.protocol import require_equal
 from pipeline.uncertainty import summarize
 
-PATH = Path("results.yaml")
+PATH, SPEED = Path("results.yaml"), Path("speed.json")
 
 
 class Claim(Section):
@@ -33,6 +34,7 @@ class Claim(Section):
     must: float = Field(description="what had to be reached")
     aim: float = Field(description="what was aimed at")
     source: str = Field(description="where the value to reach comes from")
+    optional: bool = Field(default=False, description="may be missing: what it needs is not everywhere at hand")
 
 
 def main(arguments: list[str]) -> int:
@@ -45,19 +47,24 @@ def main(arguments: list[str]) -> int:
         raise ArtifactError(msg)
     claims = {name: Claim.model_validate(values) for name, values in YAML(typ="safe", pure=True).load(PATH).items()}
     results = {name: measure(claim) for name, claim in claims.items()}
-    artifacts.write_json(Path("results.json"), results)
+    speed = read_speed(artifacts.read_json(SPEED)) if SPEED.exists() else {}
+    artifacts.write_json(Path("results.json"), results | speed)
     Path("results.md").write_text(render(claims, results), encoding="utf-8")
-    print(f"{len(results)} benchmarks: results.json, results.md")
+    measured = sum(found["value"] is not None for found in results.values())
+    print(f"{measured} of {len(results)} benchmarks are measured: results.json, results.md")
     return 0
 
 
 def measure(claim: Claim) -> dict[str, Any]:
-    """Return value, interval, seeds, counts, costs, protocol and commits of one claim.
+    """Return value, interval, seeds, counts, costs, protocol and commits of one claim; no value if not measured.
 
     Raises:
         ProtocolError: if its runs were evaluated by different protocols.
     """
     folders = {run: artifacts.REPORTS / "runs" / run for run in claim.runs}
+    command = "dvc repro " + " ".join(f"evaluate@{run}" for run in claim.runs)
+    if claim.optional and not all((folder / "metrics.json").exists() for folder in folders.values()):
+        return {"value": None, "command": command, "must": claim.must, "aim": claim.aim}
     metrics = {run: artifacts.read_json(folder / "metrics.json") for run, folder in folders.items()}
     sets = {run: artifacts.read_json(folder / "sets.json") for run, folder in folders.items()}
     about = {run: artifacts.read_json(folder / "protocol.json") for run, folder in folders.items()}
@@ -80,11 +87,28 @@ def measure(claim: Claim) -> dict[str, Any]:
         "processor": records[0]["environment"]["processor"],
         "threads": records[0]["environment"]["threads"],
         "protocol": about[claim.runs[0]]["hash"],
-        "command": "dvc repro " + " ".join(f"evaluate@{run}" for run in claim.runs),
+        "command": command,
         "commits": sorted({record["tags"].get("mlflow.source.git.commit", "") for record in records}),
         "must": claim.must,
         "aim": claim.aim,
         "reached": reached,
+    }
+
+
+def read_speed(speed: dict[str, Any]) -> dict[str, Any]:
+    """Return the ratios of speed.py: median, least and largest, repeats, and on which machine."""
+    machine = {name: speed["environment"][name] for name in ("processor", "threads")}
+    return {
+        name: {
+            "value": row["ratio"],
+            "interval": [row["low"], row["high"]],
+            "repeats": row["repeats"],
+            "detail": row["detail"],
+            "wanted": row["wanted"],
+            "command": "python speed.py",
+            **machine,
+        }
+        for name, row in speed["rows"].items()
     }
 
 
@@ -96,6 +120,9 @@ def render(claims: dict[str, Claim], results: dict[str, Any]) -> str:
     ]
     for name, claim in claims.items():
         found = results[name]
+        if found["value"] is None:
+            lines.append(f"| {claim.title} (`{name}`) | not measured here | | | {claim.must:g} | {claim.aim:g} | | |")
+            continue
         interval = "" if found["interval"] is None else "{:.4g} to {:.4g}".format(*found["interval"])
         value = f"**{found['value']:.4g}**" if found["reached"] else f"{found['value']:.4g} (missed)"
         lines.append(

@@ -63,6 +63,41 @@ def test_runs_that_differ_in_more_than_the_seed_are_refused(capsys: pytest.Captu
     assert "model is 'm' and 'another'" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("runs")
+def test_an_optional_claim_without_its_runs_is_not_measured_here(capsys: pytest.CaptureFixture[str]) -> None:
+    absent = CLAIM.replace("speed:", "else:").replace("two", "three")
+    Path("results.yaml").write_text(CLAIM + absent + "  optional: true\n", encoding="utf-8")
+    assert main(["results"]) == 0
+    found = artifacts.read_json(Path("results.json"))
+    assert found["speed"]["value"] == 1.5
+    assert (found["else"]["value"], found["else"]["command"]) == (None, "dvc repro evaluate@one evaluate@three")
+    assert Path("results.md").read_text(encoding="utf-8").splitlines()[3] == (
+        "| how fast (`else`) | not measured here | | | 2 | 1 | | |"
+    )
+    Path("results.yaml").write_text(absent, encoding="utf-8")  # not optional
+    assert main(["results"]) == 1
+    assert "three" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("runs")
+def test_the_ratios_of_speed_are_results_too() -> None:
+    row = {"name": "a_over_b", "title": "t", "ratio": 1.1, "low": 1.0, "high": 1.2, "repeats": 5, "wanted": "<= 2"}
+    environment = {"processor": "p", "threads": "2", "torch": "t"}
+    artifacts.write_json(Path("speed.json"), {"environment": environment, "rows": {"a_over_b": {**row, "detail": "d"}}})
+    assert main(["results"]) == 0
+    assert artifacts.read_json(Path("results.json"))["a_over_b"] == {
+        "value": 1.1,
+        "interval": [1.0, 1.2],
+        "repeats": 5,
+        "detail": "d",
+        "wanted": "<= 2",
+        "command": "python speed.py",
+        "processor": "p",
+        "threads": "2",
+    }
+    assert "a_over_b" not in Path("results.md").read_text(encoding="utf-8")  # speed.md shows them
+
+
 def test_it_says_where_it_must_be_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
