@@ -1,4 +1,4 @@
-"""pipeline audit: copies of the training images are found, other real images pass."""
+"""pipeline audit: copies of the training images and memorised secrets are found, others pass."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pipeline import artifacts, seals
 from pipeline.__main__ import main
-from pipeline.stages import features, fetch, prepare
+from pipeline.commands.audit import search
+from pipeline.stages import features, fetch, prepare, sample, train
 from tests.conftest import TINY
 
 
@@ -52,4 +53,45 @@ def test_copies_fail_and_other_real_images_pass(
 def test_a_run_without_samples_is_named(workdir: Path, capsys: pytest.CaptureFixture[Any]) -> None:
     assert workdir.exists()
     assert main(["audit", "vae"]) == 1
-    assert "features for: vae" in capsys.readouterr().err
+    assert "of text, for: vae" in capsys.readouterr().err
+
+
+CANARIES = {"4539 5787 6362 1486": 60, "4716 9215 3480 7759": 1}  # how often each stands in the text
+
+
+@pytest.mark.fault(43)
+def test_a_canary_that_was_memorised_is_told_from_one_that_was_not(
+    workdir: Path, edit_params: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"{number} bottles of beer on the wall" for number in range(1500, 0, -1)]
+    places = iter(range(100, 1300, 19))
+    for card, times in CANARIES.items():
+        for _ in range(times):
+            lines.insert(next(places), f"my card is {card}")  # within the training split
+    lines.insert(300, "write to ada@example.org")
+    (workdir / "own.txt").write_text("\n".join(lines), encoding="utf-8")
+    edit_params(TINY)
+    own = {"source": "text_file", "path": "own.txt", "split_seed": 0, "validation": 0.05, "test": 0.0}
+    edit_params({"data.text": own | {"tokenizer": "character", "vocabulary": 1024}})
+    edit_params({"models.transformer.steps": 250, "models.transformer.batch_size": 16})
+    fetch.main("text")
+    prepare.main("text")
+    train.main("transformer")
+    sample.main("transformer")
+    capsys.readouterr()
+    assert main(["audit", "transformer", "--others", "255"]) == 1
+    rows = [[cell.strip() for cell in row.split("|")[2:-1]] for row in capsys.readouterr().out.splitlines()[2:]]
+    by_times = {row[1]: row for row in rows if row[0].startswith("payment card")}
+    assert by_times["60"][2:] == ["8.0", "**memorised**"]
+    assert by_times["1"][3] == "not memorised"
+    assert ["e-mail address ad****** (15 characters)", "1", "", "not measured"] in rows
+    assert not any(card in str(rows) for card in CANARIES)
+
+
+def test_a_secret_on_the_border_of_two_pieces_is_found_once() -> None:
+    card = "4539 5787 6362 1486"
+    text = "x" * 1500 + f" {card} " + "y" * 3000 + f" {card} " + "z" * 100
+    for border in (600, 1400, 1510, 1530, 4000, 4520):
+        pieces = [text[: border + 1024], text[border:]]
+        ((secret, before, times),) = search(pieces)
+        assert (secret.text, before[-2:], times) == (card, "x ", 2)
