@@ -93,8 +93,6 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
         if len(windows):  # the protocol of nanoGPT's figures, for comparison alone: targets count by chance
             values[f"{split}_windows"] = len(windows)
             values[f"{split}_window_nats"] = float(windows.double().mean())
-        if len(windows) > 1:
-            values[f"{split}_window_nats_se"] = float(windows.double().std() / len(windows) ** 0.5)
     return {name: [value] for name, value in values.items()}
 
 

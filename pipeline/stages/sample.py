@@ -96,26 +96,35 @@ def sample_text(run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path
     write_texts(shown / "samples.yaml", texts)
     context = model.config.context
     stride = max(1, round(sampling["stride"] * context))
-    held_out = [name for name in ("validation", "test") if name in artifacts.read_manifest(run.data)["splits"]]
-    nats = {name: model.score(artifacts.read_split(run.data, name)["tokens"], stride).cpu() for name in held_out}
+    manifest = artifacts.read_manifest(run.data)
+    nats, windows = {}, {}
+    for split in ("validation", "test"):
+        if split not in manifest["splits"]:
+            continue
+        tokens = artifacts.read_split(run.data, split)["tokens"]
+        nats[split] = model.score(tokens, stride).cpu()
+        if count := sampling["random_windows"]:
+            if len(tokens) <= context:
+                msg = (
+                    f"metrics.{run.metric}.sampling.random_windows: data.{run.data} has {len(tokens)} tokens in split "
+                )
+                raise artifacts.ArtifactError(msg + f"{split}, expected more than the context of {context}")
+            # All runs face the same windows.
+            windows[split] = score_windows(model, tokens, count, make_generator(0, "windows", split))
     artifacts.write_tensors(folder / "nats.safetensors", nats)
-    if count := sampling["random_windows"]:
-        windows = {name: score_windows(run, model, name, count) for name in held_out}
+    if windows:
         artifacts.write_tensors(folder / "windows.safetensors", windows)
 
 
 @torch.inference_mode()
-def score_windows(run: Run, model: Any, split: str, count: int) -> Tensor:
-    """Return the mean nats of `count` windows at random places of a split, float64 (count,): nanoGPT's estimate_loss.
+def score_windows(model: Any, tokens: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return the mean nats of `count` windows at random places of tokens (N,), float64 (count,).
 
-    Each window is scored alone: half of its targets have less than half of the context before them. All runs
-    face the same windows.
+    This is nanoGPT's estimate_loss: each window is scored alone, half of its targets have less than half of the context.
     """
-    tokens = artifacts.read_split(run.data, split)["tokens"].long().to(model.device)
+    tokens = tokens.long().to(model.device)
     span = torch.arange(model.config.context + 1)
-    starts = torch.randint(
-        max(1, len(tokens) - len(span) + 1), (count, 1), generator=make_generator(0, "windows", split)
-    )
+    starts = torch.randint(len(tokens) - model.config.context, (count, 1), generator=generator)
     network = model.kept.eval()
     means = []
     for part in (starts + span).split(max(1, 16_384 // len(span))):

@@ -177,17 +177,31 @@ def test_random_windows_are_scored_alone_and_are_the_same_for_every_run() -> Non
     fetch.main("text")
     prepare.main("text")
     settings = params.load()
-    run = settings.runs["transformer"]
     model = transformer.Model(settings.models["transformer"], artifacts.read_spec("text"), 0)
-    torch.nn.init.normal_(model.network.head.weight)
-    found = sample.score_windows(run, model, "test", 600)
-    tokens = artifacts.read_split("text", "test")["tokens"]
+    for parameter in model.parameters():  # some begin as zeros, which would make the context count for nothing
+        torch.nn.init.normal_(parameter, std=0.3)
+    tokens = artifacts.read_split("text", "test")["tokens"].long()
+    found = sample.score_windows(model, tokens, 600, make_generator(0, "windows", "test"))
     starts = torch.randint(len(tokens) - 32, (600,), generator=make_generator(0, "windows", "test"))
     for index in (0, 1, 599):
         window = tokens[starts[index] :][:33]
-        assert found[index] == pytest.approx(float(model.score(window, 32).mean()), rel=1e-6)
-    other = run.model_copy(update={"seed": 5})
-    assert torch.equal(sample.score_windows(other, model, "test", 600), found)
+        with torch.inference_mode():
+            chances = model.network(window[None, :-1])[0].double().softmax(dim=-1)
+        nats = [-math.log(chances[place, window[place + 1]]) for place in range(32)]
+        assert found[index] == pytest.approx(sum(nats) / 32, rel=1e-5)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_random_windows_of_a_text_shorter_than_one_are_refused(workdir: Path, edit_params: Callable[..., None]) -> None:
+    (workdir / "own.txt").write_text("a few words, and then some more. " * 60, encoding="utf-8")
+    own = {"source": "text_file", "path": "own.txt", "split_seed": 0, "validation": 0.01, "test": 0.0}
+    edit_params({"data.text": own | {"tokenizer": "byte", "vocabulary": 1024}})
+    edit_params({"metrics.text.sampling.random_windows": 5})
+    fetch.main("text")
+    prepare.main("text")
+    train.main("transformer")
+    with pytest.raises(ArtifactError, match=r"random_windows: data.text has \d+ tokens in split validation, expected"):
+        sample.main("transformer")
 
 
 @pytest.mark.usefixtures("tiny")
