@@ -120,7 +120,7 @@ def sample_text(run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path
 def score_windows(model: Any, tokens: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return the mean nats of `count` windows at random places of tokens (N,), float64 (count,).
 
-    This is nanoGPT's estimate_loss: each window is scored alone, half of its targets have less than half of the context.
+    This is nanoGPT's estimate_loss: each window is scored alone, half of its targets have less than half a context.
     """
     tokens = tokens.long().to(model.device)
     span = torch.arange(model.config.context + 1)
