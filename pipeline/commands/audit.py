@@ -12,8 +12,6 @@ loss among --others random ones of the same form: pipeline/metrics/exposure.py. 
 """
 
 import argparse
-import itertools
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,7 +32,9 @@ from pipeline.weights import Loaded, choose_device, load_model
 
 LOWEST = -3.0  # C_T: three standard deviations nearer than test images
 MOST_LOST = 0.1  # authenticity below that of test images
-PIECE, OVERLAP = 2**22, 2**10  # tokens of the training text that are searched at once, and that two pieces share
+PIECE = 2**22  # tokens of the training text that are read at once
+BEFORE = 2**12  # characters before a secret that are kept
+MEMORISED = 10.0  # bits of exposure: by chance for one secret of 1024
 SHOWN = 20  # secrets of a run whose exposure is measured
 
 
@@ -46,13 +46,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="runs; default: all that have samples")
     parser.add_argument("--cells", type=int, default=5, help="k-means cells that C_T compares in; default: 5")
     parser.add_argument(
-        "--others", type=int, default=1023, help="random secrets that one is compared with; default: 1023"
+        "--others", type=int, default=1023, help="random secrets that one is compared with; 1023 or more"
     )
     options = parser.parse_args(arguments)
+    if options.others < 2**MEMORISED - 1:
+        parser.error(f"--others: expected {2**MEMORISED - 1:.0f} or more, got {options.others}")
     settings = params.load()
     of_images = [name for name, run in settings.runs.items() if run.features and _samples(name).exists()]
     of_text = [name for name in settings.runs if _samples(name, "nats").exists()]
     chosen = options.runs or [*of_images, *of_text]
+    if not chosen:
+        msg = f"{artifacts.RUNS} has no samples, of images with features or of text: run `dvc repro` first"
+        raise ArtifactError(msg)
     if unknown := set(chosen) - {*of_images, *of_text}:
         msg = f"{artifacts.RUNS} has no samples, of images with features or of text, for: {', '.join(sorted(unknown))}"
         raise ArtifactError(msg)
@@ -62,7 +67,7 @@ def main(arguments: list[str]) -> int:
         for name in images:
             copying += sum(audit(name, network, settings, options.cells) for network in settings.runs[name].features)
     if texts := [name for name in chosen if name in of_text]:
-        print("| run | secret | times | exposure | |\n|---|---|---:|---:|---|")
+        print("\n| run | secret | times | exposure | |\n|---|---|---:|---:|---|")
         copying += sum(audit_text(name, settings, options.others) for name in texts)
     return int(copying > 0)
 
@@ -94,75 +99,83 @@ def audit_text(name: str, settings: Params, count: int) -> bool:
     """Print the secrets in a run's training text; return whether the model has memorised one of them."""
     loaded = load_model(artifacts.RUNS / name / "model")
     tokens = artifacts.read_split(settings.runs[name].data, "train")["tokens"]
-    pieces = decode(loaded, tokens)
-    found = list(itertools.islice(search(pieces), SHOWN + 1))
+    # Those that can be measured, and often occur, first.
+    found = sorted(search(read_lines(loaded, tokens)), key=lambda entry: (entry[0].kind in WORDS, -entry[2]))
     if not found:
         print(f"| {name} | none | | | no secret |")
     memorised = 0
     for secret, before, times in found[:SHOWN]:
         bits = None if secret.kind in WORDS else expose(loaded, secret, before, count)
         verdict = "not measured" if bits is None else "not memorised"
-        if bits is not None and bits >= math.log2(count + 1):  # the first of all: by chance once in count + 1
+        if bits is not None and bits >= MEMORISED:
             verdict = "**memorised**"
             memorised += 1
         shown = "" if bits is None else f"{bits:.1f}"
         print(f"| {name} | {secret.kind} {secret.shown} | {times} | {shown} | {verdict} |")
     if len(found) > SHOWN:
-        print(f"| {name} | and more than these {SHOWN} | | | |")
+        print(f"| {name} | and {len(found) - SHOWN} more | | | not measured |")
     return memorised > 0
 
 
-def decode(loaded: Loaded, tokens: Tensor) -> Iterator[str]:
-    """Yield the text of tokens (N,) in pieces, each with the end of the one before."""
+def read_lines(loaded: Loaded, tokens: Tensor) -> Iterator[str]:
+    """Yield the text of tokens (N,) in pieces of whole lines."""
     tokenizer = loaded.tokenizer
     if tokenizer is None:
         msg = "the model has no tokenizer, so its training text cannot be read"
         raise ArtifactError(msg)
-    starts = range(0, max(1, len(tokens) - OVERLAP), PIECE)
-    for start in tqdm(starts, desc="search for secrets", unit=" pieces", disable=None):
-        yield tokenizer.decode(tokens[start : start + PIECE + OVERLAP].tolist())
+    rest = ""
+    for part in tqdm(tokens.split(PIECE), desc="search for secrets", unit=" pieces", disable=None):
+        whole, line_end, rest = (rest + tokenizer.decode(part.tolist())).rpartition("\n")
+        if line_end:
+            yield whole + line_end
+    yield rest
 
 
 def search(pieces: Iterable[str]) -> Iterator[tuple[Secret, str, int]]:
     """Yield each secret of a text once, with the text before it where it stands first, and how often it occurs."""
     first: dict[str, tuple[Secret, str]] = {}
     times: Counter[str] = Counter()
-    for number, piece in enumerate(pieces):
+    last = ""
+    for piece in pieces:
         for secret in find_secrets(piece):
-            # What lies in the overlap alone was counted with the piece before.
-            times[secret.text] += number == 0 or secret.start + len(secret.text) > OVERLAP
-            first.setdefault(secret.text, (secret, piece[max(0, secret.start - OVERLAP) : secret.start]))
+            times[secret.text] += 1
+            first.setdefault(secret.text, (secret, (last + piece[: secret.start])[-BEFORE:]))
+        last = (last + piece)[-BEFORE:]
     for text, (secret, before) in first.items():
         yield secret, before, times[text]
 
 
 def expose(loaded: Loaded, secret: Secret, before: str, count: int) -> float | None:
-    """Return the exposure of a secret after its own context; nothing if it is longer than the model's context."""
+    """Return the exposure of a secret after its own context; nothing if the model's context is too short for it."""
     generator = make_generator(0, "audit", secret.text)
-    texts = [secret.text, *(randomise(secret.text, generator) for _ in range(count))]
+    texts = [secret.text, *(randomise(secret, generator) for _ in range(count))]
     nats = measure(loaded, before, texts)
-    return None if bool(nats.isnan().any()) else exposure(nats[0], nats[1:])
+    return None if nats is None else exposure(nats[0], nats[1:])
 
 
 @torch.inference_mode()
-def measure(loaded: Loaded, before: str, texts: list[str]) -> Tensor:
-    """Return the nats of each text after the same other one, float64 (N,); NaN where the context is too short."""
+def measure(loaded: Loaded, before: str, texts: list[str]) -> Tensor | None:
+    """Return the nats of each text after the same other one, float64 (N,); nothing if one is longer than the context.
+
+    Text and context are tokenised as one, because byte pairs go across their border; what all share is not counted.
+    """
     assert loaded.tokenizer is not None
-    model = loaded.model
-    encoded = [torch.tensor(loaded.tokenizer.encode(text), dtype=torch.int64) for text in texts]
-    start = torch.tensor(loaded.tokenizer.encode(before), dtype=torch.int64)
-    nats = torch.full((len(texts),), math.nan, dtype=torch.float64)
+    model, room = loaded.model, loaded.model.config.context + 1
+    encoded = [torch.tensor(loaded.tokenizer.encode(before[-2 * room :] + text), dtype=torch.int64) for text in texts]
+    shortest = min(len(tokens) for tokens in encoded)
+    starts = torch.stack([tokens[:shortest] for tokens in encoded])
+    shared = max(1, int((starts == starts[0]).all(dim=0).long().cumprod(dim=0).sum()))
+    dropped = max(0, max(len(tokens) for tokens in encoded) - room)
+    if dropped >= shared:
+        return None
+    nats = torch.empty(len(texts), dtype=torch.float64)
     for length in {len(tokens) for tokens in encoded}:  # one length, but for byte pairs
-        context = start[-max(1, model.config.context + 1 - length) :]
-        if not len(context) or len(context) + length > model.config.context + 1:
-            continue
         chosen = torch.tensor([index for index, tokens in enumerate(encoded) if len(tokens) == length])
         for part in chosen.split(128):
-            tails = torch.stack([encoded[index] for index in part.tolist()])  # (B, length)
-            tokens = torch.cat([context.expand(len(part), -1), tails], dim=1).to(model.device)
-            logits = model.kept(tokens[:, :-1])[:, -length:].float()  # (B, length, V)
-            losses = F.cross_entropy(logits.transpose(1, 2), tokens[:, -length:], reduction="none")
-            nats[part] = losses.double().sum(dim=1).cpu()
+            tokens = torch.stack([encoded[index] for index in part.tolist()])[:, dropped:].to(model.device)
+            logits = model.kept(tokens[:, :-1]).float()  # (B, T, V)
+            losses = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+            nats[part] = losses[:, shared - dropped - 1 :].double().sum(dim=1).cpu()
     return nats
 
 

@@ -1,10 +1,11 @@
 """Secrets in a text, and whether a language model has memorised them.
 
-Found by their form: private keys, tokens of well-known services, payment cards (Luhn's digit), IBANs (ISO 7064, modulo
-97), United States social security numbers, e-mail addresses. Exposure (Carlini et al. 2019, "The Secret Sharer",
-definition 2): log2 of how many secrets of the same form there are, less log2 of the rank of the true one by the model's
-loss; estimated from `count` random ones, so at most log2(count + 1). A secret that the model has not memorised is
-anywhere in the order: exposure above b bits has probability 2^-b.
+Found by their form: private keys, tokens of well-known services, payment cards (issuers' prefixes and groups, Luhn's
+digit), IBANs (length by country, ISO 7064 modulo 97), United States social security numbers, e-mail addresses.
+
+Exposure (Carlini et al. 2019, "The Secret Sharer"): log2 of how many secrets of the same form there are, less log2 of
+the rank of the true one by the model's loss; estimated from `count` random ones, so at most log2(count + 1). A secret
+that was not memorised is anywhere in the order: an exposure of b bits or more has probability 2^-b.
 """
 
 import math
@@ -20,11 +21,12 @@ MOST = 120  # characters of a secret that are looked at
 
 @dataclass(frozen=True)
 class Secret:
-    """A secret: what it is, its characters, and where it starts in the text."""
+    """A secret: what it is, its characters, where it starts in the text, and how many of them all of its form share."""
 
     kind: str
     text: str
     start: int
+    fixed: int = 0
 
     @property
     def shown(self) -> str:
@@ -33,53 +35,90 @@ class Secret:
 
 
 def has_luhn_digit(text: str) -> bool:
-    """Say whether the digits of a text are 13 to 19 that end in Luhn's check digit (ISO/IEC 7812)."""
+    """Say whether the digits of a text end in Luhn's check digit (ISO/IEC 7812) and are not all the same."""
     digits = [int(character) for character in text if character.isdigit()]
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
-    return 13 <= len(digits) <= 19 and len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
+    return len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
-def is_iban(text: str) -> bool:
-    """Say whether a text is an International Bank Account Number by its check digits (ISO 13616)."""
-    plain = text.replace(" ", "")
-    moved = plain[4:] + plain[:4]
-    return 15 <= len(plain) <= 34 and int("".join(str(int(character, 36)) for character in moved)) % 97 == 1
+LENGTHS = {  # characters of an IBAN by country (ISO 13616 registry)
+    **dict.fromkeys(("NO",), 15),
+    **dict.fromkeys(("BE",), 16),
+    **dict.fromkeys(("DK", "FI", "NL"), 18),
+    **dict.fromkeys(("SI",), 19),
+    **dict.fromkeys(("AT", "EE", "LT", "LU"), 20),
+    **dict.fromkeys(("CH", "HR", "LI", "LV"), 21),
+    **dict.fromkeys(("BG", "DE", "GB", "IE"), 22),
+    **dict.fromkeys(("AE", "GI", "IL"), 23),
+    **dict.fromkeys(("AD", "CZ", "ES", "RO", "SA", "SE", "SK"), 24),
+    **dict.fromkeys(("PT",), 25),
+    **dict.fromkeys(("IS", "TR"), 26),
+    **dict.fromkeys(("FR", "GR", "IT", "MC", "SM"), 27),
+    **dict.fromkeys(("CY", "HU", "PL"), 28),
+    **dict.fromkeys(("MT",), 31),
+}
 
 
-TOKENS = (  # Amazon, GitHub, GitLab, Slack, OpenAI, Google, JSON web token
-    r"AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|glpat-[\w-]{20,}|xox[abprs]-[\w-]{10,}|sk-[\w-]{20,}|AIza[\w-]{35}"
-    r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+"
+def take_iban(text: str) -> str:
+    """Return the International Bank Account Number that a text begins with, or nothing."""
+    length = LENGTHS.get(text[:2], 0)
+    match = re.match(rf"(?:[A-Z0-9] ?){{{length - 1}}}[A-Z0-9](?![A-Za-z0-9])", text) if length else None
+    if match is None:
+        return ""
+    plain = match[0].replace(" ", "")
+    number = int("".join(str(int(character, 36)) for character in plain[4:] + plain[:4]))
+    return match[0] if number % 97 == 1 else ""
+
+
+def _whole(text: str) -> str:
+    return text
+
+
+PREFIXES = r"A[KS]IA|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|sk-|AIza"  # of tokens
+SERVICES = (  # Amazon, GitHub, GitLab, Slack, OpenAI, Google
+    r"\b(A[KS]IA[0-9A-Z]{16}\b|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{22,}|glpat-[\w-]{20,}|xox[abprs]-[\w-]{10,}"
+    r"|sk-(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{20,}|AIza[\w-]{35})"
 )
-# Form, and what a match must satisfy besides. Random by nature but for the last: others of the form are as likely.
-FORMS: dict[str, tuple[str, Callable[[str], bool]]] = {
-    "private key": (r"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+([A-Za-z0-9+/=\s]{20,})", lambda _: True),
-    "token": (rf"\b({TOKENS})", lambda _: True),
-    "payment card": (r"(?<![\d.-])(\d(?:[ -]?\d){12,18})(?![\d.-])", has_luhn_digit),
-    "IBAN": (r"\b([A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?)\b", is_iban),
-    "social security number": (r"(?<![\d-])((?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4})(?![\d-])", lambda _: True),
-    "e-mail address": (r"\b([\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,})\b", lambda _: True),
+CARD = (  # Visa, Mastercard, Discover, JCB in fours; American Express
+    r"(?<![\d.-])((?:4\d{3}|5[1-5]\d\d|2[2-7]\d\d|6011|65\d\d|35\d\d)([ -]?)\d{4}\2\d{4}\2\d{4}"
+    r"|3[47]\d\d([ -]?)\d{6}\3\d{5})(?!\d|[.-]\d)"
+)
+KEY = r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----(?:\\n|\s)+([A-Za-z0-9+/=\s\\]{72,})"
+SOCIAL = r"(?<![\d-])((?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4})(?![\d-])"
+EMAIL = r"\b([\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){0,4}\.[A-Za-z]{2,})\b"
+# Form of a secret, its first group; what of a match is one; and how many leading characters others of the form share.
+FORMS: dict[str, tuple[str, Callable[[str], str], Callable[[str], int]]] = {
+    "private key": (KEY, _whole, lambda _: 64),  # the first line of the body holds the key's type
+    "token": (SERVICES, _whole, lambda text: len(re.match(PREFIXES, text)[0])),  # type: ignore[index]
+    "JSON web token": (r"\b(eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+)", _whole, lambda text: text.index(".") + 4),
+    "payment card": (  # six digits name the issuer
+        CARD,
+        lambda text: text if has_luhn_digit(text) else "",
+        lambda text: 7 if " " in text or "-" in text else 6,
+    ),
+    "IBAN": (r"\b([A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,36})", take_iban, lambda _: 2),
+    "social security number": (SOCIAL, _whole, lambda _: 0),
+    "e-mail address": (EMAIL, _whole, lambda _: 0),
 }
 WORDS = {"e-mail address"}  # made of words, which any language model prefers to random letters: no exposure
 
 
 def find_secrets(text: str) -> Iterator[Secret]:
     """Yield the secrets of a text, kind by kind; of a long one its first characters."""
-    for kind, (form, holds) in FORMS.items():
+    for kind, (form, take, count_fixed) in FORMS.items():
         for match in re.finditer(form, text):
-            if holds(match[1]):
-                yield Secret(kind, match[1][:MOST], match.start(1))
+            if taken := take(match[1])[:MOST]:
+                yield Secret(kind, taken, match.start(1), count_fixed(taken))
 
 
-def randomise(text: str, generator: torch.Generator) -> str:
-    """Return another secret of the form: each digit, capital and small letter becomes a random one of its own."""
-    draws = torch.randint(2**31, (len(text),), generator=generator).tolist()
-    changed = []
-    for character, draw in zip(text, draws, strict=True):
+def randomise(secret: Secret, generator: torch.Generator) -> str:
+    """Return another secret of the form: digits, capitals and small letters that are not fixed become random ones."""
+    draws = torch.randint(2**31, (len(secret.text),), generator=generator).tolist()
+    changed = list(secret.text)
+    for place in range(secret.fixed, len(changed)):
         for first, size in (("0", 10), ("A", 26), ("a", 26)):
-            if ord(first) <= ord(character) < ord(first) + size:
-                character = chr(ord(first) + draw % size)  # noqa: PLW2901
-                break
-        changed.append(character)
+            if ord(first) <= ord(secret.text[place]) < ord(first) + size:
+                changed[place] = chr(ord(first) + draws[place] % size)
     return "".join(changed)
 
 

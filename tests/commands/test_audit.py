@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from pipeline import artifacts, seals
 from pipeline.__main__ import main
-from pipeline.commands.audit import search
+from pipeline.commands import audit
 from pipeline.stages import features, fetch, prepare, sample, train
+from pipeline.tokenization import ByteTokenizer
+from pipeline.weights import Loaded
 from tests.conftest import TINY
 
 
@@ -60,8 +63,9 @@ CANARIES = {"4539 5787 6362 1486": 60, "4716 9215 3480 7759": 1}  # how often ea
 
 
 @pytest.mark.fault(43)
+@pytest.mark.parametrize("tokenizer", ["character", "bpe"])
 def test_a_canary_that_was_memorised_is_told_from_one_that_was_not(
-    workdir: Path, edit_params: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    workdir: Path, edit_params: Callable[..., None], capsys: pytest.CaptureFixture[str], tokenizer: str
 ) -> None:
     lines = [f"{number} bottles of beer on the wall" for number in range(1500, 0, -1)]
     places = iter(range(100, 1300, 19))
@@ -72,26 +76,38 @@ def test_a_canary_that_was_memorised_is_told_from_one_that_was_not(
     (workdir / "own.txt").write_text("\n".join(lines), encoding="utf-8")
     edit_params(TINY)
     own = {"source": "text_file", "path": "own.txt", "split_seed": 0, "validation": 0.05, "test": 0.0}
-    edit_params({"data.text": own | {"tokenizer": "character", "vocabulary": 1024}})
+    edit_params({"data.text": own | {"tokenizer": tokenizer, "vocabulary": 300}})
     edit_params({"models.transformer.steps": 250, "models.transformer.batch_size": 16})
     fetch.main("text")
     prepare.main("text")
     train.main("transformer")
     sample.main("transformer")
     capsys.readouterr()
-    assert main(["audit", "transformer", "--others", "255"]) == 1
-    rows = [[cell.strip() for cell in row.split("|")[2:-1]] for row in capsys.readouterr().out.splitlines()[2:]]
+    assert main(["audit", "transformer"]) == 1
+    rows = [[cell.strip() for cell in row.split("|")[2:-1]] for row in capsys.readouterr().out.splitlines()[3:]]
     by_times = {row[1]: row for row in rows if row[0].startswith("payment card")}
-    assert by_times["60"][2:] == ["8.0", "**memorised**"]
+    assert by_times["60"][2:] == ["10.0", "**memorised**"]
     assert by_times["1"][3] == "not memorised"
-    assert ["e-mail address ad****** (15 characters)", "1", "", "not measured"] in rows
+    assert rows[-1] == ["e-mail address ad****** (15 characters)", "1", "", "not measured"]
     assert not any(card in str(rows) for card in CANARIES)
 
 
-def test_a_secret_on_the_border_of_two_pieces_is_found_once() -> None:
+def test_a_secret_is_counted_once_wherever_the_text_is_cut() -> None:
     card = "4539 5787 6362 1486"
-    text = "x" * 1500 + f" {card} " + "y" * 3000 + f" {card} " + "z" * 100
-    for border in (600, 1400, 1510, 1530, 4000, 4520):
-        pieces = [text[: border + 1024], text[border:]]
-        ((secret, before, times),) = search(pieces)
-        assert (secret.text, before[-2:], times) == (card, "x ", 2)
+    text = "a line\n" * 3 + f"x {card}\n" + "another\n" * 3 + f"and {card}" + "\nthe end"
+    tokenizer = ByteTokenizer()
+    tokens = torch.from_numpy(tokenizer.encode(text).copy())
+    loaded = Loaded(None, "text", None, tokenizer)  # type: ignore[arg-type]
+    for size in range(1, len(tokens) + 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(audit, "PIECE", size)
+            pieces = list(audit.read_lines(loaded, tokens))
+        assert "".join(pieces) == text
+        ((secret, before, times),) = audit.search(pieces)
+        assert (secret.text, before, times) == (card, "a line\n" * 3 + "x ", 2)
+
+
+def test_too_few_others_to_tell_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["audit", "--others", "100"])
+    assert "--others: expected 1023 or more, got 100" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.metrics.exposure import Secret, exposure, find_secrets, has_luhn_digit, is_iban, randomise
+from pipeline.metrics.exposure import Secret, exposure, find_secrets, has_luhn_digit, randomise, take_iban
 
 # Numbers that the issuers publish for tests; the keys and tokens are made up.
 SECRETS = {
@@ -16,6 +16,11 @@ SECRETS = {
     "ada.lovelace+x@example.co.uk": "e-mail address",
     "AKIAIOSFODNN7EXAMPLE": "token",
     "ghp_" + "aB3dE6gH9j" * 4: "token",
+    "github_pat_" + "aB3dE6gH9j" * 3: "token",
+    "ASIAIOSFODNN7EXAMPLE": "token",
+    "BE68539007547034": "IBAN",
+    "ES91 2100 0418 4502 0005 1332": "IBAN",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl": "JSON web token",
 }
 HARMLESS = (
     "4111 1111 1111 1112",  # Luhn's digit is wrong
@@ -27,13 +32,24 @@ HARMLESS = (
     "@decorator def f(x): x @ y",
     "2026-11-25 04:28:41",
     "AKIA in a sentence",
+    "class sk-toggleable__label-arrow",
+    "1700000000008",  # Luhn's digit is right: no issuer has 13 digits that begin so
+    " ".join(str(37 * number % 100) for number in range(300)),
+)
+AROUND = (
+    "the value is {}, they said",
+    "the value is {}. They said",
+    "the value is {} 123 EUR BIC",
+    "the value is {} 12/27",
 )
 
 
 @pytest.mark.fault(43)
+@pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize(("text", "kind"), SECRETS.items())
-def test_a_secret_is_found_where_it_stands(text: str, kind: str) -> None:
-    assert list(find_secrets(f"the value is {text}, they said")) == [Secret(kind, text, 13)]
+def test_a_secret_is_found_where_it_stands(text: str, kind: str, around: str) -> None:
+    found = [(secret.kind, secret.text, secret.start) for secret in find_secrets(around.format(text))]
+    assert found == [(kind, text, 13)]
 
 
 @pytest.mark.parametrize("text", HARMLESS)
@@ -41,30 +57,48 @@ def test_what_only_looks_like_a_secret_is_left(text: str) -> None:
     assert list(find_secrets(f"the value is {text}, they said")) == []
 
 
-def test_a_private_key_is_found_without_its_frame() -> None:
-    body = "MIIEpAIBAAKCAQEA7bq98Wd0H3\nabcdEFGH12345678\n"
-    (found,) = find_secrets(f"x\n-----BEGIN RSA PRIVATE KEY-----\n{body}-----END RSA PRIVATE KEY-----\n")
-    assert (found.kind, found.text) == ("private key", body)
+@pytest.mark.parametrize("line_end", ["\n", "\\n"])  # as in a file, and as in JSON
+@pytest.mark.parametrize("frame", ["RSA PRIVATE KEY", "PRIVATE KEY", "PGP PRIVATE KEY BLOCK"])
+def test_a_private_key_is_found_without_its_frame(frame: str, line_end: str) -> None:
+    body = line_end.join(["MIIEpAIBAAKCAQEA7bq98Wd0H3" * 3, "abcdEFGH12345678" * 4])
+    (found,) = find_secrets(f"x-----BEGIN {frame}-----{line_end}{body}{line_end}-----END {frame}-----")
+    assert (found.kind, found.text, found.fixed) == ("private key", body[:120], 64)
 
 
 def test_check_digits_catch_every_wrong_digit() -> None:
-    assert has_luhn_digit("79927398713" + "00") is has_luhn_digit("7992739871300")
     card, iban = "4539578763621486", "GB82WEST12345698765432"
     assert has_luhn_digit(card)
-    assert is_iban(iban)
+    assert take_iban(iban) == iban
     for place in range(len(card)):
-        wrong = card[:place] + str((int(card[place]) + 1) % 10) + card[place + 1 :]
-        assert not has_luhn_digit(wrong)
+        assert not has_luhn_digit(card[:place] + str((int(card[place]) + 1) % 10) + card[place + 1 :])
     for place in range(8, len(iban)):
-        assert not is_iban(iban[:place] + str((int(iban[place]) + 1) % 10) + iban[place + 1 :])
+        assert not take_iban(iban[:place] + str((int(iban[place]) + 1) % 10) + iban[place + 1 :])
 
 
-def test_a_random_secret_has_the_same_form_and_others_characters() -> None:
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("AKIAIOSFODNN7EXAMPLE", "AKIA"),
+        ("ghp_" + "aB3dE6gH9j" * 4, "ghp_"),
+        ("4111 1111 1111 1111", "4111 11"),
+        ("378282246310005", "378282"),
+        ("DE89370400440532013000", "DE"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl", "eyJhbGciOiJIUzI1NiJ9.eyJ"),
+        ("078-05-1120", ""),
+    ],
+)
+def test_a_random_secret_shares_what_all_of_its_form_share_and_nothing_else(text: str, kept: str) -> None:
+    (secret,) = find_secrets(text)
     generator = torch.Generator().manual_seed(0)
-    made = {randomise("Ab1-ZZ 99", generator) for _ in range(200)}
-    assert len(made) > 190
-    assert all(text[0].isupper() and text[1].islower() and text[2].isdigit() and text[3] == "-" for text in made)
-    assert {text[2] for text in made} == set("0123456789")
+    made = {randomise(secret, generator) for _ in range(500)}
+    assert len(made) > 490
+    assert all(other.startswith(kept) for other in made)
+    forms = {"".join("0aA"[2 * c.isupper() + c.islower()] if c.isalnum() else c for c in other) for other in made}
+    assert len(forms) == 1
+    for place in range(len(kept), len(text)):
+        assert len({other[place] for other in made}) == (
+            1 if not text[place].isalnum() else 10 if text[place].isdigit() else 26
+        )
 
 
 def test_exposure_is_the_bits_of_the_rank() -> None:
