@@ -21,9 +21,14 @@ from pipeline.artifacts import ArtifactError
 from pipeline.protocol import require_equal
 from pipeline.uncertainty import Summary, compare, summarize
 
-BESIDE = ("_floor", "_real", "_se", "_reliable", "_targets", "_std_classifier", "samples", "modes")
+BESIDE = ("_floor", "_real", "_se", "_reliable", "_targets", "_windows", "samples", "modes")
 HIGHER_IS_BETTER = ("precision", "recall", "isc", "modes_covered", "high_quality")
 LOWER_IS_BETTER = ("fid", "kid", "elbo", "iw", "mode_kl", "validation_", "test_")
+
+
+def is_compared(name: str) -> bool:
+    """Say whether a metric has a better and a worse, and is no spread or count beside another one."""
+    return not name.endswith(BESIDE) and not name.startswith("class_share") and "_std_" not in name
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def render(groups: dict[str, list[Evaluation]], wanted: Sequence[str]) -> str:
     if missing := [metric for metric in wanted if metric not in known]:
         msg = f"no metric {', '.join(missing)}; there are {', '.join(known)}"
         raise ArtifactError(msg)
-    metrics = wanted or [name for name in known if not name.endswith(BESIDE) and not name.startswith("class_share")]
+    metrics = wanted or [name for name in known if is_compared(name)]
     titles = [f"{name} ({len(members)} seed{'s' * (len(members) > 1)})" for name, members in groups.items()]
     versus = [f"{name} against {names[0]}" for name in names[1:]]
     lines = [f"| metric | {' | '.join(titles + versus)} |", "|---" * (1 + len(titles) + len(versus)) + "|"]

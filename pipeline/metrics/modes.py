@@ -16,6 +16,7 @@ from pipeline.params import Section
 
 KIND = "images"
 ERRORS = ""  # there are no standard errors
+MOST = 10**6  # modes; a network of a thousand classes is none for three channels
 CHANNELWISE = True  # a feature network sees each channel as a picture of its own
 
 
@@ -51,6 +52,9 @@ def label(network: nn.Module, pictures: Tensor) -> tuple[Tensor, int]:
     """Return the mode of each of the uint8 pictures (N, C, H, W), int64 (N,), and how many modes K^C there are."""
     logits = extract(network, pictures.flatten(0, 1)[:, None]).logits  # (N C, K)
     classes, channels = logits.size(1), pictures.size(1)
+    if classes**channels > MOST:
+        msg = f"metrics.modes: expected at most {MOST} modes, {classes} classes in each of {channels} channels are more"
+        raise ArtifactError(msg)
     places = classes ** torch.arange(channels - 1, -1, -1)  # the first channel counts most, as in stacked_mnist
     return logits.argmax(dim=1).view(-1, channels) @ places, classes**channels
 

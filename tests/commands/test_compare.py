@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import artifacts
 from pipeline.__main__ import main
+from pipeline.commands.compare import is_compared
 from pipeline.protocol import hash_protocol
 
 PROTOCOL = {"metric": {"sampling": {"count": 1000}}, "versions": {"torch": "2.14.0"}}
@@ -122,3 +123,9 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "compare" in capsys.readouterr().out
     assert main(["nonsense"]) == 2
+
+
+def test_counts_and_spreads_are_not_compared() -> None:
+    beside = ("test_windows", "test_targets", "kid_subset_std_mnist_classifier", "fid_x_floor", "class_share_min_x")
+    assert not any(is_compared(name) for name in beside)
+    assert all(is_compared(name) for name in ("test_window_nats", "fid_x", "modes_covered_mnist_classifier"))

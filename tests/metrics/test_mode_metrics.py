@@ -66,3 +66,13 @@ def test_a_run_without_a_network_is_refused() -> None:
     pictures = stack(*make_digits(50), 100, torch.Generator())[0]
     with pytest.raises(ArtifactError, match="expected a feature network that labels the channels, got none"):
         compute(Evidence([pictures], pictures, pictures), CONFIG)
+
+
+def test_more_modes_than_can_be_counted_are_refused() -> None:
+    class Many(nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.zeros(len(images), 1), torch.zeros(len(images), 1008)
+
+    pictures = stack(*make_digits(50), 100, torch.Generator())[0]
+    with pytest.raises(ArtifactError, match="expected at most 1000000 modes, 1008 classes in each of 3 channels"):
+        compute(Evidence([pictures], pictures, pictures, {"inception": Many()}), CONFIG)
