@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -26,6 +25,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.metrics.copying import authenticity, copying_statistic
 from pipeline.metrics.exposure import WORDS, Secret, exposure, find_secrets, randomise
 from pipeline.metrics.image_evidence import extract
+from pipeline.models.transformer import token_nats
 from pipeline.params import Params
 from pipeline.randomness import make_generator
 from pipeline.weights import Loaded, choose_device, load_model
@@ -137,10 +137,13 @@ def search(pieces: Iterable[str]) -> Iterator[tuple[Secret, str, int]]:
     times: Counter[str] = Counter()
     last = ""
     for piece in pieces:
+        text = last + piece
         for secret in find_secrets(piece):
             times[secret.text] += 1
-            first.setdefault(secret.text, (secret, (last + piece[: secret.start])[-BEFORE:]))
-        last = (last + piece)[-BEFORE:]
+            if secret.text not in first:
+                end = len(last) + secret.start
+                first[secret.text] = secret, text[max(0, end - BEFORE) : end]
+        last = text[-BEFORE:]
     for text, (secret, before) in first.items():
         yield secret, before, times[text]
 
@@ -173,9 +176,8 @@ def measure(loaded: Loaded, before: str, texts: list[str]) -> Tensor | None:
         chosen = torch.tensor([index for index, tokens in enumerate(encoded) if len(tokens) == length])
         for part in chosen.split(128):
             tokens = torch.stack([encoded[index] for index in part.tolist()])[:, dropped:].to(model.device)
-            logits = model.kept(tokens[:, :-1]).float()  # (B, T, V)
-            losses = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
-            nats[part] = losses[:, shared - dropped - 1 :].double().sum(dim=1).cpu()
+            losses = token_nats(model.kept(tokens[:, :-1]), tokens[:, 1:])  # (B, T)
+            nats[part] = losses[:, shared - dropped - 1 :].sum(dim=1).cpu()
     return nats
 
 
