@@ -247,28 +247,31 @@ def measure_tracking(steps: int = 300) -> Iterator[Row]:
     yield compare("tracked_over_untracked", "training with record and MLflow against without", "<= 1.01", ways)
 
 
-def measure_cache(length: int = 256) -> Iterator[Row]:
+def measure_cache() -> Iterator[Row]:
     """Generation of one text with the cache of keys and values against without, at two sizes."""
-    sizes: dict[str, dict[str, int]] = {"": {}, "_of_2.7m": {"layers": 6, "heads": 6, "width": 192}}
-    for suffix, size in sizes.items():
-        model, _ = make("transformer", context=length + 1, **size)
-        model.eval()
-        start = torch.zeros(1, dtype=torch.int64)
+    yield compare_cache("uncached_over_cached")
+    yield compare_cache("uncached_over_cached_large", layers=6, heads=6, width=192)
 
-        @torch.inference_mode()
-        def without() -> None:
-            tokens = start[None]  # noqa: B023
-            for _ in range(length):
-                following = model.network(tokens)[:, -1].argmax(dim=-1, keepdim=True)  # noqa: B023
-                tokens = torch.cat([tokens, following], dim=1)
 
-        def with_cache() -> Tensor:
-            return model.sample(start, 1, length, torch.Generator(), temperature=0.0)  # noqa: B023
+def compare_cache(name: str, length: int = 256, **size: int) -> Row:
+    """Measure one size of the language model."""
+    model, _ = make("transformer", context=length + 1, **size)
+    model.eval()
+    start = torch.zeros(1, dtype=torch.int64)
 
-        ways = partial(time_it, without), partial(time_it, with_cache)
-        millions = sum(parameter.numel() for parameter in model.network.parameters()) / 1e6
-        title = f"generation of {length} tokens by {millions:.1f} million parameters: without KV cache against with"
-        yield compare(f"uncached_over_cached{suffix}", title, ">= 10", ways)
+    @torch.inference_mode()
+    def without() -> None:
+        tokens = start[None]
+        for _ in range(length):
+            tokens = torch.cat([tokens, model.network(tokens)[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
+
+    def with_cache() -> Tensor:
+        return model.sample(start, 1, length, torch.Generator(), temperature=0.0)
+
+    ways = partial(time_it, without), partial(time_it, with_cache)
+    millions = sum(parameter.numel() for parameter in model.network.parameters()) / 1e6
+    title = f"generation of {length} tokens by {millions:.1f} million parameters: without KV cache against with"
+    return compare(name, title, ">= 10", ways)
 
 
 def measure_distances(count: int = 4000) -> Iterator[Row]:
