@@ -65,6 +65,20 @@ def check_images(name: str, images: Tensor, least: int = LEAST) -> None:
         raise ArtifactError(msg)
 
 
+def check_evidence(evidence: Evidence) -> None:
+    """Refuse evidence of which a set of images is nonsense, or of another shape than the generated ones.
+
+    Raises:
+        ArtifactError: with the set's name.
+    """
+    named = {f"generated set {index}": images for index, images in enumerate(evidence.generated)}
+    for name, images in {**named, "test": evidence.test, "train": evidence.train}.items():
+        check_images(name, images)
+        if images.shape != evidence.generated[0].shape:
+            msg = f"{name}: expected the shape of the generated images {tuple(evidence.generated[0].shape)}, "
+            raise ArtifactError(msg + f"got {tuple(images.shape)}")
+
+
 class Features(NamedTuple):
     """What a network made of N images: features float32 (N, D), class logits float32 (N, K)."""
 

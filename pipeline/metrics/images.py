@@ -20,7 +20,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from pipeline.artifacts import ArtifactError
-from pipeline.metrics.image_evidence import Evidence, Sampling, check_images, extract, name_metric
+from pipeline.metrics.image_evidence import Evidence, Sampling, check_evidence, extract, name_metric
 from pipeline.params import Section
 
 KIND = "images"
@@ -44,7 +44,11 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
     Raises:
         ArtifactError: if the images are nonsense, too few for the config, or a network's output is not finite.
     """
-    _check(evidence, config)
+    check_evidence(evidence)
+    for key in ("kid_subset_size", "isc_splits"):
+        if (value := getattr(config, key)) > len(evidence.test):
+            msg = f"metrics.images.{key}: expected at most {len(evidence.test)}, the images compared, got {value}"
+            raise ArtifactError(msg)
     values: dict[str, list[float]] = {"samples": [float(len(evidence.test))]}
     for name, network in evidence.networks.items():
         test, train = extract(network, evidence.test), extract(network, evidence.train)
@@ -68,19 +72,6 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
         if score.ndim:
             values[f"{name}_se"] = [float(score.double().std() / len(score) ** 0.5)]
     return values
-
-
-def _check(evidence: Evidence, config: Config) -> None:
-    named = {f"generated set {index}": images for index, images in enumerate(evidence.generated)}
-    for name, images in {**named, "test": evidence.test, "train": evidence.train}.items():
-        check_images(name, images)
-        if images.shape != evidence.generated[0].shape:
-            msg = f"{name}: expected the shape of the generated images {tuple(evidence.generated[0].shape)}, "
-            raise ArtifactError(msg + f"got {tuple(images.shape)}")
-    for key in ("kid_subset_size", "isc_splits"):
-        if (value := getattr(config, key)) > len(evidence.test):
-            msg = f"metrics.images.{key}: expected at most {len(evidence.test)}, the images compared, got {value}"
-            raise ArtifactError(msg)
 
 
 def measure(features: Tensor, reference: Tensor, config: Config) -> dict[str, float]:

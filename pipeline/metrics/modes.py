@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.artifacts import ArtifactError
-from pipeline.metrics.image_evidence import Evidence, Sampling, check_images, extract, name_metric
+from pipeline.metrics.image_evidence import Evidence, Sampling, check_evidence, extract, name_metric
 from pipeline.params import Section
 
 KIND = "images"
@@ -36,13 +36,10 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
     if not evidence.networks:
         msg = "metrics.modes: expected a feature network that labels the channels, got none: name one in the run"
         raise ArtifactError(msg)
+    check_evidence(evidence)
     values: dict[str, list[float]] = {"samples": [float(len(evidence.test))]}
     for name, network in evidence.networks.items():
-        found = []
-        for index, pictures in enumerate((*evidence.generated, evidence.test)):
-            check_images(f"generated set {index}" if index < len(evidence.generated) else "test", pictures)
-            found.append(measure(*label(network, pictures)))
-        *generated, real = found
+        *generated, real = (measure(*label(network, pictures)) for pictures in (*evidence.generated, evidence.test))
         values |= {name_metric(metric, name): [entry[metric] for entry in generated] for metric in real}
         values |= {name_metric(f"{metric}_real", name): [value] for metric, value in real.items()}
     return values

@@ -8,6 +8,7 @@ In reports/runs/<run>/: metrics.json (means over the sets of samples), sets.json
 
 import math
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,22 +95,21 @@ def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
     for split in ("test", "train"):
         images = artifacts.read_split(run.data, split)["images"]
         chosen[split] = images[make_order(len(images), run.data, split)[: len(generated[0])]]
+    shape = tuple(generated[0].shape[1:])
+    shown = (1, *shape[1:]) if getattr(module, "CHANNELWISE", False) else shape  # to a feature network
     networks, labelled = {}, set()
     for name in run.features:
         section = settings.features[name].model_dump()
         plug_in = plugins.load("models", section["network"])
         learnt = artifacts.read_json(artifacts.FEATURES / name / "config.json").get("spec")
-        shape = tuple(generated[0].shape[1:])
-        shown = (1, *shape[1:]) if getattr(module, "CHANNELWISE", False) else shape
         if learnt and tuple(learnt["shape"]) != shown:
             msg = f"runs.{key}.features: {name} has learnt images {tuple(learnt['shape'])} of data.{section['data']}, "
             raise artifacts.ArtifactError(msg + f"data.{run.data} has {shown}")
         networks[name] = plug_in.load_features(artifacts.FEATURES / name).to(choose_device())
         if section["data"] == run.data and not hasattr(plug_in, "fetch"):  # trained on the labels of these images
             labelled.add(name)
-    scores = folder / "scores.safetensors"
-    named = artifacts.read_tensors(scores) if scores.exists() else {}
-    return module.Evidence(generated, chosen["test"], chosen["train"], networks, named, labelled)
+    scores = read_optional(folder / "scores.safetensors")
+    return module.Evidence(generated, chosen["test"], chosen["train"], networks, scores, labelled)
 
 
 def gather_points(module: Any, key: str, run: Run, settings: Params) -> Any:
@@ -131,10 +131,14 @@ def gather_text(module: Any, key: str, run: Run, settings: Params) -> Any:
     del settings
     folder = artifacts.RUNS / key / "samples"
     nats = artifacts.read_tensors(folder / "nats.safetensors")
-    path = folder / "windows.safetensors"
-    windows = artifacts.read_tensors(path) if path.exists() else {}
     manifest = artifacts.read_manifest(run.data)
+    windows = read_optional(folder / "windows.safetensors")
     return module.Evidence(nats, manifest["splits"], manifest["known"], windows)
+
+
+def read_optional(path: Path) -> dict[str, Tensor]:
+    """Read tensors that not every run has; none without the file."""
+    return artifacts.read_tensors(path) if path.exists() else {}
 
 
 if __name__ == "__main__":
