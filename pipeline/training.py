@@ -30,7 +30,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEn
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 
-from pipeline import artifacts, checkpoints, plugins, processes
+from pipeline import artifacts, checkpoints, plugins, processes, sharding
 from pipeline.data.loading import Data, Examples
 from pipeline.preemption import SIGNALS, PreemptedError
 from pipeline.processes import HardwareError, Pulse
@@ -72,14 +72,24 @@ def fingerprint(*parts: Any) -> str:
 
 
 class Recorder(Callback):
-    """Writes about 200 lines of values, means over all processes, and 8 previews to the record."""
+    """Writes about 200 lines of values, means over all processes, and 8 previews to the record.
 
-    def __init__(self, record: Record | None, steps: int, preview: Callable[[int], None] | None = None) -> None:
+    Of a sharded model, `whole` receives the weights before each preview and after the last step.
+    """
+
+    def __init__(
+        self,
+        record: Record | None,
+        steps: int,
+        preview: Callable[[int], None] | None = None,
+        whole: LightningModule | None = None,
+    ) -> None:
         self.record = record
         self.steps = steps
         self.every = max(1, steps // LOGGED_LINES)
         self.preview_every = max(1, steps // PREVIEWS)
         self.preview = preview
+        self.whole = whole
         self.rates: dict[str, float] = {}
 
     def on_before_optimizer_step(
@@ -104,10 +114,13 @@ class Recorder(Callback):
         if broken := {key: value for key, value in values.items() if not math.isfinite(value)}:
             msg = f"step {step}: {broken} is not finite; lower the learning rate or the penalties' weights"
             raise NonFiniteError(msg)
+        is_due = step % self.preview_every < self.every or step == self.steps
+        if is_due and self.whole is not None and sharding.is_sharded(module):
+            sharding.gather(module, self.whole)
         if self.record is None or not trainer.is_global_zero:
             return
         self.record.log(step, values | self.rates)
-        if self.preview is not None and (step % self.preview_every < self.every or step == self.steps):
+        if self.preview is not None and is_due:
             was_training = module.training
             self.preview(step)
             module.train(was_training)
@@ -207,7 +220,7 @@ class Guard(Callback):
     ) -> None:
         """Look at the norm of every gradient that this optimizer is about to use."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm([p.grad for p in parameters]))  # noqa: SLF001
+        norms = sharding.replicate(torch.stack(torch._foreach_norm([p.grad for p in parameters])))  # noqa: SLF001
 
         def name() -> str:
             names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -350,21 +363,20 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 def _choose_strategy(model: LightningModule, world: int) -> str | Strategy:
-    """Return DDP with a time-out for several processes, or what PIPELINE_STRATEGY names.
+    """Return DDP with a time-out for several processes, FSDP, or what else PIPELINE_STRATEGY names.
 
     Raises:
         HardwareError: if the model cannot be trained by it.
     """
     name = os.environ.get("PIPELINE_STRATEGY", "auto")
+    timeout = timedelta(seconds=float(os.environ.get("PIPELINE_TIMEOUT", "120")))
+    if name == "fsdp":
+        return sharding.make_strategy(model, world, timeout) if world > 1 else "auto"
     if "fsdp" in name or "deepspeed" in name or "model_parallel" in name:
-        msg = (
-            f"PIPELINE_STRATEGY {name} cuts weights into parts, expected auto or ddp: two optimizers, Muon, averaged "
-            "weights and the norm that gradients are clipped by all need whole ones"
-        )
+        msg = f"PIPELINE_STRATEGY {name} cuts weights into parts in a way that is not supported, expected fsdp"
         raise HardwareError(msg)
     unused = "ddp_find_unused_parameters_true"
     if world == 1 or name not in {"auto", "ddp", unused}:
         return name
-    timeout = timedelta(seconds=float(os.environ.get("PIPELINE_TIMEOUT", "120")))
     # Two optimizers: each backward leaves the other network's parameters without gradients.
     return DDPStrategy(timeout=timeout, find_unused_parameters=name == unused or not model.automatic_optimization)

@@ -20,10 +20,10 @@ if __name__ == "__main__":
 import torch
 from pytorch_lightning import Callback
 
-from pipeline import params, plugins
+from pipeline import params, plugins, sharding
 from pipeline.artifacts import PointSpec
 from pipeline.data.loading import Examples, LabelledExamples
-from pipeline.training import fit
+from pipeline.training import Recorder, fit
 from tests.test_training import make
 
 STEPS = 10
@@ -78,8 +78,13 @@ def train(name: str, out: Path, fault: dict[str, Any] | None, steps: int) -> dic
     model, config, examples = make_points() if name == "points" else make(name, **CHANGES.get(name, {}))
     accident = [Accident(**fault, folder=out)] if fault else []
     clip = config.model_dump().get("clip_norm")
-    fit(model, examples, steps=steps, batch_size=8, seed=0, clip_norm=clip, state=out / name, callbacks=accident)
-    return model.state_dict()
+    whole = sharding.copy_whole(model)
+    callbacks = [*accident, Recorder(None, steps, whole=whole)]
+    fit(model, examples, steps=steps, batch_size=8, seed=0, clip_norm=clip, state=out / name, callbacks=callbacks)
+    if sharding.is_sharded(model):
+        held = sum(parameter.to_local().numel() for parameter in model.parameters())  # type: ignore[operator]
+        (out / f"{processes.get_rank()}.held").write_text(str(held))
+    return {} if sharding.is_sharded(whole) else whole.state_dict()
 
 
 def main(text: str) -> None:

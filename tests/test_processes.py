@@ -18,16 +18,18 @@ import psutil
 import pytest
 import torch
 
-from pipeline import checkpoints, processes
+from pipeline import artifacts, checkpoints, processes
 from pipeline.processes import HardwareError, Layout
 from pipeline.record import Record
 from pipeline.stages import fetch, prepare
 from pipeline.stages.train import close_failed
 from pipeline.tracking import connect
+from pipeline.weights import load_model
 from tests.conftest import ROOT
 from tests.ranks import train
 
 HARDWARE = {"PIPELINE_ACCELERATOR": "cpu", "PIPELINE_DEVICES": "2", "PIPELINE_TIMEOUT": "10", "OMP_NUM_THREADS": "1"}
+SHARDED = {"PIPELINE_STRATEGY": "fsdp"}
 
 
 class Ranks:
@@ -191,19 +193,60 @@ def test_processes_started_again_after_a_kill_end_with_the_uninterrupted_weights
 
 
 @pytest.mark.slow
+@pytest.mark.fault(16)
+def test_sharded_processes_started_again_after_a_kill_end_with_the_weights_of_one(start: Any, tmp_path: Path) -> None:
+    environment = SHARDED | {"PIPELINE_RELAUNCHES": "1", "PIPELINE_CHECKPOINT_SECONDS": "0"}
+    ranks = start(["transformer"], environment, kind="kill", rank=1, step=6)
+    assert ranks.finish() == 0, ranks.read()
+    assert "rank 1: killed by SIGKILL; starting again" in ranks.read()
+    assert "resuming at step" in ranks.read()
+    expected = uninterrupted(["transformer"], tmp_path)
+    require_close(ranks.weights(0), expected, 1e-6)
+    whole = sum(tensor.numel() for key, tensor in expected["transformer"].items() if "n_averaged" not in key)
+    shares = [int((ranks.out / f"{rank}.held").read_text()) for rank in (0, 1)]
+    assert sum(shares) == whole
+    assert max(shares) < 0.6 * whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [{}, SHARDED])
+def test_a_checkpoint_is_resumed_with_and_without_sharding(start: Any, tmp_path: Path, first: dict[str, str]) -> None:
+    """By two processes that share the weights after one that held them all, and the other way round."""
+    out = tmp_path / "ranks"
+    out.mkdir()
+    alone = {"PIPELINE_DEVICES": "1"}
+    second = alone if first else SHARDED
+    ranks = start(
+        ["transformer"], (first or alone) | {"PIPELINE_CHECKPOINT_SECONDS": "0"}, kind="raise", rank=0, step=6
+    )
+    assert ranks.process.wait(timeout=180) == 1
+    ranks = start(["transformer"], second)
+    assert ranks.process.wait(timeout=180) == 0, ranks.read()
+    assert "resuming at step 5" in ranks.read()
+    require_close(ranks.weights(0), uninterrupted(["transformer"], tmp_path), 1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
 def test_two_processes_train_one_model_in_one_run_and_a_killed_one_is_recorded_as_failed(
-    workdir: Path, edit_params: Any
+    workdir: Path, edit_params: Any, strategy: str
 ) -> None:
     fetch.main("text")
     prepare.main("text")
     command = [sys.executable, "-m", "pipeline.stages.train", "transformer"]
-    environment = os.environ | HARDWARE | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | HARDWARE | {"PYTHONPATH": str(ROOT), "PIPELINE_STRATEGY": strategy}
     done = subprocess.run(command, cwd=workdir, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     client, experiment = connect()
     assert len(client.search_runs([experiment])) == 1
-    assert (workdir / "data" / "runs" / "transformer" / "model" / "model.safetensors").exists()
+    record = Record(artifacts.RUNS / "transformer" / "record")
+    measured = [line["values"]["validation_nats"] for line in record.read() if "validation_nats" in line["values"]]
+    model, tokens = (
+        load_model(artifacts.RUNS / "transformer" / "model").model,
+        artifacts.read_split("text", "validation")["tokens"],
+    )
+    assert model.score(tokens[:20_000], model.config.context).mean() == pytest.approx(measured[-1], abs=1e-6)
 
     edit_params({"models.transformer.steps": 100_000})
     process = subprocess.Popen(command, cwd=workdir, env=environment, stderr=subprocess.PIPE, text=True)

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from pipeline.artifacts import TextSpec
 from pipeline.models.layers import Muon, make_average, warmup_cosine
@@ -197,6 +198,15 @@ class Model(LightningModule):
         with seeded(seed, "weights"):
             self.network = Network(config, spec.vocabulary)
         self.average = make_average(self.network, config.ema) if config.ema else None
+
+    def configure_model(self) -> None:
+        """Cut the weights, block by block, into a part for each process, where the strategy asks for it (FSDP)."""
+        if self.device_mesh is None or isinstance(self.network, FSDPModule):
+            return
+        for network in (self.network, self.kept):
+            for part in (*network.blocks, network):
+                if not isinstance(part, FSDPModule):
+                    fully_shard(part, mesh=self.device_mesh["data_parallel"])
 
     @property
     def kept(self) -> Network:

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from torch import Tensor
 
-from pipeline import alarms, artifacts, checkpoints, leftovers, params, plugins, processes
+from pipeline import alarms, artifacts, checkpoints, leftovers, params, plugins, processes, sharding
 from pipeline.data.loading import Examples, LabelledExamples, TextExamples, require_length
 from pipeline.metrics import points
 from pipeline.params import Params
@@ -63,7 +63,8 @@ def train(key: str, settings: Params, state: Path) -> None:
     mirror = Mirror(record).start() if record else None
     values = config.model_dump()
     manifest = artifacts.read_manifest(run.data)
-    loaded = Loaded(model, manifest["kind"], config, restore_tokenizer(tokenizer) if tokenizer else None)
+    whole = sharding.copy_whole(model)
+    loaded = Loaded(whole, manifest["kind"], config, restore_tokenizer(tokenizer) if tokenizer else None)
     preview = Preview(loaded, validation, record, run.seed, values["steps"], manifest) if record else None
     folder = artifacts.RUNS / key / "model"
     try:
@@ -75,16 +76,16 @@ def train(key: str, settings: Params, state: Path) -> None:
             seed=run.seed,
             clip_norm=values.get("clip_norm"),
             state=state,
-            callbacks=[Recorder(record, values["steps"], preview)],
+            callbacks=[Recorder(record, values["steps"], preview, whole)],
         )
         if trainer.is_global_zero:
-            save_model(folder, run.model, model, config, spec, tokenizer)
+            save_model(folder, run.model, whole, config, spec, tokenizer)
     except BaseException as error:
         if record and mirror:
             _give_up(record, mirror, error)
         raise
     if record and mirror:
-        record.finish("FINISHED", kept_parameters=sum(p.numel() for p in model.kept.parameters()))
+        record.finish("FINISHED", kept_parameters=sum(p.numel() for p in whole.kept.parameters()))
         mirror.close(model=folder)
         write_curves(record, artifacts.REPORTS / "runs" / key / "curves")
         _publish(record, state, artifacts.RUNS / key / "record")
