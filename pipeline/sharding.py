@@ -53,7 +53,7 @@ class Sharded(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the whole state in the first process, nothing in the others."""
         assert self.model is not None
-        named = get_optimizer_state_dict(self.model, optimizer, options=WHOLE)
+        named: dict[str, Any] = get_optimizer_state_dict(self.model, optimizer, options=WHOLE)
         if self.global_rank:
             return {}
         numbers = {name: number for number, name in enumerate(self._list_names(optimizer))}
@@ -71,7 +71,10 @@ class Sharded(ModelParallelStrategy):
             groups = [
                 group | {"params": [names[number] for number in group["params"]]} for group in state["param_groups"]
             ]
-            named = {"state": {names[number]: part for number, part in state["state"].items()}, "param_groups": groups}
+            named: dict[str, Any] = {
+                "state": {names[number]: part for number, part in state["state"].items()},
+                "param_groups": groups,
+            }
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
         return checkpoint
 

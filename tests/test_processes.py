@@ -226,27 +226,40 @@ def test_a_checkpoint_is_resumed_with_and_without_sharding(start: Any, tmp_path:
     require_close(ranks.weights(0), uninterrupted(["transformer"], tmp_path), 1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
-def test_two_processes_train_one_model_in_one_run_and_a_killed_one_is_recorded_as_failed(
-    workdir: Path, edit_params: Any, strategy: str
-) -> None:
+def prepare_text() -> tuple[list[str], dict[str, str]]:
+    """Return the command that trains a small language model by two processes, and its environment."""
     fetch.main("text")
     prepare.main("text")
     command = [sys.executable, "-m", "pipeline.stages.train", "transformer"]
-    environment = os.environ | HARDWARE | {"PYTHONPATH": str(ROOT), "PIPELINE_STRATEGY": strategy}
+    return command, os.environ | HARDWARE | {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny")
+def test_two_processes_that_share_the_weights_score_and_save_all_of_them(
+    workdir: Path,
+) -> None:
+    command, environment = prepare_text()
+    done = subprocess.run(command, cwd=workdir, env=environment | SHARDED, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = Record(artifacts.RUNS / "transformer" / "record")
+    measured = [line["values"]["validation_nats"] for line in record.read() if "validation_nats" in line["values"]]
+    model = load_model(artifacts.RUNS / "transformer" / "model").model
+    tokens = artifacts.read_split("text", "validation")["tokens"][:20_000]
+    assert model.score(tokens, model.config.context).mean() == pytest.approx(measured[-1], abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny")
+def test_two_processes_train_one_model_in_one_run_and_a_killed_one_is_recorded_as_failed(
+    workdir: Path, edit_params: Any
+) -> None:
+    command, environment = prepare_text()
     done = subprocess.run(command, cwd=workdir, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     client, experiment = connect()
     assert len(client.search_runs([experiment])) == 1
-    record = Record(artifacts.RUNS / "transformer" / "record")
-    measured = [line["values"]["validation_nats"] for line in record.read() if "validation_nats" in line["values"]]
-    model, tokens = (
-        load_model(artifacts.RUNS / "transformer" / "model").model,
-        artifacts.read_split("text", "validation")["tokens"],
-    )
-    assert model.score(tokens[:20_000], model.config.context).mean() == pytest.approx(measured[-1], abs=1e-6)
+    assert (artifacts.RUNS / "transformer" / "model" / "model.safetensors").exists()
 
     edit_params({"models.transformer.steps": 100_000})
     process = subprocess.Popen(command, cwd=workdir, env=environment, stderr=subprocess.PIPE, text=True)

@@ -4,7 +4,9 @@
 
 results.yaml names each claim: its runs (one a seed), metric, direction, and the values to reach. Runs of one claim must
 have been evaluated by one protocol and differ in nothing but the seed. An optional claim whose runs are not there is
-said to be not measured here. The ratios of speed.json, where there is one, become claims of results.json, too.
+said to be not measured here. In a fresh clone the metrics are there, but not the records of the trainings: then what
+results.json says of time and memory stays, if the value is still the same. The ratios of speed.json, where there is
+one, become claims of results.json, too.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from pipeline.protocol import require_equal
 from pipeline.uncertainty import summarize
 
 PATH, SPEED = Path("results.yaml"), Path("speed.json")
+COSTS = ("training_seconds", "cpu_seconds", "peak_memory_mib", "processor", "threads", "commits")
 
 
 class Claim(Section):
@@ -46,7 +49,8 @@ def main(arguments: list[str]) -> int:
         msg = f"{PATH.resolve()}: not found; run from benchmarks/"
         raise ArtifactError(msg)
     claims = {name: Claim.model_validate(values) for name, values in YAML(typ="safe", pure=True).load(PATH).items()}
-    results = {name: measure(claim) for name, claim in claims.items()}
+    former = artifacts.read_json(Path("results.json")) if Path("results.json").exists() else {}
+    results = {name: measure(claim, former.get(name, {})) for name, claim in claims.items()}
     speed = read_speed(artifacts.read_json(SPEED)) if SPEED.exists() else {}
     artifacts.write_json(Path("results.json"), results | speed)
     Path("results.md").write_text(render(claims, results), encoding="utf-8")
@@ -55,11 +59,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def measure(claim: Claim) -> dict[str, Any]:
+def measure(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
     """Return value, interval, seeds, counts, costs, protocol and commits of one claim; no value if not measured.
+
+    Args:
+        claim: what is claimed.
+        former: the same of an earlier time, or nothing; its costs stay where the runs' records are not at hand.
 
     Raises:
         ProtocolError: if its runs were evaluated by different protocols.
+        ArtifactError: if a file of a run is missing.
     """
     folders = {run: artifacts.REPORTS / "runs" / run for run in claim.runs}
     command = "dvc repro " + " ".join(f"evaluate@{run}" for run in claim.runs)
@@ -68,7 +77,6 @@ def measure(claim: Claim) -> dict[str, Any]:
     metrics = {run: artifacts.read_json(folder / "metrics.json") for run, folder in folders.items()}
     sets = {run: artifacts.read_json(folder / "sets.json") for run, folder in folders.items()}
     about = {run: artifacts.read_json(folder / "protocol.json") for run, folder in folders.items()}
-    records = [artifacts.read_json(artifacts.RUNS / run / "record" / "run.json") for run in claim.runs]
     require_equal({run: entry["protocol"] for run, entry in about.items()})
     require_equal({run: {**entry["run"], "seed": None} for run, entry in about.items()})
     summary = summarize([sets[run].get(claim.metric, [metrics[run][claim.metric]]) for run in claim.runs])
@@ -81,18 +89,30 @@ def measure(claim: Claim) -> dict[str, Any]:
         "seeds": [about[run]["run"]["seed"] for run in claim.runs],
         "sample_sets": summary.sets,
         "counts": counts,
-        "training_seconds": max(record["totals"]["seconds"] for record in records),
-        "cpu_seconds": max(record["totals"]["cpu_seconds"] for record in records),
-        "peak_memory_mib": max(record["totals"]["peak_memory_mib"] for record in records),
-        "processor": records[0]["environment"]["processor"],
-        "threads": records[0]["environment"]["threads"],
+        **measure_costs(claim, former if former.get("value") == summary.mean else {}),
         "protocol": about[claim.runs[0]]["hash"],
         "command": command,
-        "commits": sorted({record["tags"].get("mlflow.source.git.commit", "") for record in records}),
         "must": claim.must,
         "aim": claim.aim,
         "reached": reached,
     }
+
+
+def measure_costs(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
+    """Return the largest time and memory of a claim's trainings, machine and commits, from their records or `former`.
+
+    Raises:
+        ArtifactError: if neither is there.
+    """
+    paths = [artifacts.RUNS / run / "record" / "run.json" for run in claim.runs]
+    if set(COSTS) <= former.keys() and not all(path.exists() for path in paths):
+        return {name: former[name] for name in COSTS}
+    records = [artifacts.read_json(path) for path in paths]
+    largest = {name: max(record["totals"][name] for record in records) for name in ("cpu_seconds", "peak_memory_mib")}
+    seconds = max(record["totals"]["seconds"] for record in records)
+    machine = {name: records[0]["environment"][name] for name in ("processor", "threads")}
+    commits = sorted({record["tags"].get("mlflow.source.git.commit", "") for record in records})
+    return {"training_seconds": seconds, **largest, **machine, "commits": commits}
 
 
 def read_speed(speed: dict[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def train(key: str, settings: Params, state: Path) -> None:
             _give_up(record, mirror, error)
         raise
     if record and mirror:
-        record.finish("FINISHED", kept_parameters=sum(p.numel() for p in whole.kept.parameters()))
+        record.finish("FINISHED", kept_parameters=sum(p.numel() for p in model.kept.parameters()))
         mirror.close(model=folder)
         write_curves(record, artifacts.REPORTS / "runs" / key / "curves")
         _publish(record, state, artifacts.RUNS / key / "record")

@@ -80,6 +80,19 @@ def test_an_optional_claim_without_its_runs_is_not_measured_here(capsys: pytest.
 
 
 @pytest.mark.usefixtures("runs")
+def test_costs_stay_where_the_records_are_gone_and_the_value_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["results"]) == 0
+    before = artifacts.read_json(Path("results.json"))
+    (artifacts.RUNS / "two" / "record" / "run.json").unlink()  # as in a fresh clone
+    assert main(["results"]) == 0
+    assert artifacts.read_json(Path("results.json")) == before
+    artifacts.write_json(artifacts.REPORTS / "runs" / "two" / "metrics.json", {"nats": 3.0, "test_targets": 99})
+    assert main(["results"]) == 1
+    assert "two/record/run.json: not found" in capsys.readouterr().err
+    assert artifacts.read_json(Path("results.json")) == before
+
+
+@pytest.mark.usefixtures("runs")
 def test_the_ratios_of_speed_are_results_too() -> None:
     row = {"name": "a_over_b", "title": "t", "ratio": 1.1, "low": 1.0, "high": 1.2, "repeats": 5, "wanted": "<= 2"}
     environment = {"processor": "p", "threads": "2", "torch": "t"}
