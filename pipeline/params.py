@@ -149,6 +149,8 @@ def _check_kinds(name: str, run: Run, data: Any) -> list[str]:
     if run.features and metric.KIND != "images":
         message = f"feature networks are for images, metric {run.metric} measures {metric.KIND}: expected []"
         return [f"runs.{name}.features: {message}, got {run.features}"]
+    if not run.features and getattr(metric, "CHANNELWISE", False):
+        return [f"runs.{name}.features: metric {run.metric} labels channels by a network, expected one or more, got []"]
     if data.KIND in model.KINDS and data.KIND == metric.KIND:
         return []
     kinds = f"data {run.data} ({data.source}) holds {data.KIND}, model {run.model} learns {' or '.join(model.KINDS)}"

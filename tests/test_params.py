@@ -259,6 +259,10 @@ def test_a_feature_network_must_be_one_and_look_at_images(write: Write) -> None:
     ]
     [problem] = problems(write({"runs.transformer.features": ["classifier"]}))
     assert problem.startswith("runs.transformer.features: feature networks are for images, metric text measures text")
+    modes = {"sampling": {"count": 100, "sets": 1, "importance_samples": 1}}
+    assert problems(write({"metrics.modes": modes, "runs.gan.metric": "modes", "runs.gan.features": []})) == [
+        "runs.gan.features: metric modes labels channels by a network, expected one or more, got []"
+    ]
 
 
 @pytest.mark.parametrize("value", ["missing", "", ["images"], 3])
