@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -194,36 +195,35 @@ def test_processes_started_again_after_a_kill_end_with_the_uninterrupted_weights
 
 @pytest.mark.slow
 @pytest.mark.fault(16)
-def test_sharded_processes_started_again_after_a_kill_end_with_the_weights_of_one(start: Any, tmp_path: Path) -> None:
-    environment = SHARDED | {"PIPELINE_RELAUNCHES": "1", "PIPELINE_CHECKPOINT_SECONDS": "0"}
-    ranks = start(["transformer"], environment, kind="kill", rank=1, step=6)
+def test_sharded_processes_go_on_from_a_whole_checkpoint_and_after_a_kill_from_their_own(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = uninterrupted(["transformer"], tmp_path)
+    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "0")
+    out = tmp_path / "ranks"
+    out.mkdir()
+    with pytest.raises(ValueError, match="an error of rank 1"):
+        train("transformer", out, {"kind": "raise", "rank": 0, "step": 4}, 10)
+    (out / "accident").unlink()
+    ranks = start(["transformer"], SHARDED | {"PIPELINE_RELAUNCHES": "1"}, kind="kill", rank=1, step=7)
     assert ranks.finish() == 0, ranks.read()
     assert "rank 1: killed by SIGKILL; starting again" in ranks.read()
-    assert "resuming at step" in ranks.read()
-    expected = uninterrupted(["transformer"], tmp_path)
+    assert "resuming at step 3" in ranks.read()
+    assert re.search("resuming at step [456]", ranks.read())
     require_close(ranks.weights(0), expected, 1e-6)
     whole = sum(tensor.numel() for key, tensor in expected["transformer"].items() if "n_averaged" not in key)
-    shares = [int((ranks.out / f"{rank}.held").read_text()) for rank in (0, 1)]
+    shares = [int((out / f"{rank}.held").read_text()) for rank in (0, 1)]
     assert sum(shares) == whole
     assert max(shares) < 0.6 * whole
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", [{}, SHARDED])
-def test_a_checkpoint_is_resumed_with_and_without_sharding(start: Any, tmp_path: Path, first: dict[str, str]) -> None:
-    """By two processes that share the weights after one that held them all, and the other way round."""
-    out = tmp_path / "ranks"
-    out.mkdir()
-    alone = {"PIPELINE_DEVICES": "1"}
-    second = alone if first else SHARDED
-    ranks = start(
-        ["transformer"], (first or alone) | {"PIPELINE_CHECKPOINT_SECONDS": "0"}, kind="raise", rank=0, step=6
-    )
-    assert ranks.process.wait(timeout=180) == 1
-    ranks = start(["transformer"], second)
-    assert ranks.process.wait(timeout=180) == 0, ranks.read()
-    assert "resuming at step 5" in ranks.read()
-    require_close(ranks.weights(0), uninterrupted(["transformer"], tmp_path), 1e-6)
+def test_one_process_goes_on_from_a_checkpoint_of_sharded_ones(start: Any, tmp_path: Path) -> None:
+    ranks = start(["transformer"], SHARDED | {"PIPELINE_CHECKPOINT_SECONDS": "0"}, kind="raise", rank=0, step=6)
+    assert ranks.finish() == 1
+    assert checkpoints.find(ranks.out / "transformer")
+    found = {"transformer": train("transformer", ranks.out, None, 10)}
+    require_close(found, uninterrupted(["transformer"], tmp_path), 1e-6)
 
 
 def prepare_text() -> tuple[list[str], dict[str, str]]:
