@@ -1,5 +1,6 @@
 """`pipeline results`: a claim is the mean over its runs, which differ in nothing but the seed."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +66,20 @@ def test_runs_that_differ_in_more_than_the_seed_are_refused(capsys: pytest.Captu
 
 @pytest.mark.usefixtures("runs")
 def test_an_optional_claim_without_its_runs_is_not_measured_here(capsys: pytest.CaptureFixture[str]) -> None:
-    absent = CLAIM.replace("speed:", "else:").replace("two", "three")
+    absent = CLAIM.replace("speed:", "else:").replace("[one, two]", "[three, four]")
     Path("results.yaml").write_text(CLAIM + absent + "  optional: true\n", encoding="utf-8")
     assert main(["results"]) == 0
     found = artifacts.read_json(Path("results.json"))
     assert found["speed"]["value"] == 1.5
-    assert (found["else"]["value"], found["else"]["command"]) == (None, "dvc repro evaluate@one evaluate@three")
+    assert (found["else"]["value"], found["else"]["command"]) == (None, "dvc repro evaluate@three evaluate@four")
     assert Path("results.md").read_text(encoding="utf-8").splitlines()[3] == (
         "| how fast (`else`) | not measured here | | | 2 | 1 | | |"
     )
-    Path("results.yaml").write_text(absent, encoding="utf-8")  # not optional
-    assert main(["results"]) == 1
-    assert "three" in capsys.readouterr().err
+    partly = absent.replace("three", "one") + "  optional: true\n"
+    for refused in (absent, partly):  # not optional; one of two runs
+        Path("results.yaml").write_text(refused, encoding="utf-8")
+        assert main(["results"]) == 1
+        assert re.search("(three|four)/metrics.json: not found", capsys.readouterr().err)
 
 
 @pytest.mark.usefixtures("runs")
