@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from pipeline import processes
 from pipeline.processes import HardwareError
 
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true")  # that Lightning has for it
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -60,10 +61,11 @@ class Sharded(ModelParallelStrategy):
         groups = [group | {"params": [numbers[name] for name in group["params"]]} for group in named["param_groups"]]
         return {"state": {numbers[name]: state for name, state in named["state"].items()}, "param_groups": groups}
 
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = True) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Give each process its part of a checkpoint's whole tensors."""
+        del weights_only  # Lightning does not pass on what `fit` was told
         assert self.model is not None
-        checkpoint = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
+        checkpoint = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
         options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
@@ -102,6 +104,10 @@ def make_strategy(model: LightningModule, world: int, timeout: timedelta) -> Sha
             f"PIPELINE_STRATEGY fsdp: {type(model).__module__} does not say how its weights are cut into parts "
             "(configure_model, see pipeline/models/transformer.py); expected auto or ddp"
         )
+        raise HardwareError(msg)
+    precision = os.environ.get("PIPELINE_PRECISION", PRECISIONS[0])
+    if precision not in PRECISIONS:
+        msg = f"PIPELINE_STRATEGY fsdp: PIPELINE_PRECISION is {precision}, expected {', '.join(PRECISIONS)}"
         raise HardwareError(msg)
     return Sharded(world, timeout)
 

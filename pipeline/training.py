@@ -74,7 +74,7 @@ def fingerprint(*parts: Any) -> str:
 class Recorder(Callback):
     """Writes about 200 lines of values, means over all processes, and 8 previews to the record.
 
-    Of a sharded model, `whole` receives the weights before each preview and after the last step.
+    Of a sharded model, `whole` receives the weights for each preview.
     """
 
     def __init__(
@@ -124,6 +124,8 @@ class Recorder(Callback):
             was_training = module.training
             self.preview(step)
             module.train(was_training)
+            if self.whole is not None and self.whole is not module:
+                self.whole.cpu()  # its memory on the device is the training's
 
 
 def fit(
@@ -167,8 +169,8 @@ class Progress(Callback):
         self.start = start
         self.pulse = Pulse()
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Refuse to start where the processes would resume at different steps."""
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Refuse to start where the processes would resume at different steps: before a sharded one is handed out."""
         if trainer.world_size > 1:
             ends = torch.tensor([self.start, -self.start], device=module.device)
             last, first = trainer.strategy.reduce(ends, reduce_op="max").tolist()

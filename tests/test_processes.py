@@ -218,12 +218,19 @@ def test_sharded_processes_go_on_from_a_whole_checkpoint_and_after_a_kill_from_t
 
 
 @pytest.mark.slow
-def test_one_process_goes_on_from_a_checkpoint_of_sharded_ones(start: Any, tmp_path: Path) -> None:
-    ranks = start(["transformer"], SHARDED | {"PIPELINE_CHECKPOINT_SECONDS": "0"}, kind="raise", rank=0, step=6)
+def test_one_process_goes_on_from_a_checkpoint_of_sharded_ones_and_they_from_its_last_one(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "0")
+    ranks = start(["transformer"], SHARDED, kind="raise", rank=0, step=6)
     assert ranks.finish() == 1
     assert checkpoints.find(ranks.out / "transformer")
     found = {"transformer": train("transformer", ranks.out, None, 10)}
     require_close(found, uninterrupted(["transformer"], tmp_path), 1e-6)
+    ranks = start(["transformer"], SHARDED)
+    assert ranks.finish() == 0, ranks.read()
+    assert "resuming at step 10 of 10" in ranks.read()
+    require_close(ranks.weights(0), found, 0.0)
 
 
 def prepare_text() -> tuple[list[str], dict[str, str]]:

@@ -25,7 +25,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.metrics.copying import authenticity, copying_statistic
 from pipeline.metrics.exposure import WORDS, Secret, exposure, find_secrets, randomise
 from pipeline.metrics.image_evidence import extract
-from pipeline.models.transformer import token_nats
+from pipeline.models.layers import token_nats
 from pipeline.params import Params
 from pipeline.randomness import make_generator
 from pipeline.weights import Loaded, choose_device, load_model

@@ -89,7 +89,7 @@ def measure(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
         "seeds": [about[run]["run"]["seed"] for run in claim.runs],
         "sample_sets": summary.sets,
         "counts": counts,
-        **measure_costs(claim, former if former.get("value") == summary.mean else {}),
+        **measure_costs(claim, former if math.isclose(former.get("value") or math.nan, summary.mean) else {}),
         "protocol": about[claim.runs[0]]["hash"],
         "command": command,
         "must": claim.must,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.adamw import adamw
 from torch.optim.swa_utils import AveragedModel
 
@@ -86,7 +87,8 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         groups: list[dict[str, Any]] = [
             {"params": list(matrices), "kind": "muon", "lr": lr},
-            {"params": list(others), "kind": "adamw", "lr": adam_lr},
+            # "fused": a resumed training gets its counts of steps on the device of the weights
+            {"params": list(others), "kind": "adamw", "lr": adam_lr, "fused": True},
         ]
         super().__init__(groups, {"momentum": momentum, "betas": betas, "weight_decay": weight_decay})
 
@@ -113,6 +115,8 @@ class Muon(torch.optim.Optimizer):
                 buffer = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 buffer.lerp_(gradients[index], 1 - group["momentum"])
                 gradients[index].lerp_(buffer, group["momentum"])  # Nesterov
+            if isinstance(gradients, DTensor):  # of a sharded model: each process orthogonalises whole matrices
+                gradients = gradients.redistribute(placements=[Replicate()] * gradients.device_mesh.ndim)
             updates = orthogonalize(gradients) * (0.2 * math.sqrt(max(rows, columns)))
             for parameter, update in zip(parameters, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
@@ -143,6 +147,12 @@ class Muon(torch.optim.Optimizer):
             eps=1e-8,
             maximize=False,
         )
+
+
+def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each target int64 (B, T) under logits (B, T, V), float64 (B, T); never softmax, then log."""
+    nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    return nats.double().view(targets.shape)
 
 
 def from_bytes(images: Tensor) -> Tensor:

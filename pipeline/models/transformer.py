@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from pipeline.artifacts import TextSpec
-from pipeline.models.layers import Muon, make_average, warmup_cosine
+from pipeline.models.layers import Muon, make_average, token_nats, warmup_cosine
 from pipeline.params import Section
 from pipeline.randomness import make_generator, seeded
 
@@ -323,9 +323,3 @@ class Model(LightningModule):
             nats = token_nats(network(tokens[None, start:-1]), targets[None, start:])
             losses.append(nats[0, done - start :])
         return torch.cat(losses)
-
-
-def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each target int64 (B, T) under logits (B, T, V), float64 (B, T); never softmax, then log."""
-    nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-    return nats.double().view(targets.shape)

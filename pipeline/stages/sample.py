@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
 from torch import Tensor
 
 from pipeline import artifacts, params, seals
+from pipeline.models.layers import token_nats
 from pipeline.params import Run
 from pipeline.randomness import make_generator
 from pipeline.record import draw_points, save_grid
@@ -129,9 +129,7 @@ def score_windows(model: Any, tokens: Tensor, count: int, generator: torch.Gener
     means = []
     for part in (starts + span).split(max(1, 16_384 // len(span))):
         window = tokens[part.to(model.device)]  # (B, T + 1)
-        logits = network(window[:, :-1]).float()  # (B, T, V)
-        nats = F.cross_entropy(logits.transpose(1, 2), window[:, 1:], reduction="none")
-        means.append(nats.double().mean(dim=1).cpu())
+        means.append(token_nats(network(window[:, :-1]), window[:, 1:]).mean(dim=1).cpu())
     return torch.cat(means)
 
 

@@ -78,6 +78,8 @@ def train(key: str, settings: Params, state: Path) -> None:
             state=state,
             callbacks=[Recorder(record, values["steps"], preview, whole)],
         )
+        if sharding.is_sharded(model):
+            sharding.gather(model, whole)
         if trainer.is_global_zero:
             save_model(folder, run.model, whole, config, spec, tokenizer)
     except BaseException as error:

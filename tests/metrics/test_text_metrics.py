@@ -7,7 +7,7 @@ import torch
 
 from pipeline.artifacts import ArtifactError
 from pipeline.metrics.text import Config, Evidence, compute
-from pipeline.models.transformer import token_nats
+from pipeline.models.layers import token_nats
 
 CONFIG = Config.model_validate(
     {

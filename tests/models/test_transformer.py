@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.artifacts import TextSpec
-from pipeline.models.layers import Muon, orthogonalize, warmup_cosine
-from pipeline.models.transformer import Cache, Config, Model, choose, rotate, rotation, token_nats
+from pipeline.models.layers import Muon, orthogonalize, token_nats, warmup_cosine
+from pipeline.models.transformer import Cache, Config, Model, choose, rotate, rotation
 
 VOCABULARY = 17
 
