@@ -26,6 +26,7 @@ RANKS = {
     "processes": 0,
     "uncertainty": 0,
     "checkpoints": 1,
+    "sharding": 1,
     "record": 1,
     "weights": 1,
     "tracking": 2,
