@@ -23,6 +23,7 @@ LEFT_OUT = {
     "store": "looks whether DVC's cache has the inputs",
     "preemption": "stops a stage",
     "processes": "starts the processes of a training, whose number changes no bit of what is drawn",
+    "sharding": "divides the weights among the processes of a training: hardware, as their number",
     "checkpoints": "keeps a training's state, which goes on with the same bits",
     "leftovers": "closes records that a crash left open",
     "alarms": "comments on a training",
