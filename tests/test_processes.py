@@ -243,9 +243,7 @@ def prepare_text() -> tuple[list[str], dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
-def test_two_processes_that_share_the_weights_score_and_save_all_of_them(
-    workdir: Path,
-) -> None:
+def test_two_processes_that_share_the_weights_score_and_save_all_of_them(workdir: Path) -> None:
     command, environment = prepare_text()
     done = subprocess.run(command, cwd=workdir, env=environment | SHARDED, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -25,8 +25,8 @@ from pipeline.training import Guard, NonFiniteError, Recorder, fingerprint, fit,
 
 SPECS: dict[str, Any] = {
     "images": ImageSpec(shape=(1, 28, 28), classes=10),
-    "text": TextSpec(vocabulary=21),
-}  # 21: uneven parts
+    "text": TextSpec(vocabulary=21),  # odd: two processes that share the weights get unequal parts
+}
 CHANGES: dict[str, dict[str, Any]] = {
     "gan": {"generator_width": 4, "discriminator_width": 4},
     "vae": {"width": 4, "hidden": 16, "dropout": 0.2},
