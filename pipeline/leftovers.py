@@ -22,7 +22,6 @@ from ruamel.yaml.error import YAMLError
 from pipeline import artifacts, checkpoints
 from pipeline.record import Record
 from pipeline.tracking import Mirror
-from pipeline.training import STATE
 
 DVC_LOCKS = Path(".dvc/tmp/rwlock")
 DVC_RESULTS = Path("dvc.lock")
@@ -75,7 +74,7 @@ def close_abandoned(state: Path, about: dict[str, Any]) -> dict[str, str]:
 
 def find_states() -> Iterator[Leftover]:
     """Find trainings that did not finish, and among them those whose run is still RUNNING though no process has it."""
-    for folder in sorted(STATE.glob("train-*")):
+    for folder in sorted(artifacts.STATE.glob("train-*")):
         if _is_held(folder / "lock"):
             yield Leftover(str(folder), "a process is training this run now")
             continue
@@ -120,13 +119,13 @@ def find_partial_files() -> Iterator[Leftover]:
 
     Those that a running training or a stage of a running `dvc` may be writing now are left alone.
     """
-    trained = {folder for folder in STATE.glob("train-*") if _is_held(folder / "lock")}
+    trained = {folder for folder in artifacts.STATE.glob("train-*") if _is_held(folder / "lock")}
     runs = _dvc_runs()
-    for root in (artifacts.RAW.parent, artifacts.REPORTS, STATE):
+    for root in (artifacts.RAW.parent, artifacts.REPORTS, artifacts.STATE):
         for path in sorted([*root.rglob("*.tmp"), *root.rglob("*.part")]):
             if trained & {*path.parents} or any(parent.suffix == ".tmp" for parent in path.parents):
                 continue  # the state of a running training; the content of what is named already
-            if runs and root != STATE:
+            if runs and root != artifacts.STATE:
                 yield Leftover(str(path), "a stage runs, and may be writing it now")
                 continue
             remove = partial(shutil.rmtree, path) if path.is_dir() else path.unlink

@@ -33,10 +33,14 @@ PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true")  # that Lightning
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
+def is_named() -> bool:
+    """Say whether the environment names this strategy."""
+    return os.environ.get("PIPELINE_STRATEGY") == "fsdp"
+
+
 def is_asked_for() -> bool:
     """Say whether this process is one of several that share the weights of a model: one alone holds them all."""
-    is_named = os.environ.get("PIPELINE_STRATEGY") == "fsdp"
-    return is_named and processes.is_member() and processes.read_layout().world > 1
+    return is_named() and processes.is_member() and processes.read_layout().world > 1
 
 
 class Sharded(ModelParallelStrategy):
@@ -87,8 +91,8 @@ class Sharded(ModelParallelStrategy):
         return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def make_strategy(model: LightningModule, world: int, timeout: timedelta) -> Sharded:
-    """Return the strategy that cuts the model into as many parts as there are processes.
+def require_divisible(model: LightningModule) -> None:
+    """Refuse a model or a precision that cannot be trained in parts.
 
     Raises:
         HardwareError: if the model cannot be cut.
@@ -109,6 +113,15 @@ def make_strategy(model: LightningModule, world: int, timeout: timedelta) -> Sha
     if precision not in PRECISIONS:
         msg = f"PIPELINE_STRATEGY fsdp: PIPELINE_PRECISION is {precision}, expected {', '.join(PRECISIONS)}"
         raise HardwareError(msg)
+
+
+def make_strategy(model: LightningModule, world: int, timeout: timedelta) -> Sharded:
+    """Return the strategy that cuts the model into as many parts as there are processes.
+
+    Raises:
+        HardwareError: if the model cannot be cut.
+    """
+    require_divisible(model)
     return Sharded(world, timeout)
 
 
@@ -118,10 +131,18 @@ def copy_whole(model: LightningModule) -> LightningModule:
 
 
 def gather(model: LightningModule, whole: LightningModule) -> None:
-    """Bring all weights into the first process's `whole`; every process calls it."""
+    """Bring all weights of a sharded model into the first process's `whole`; every process calls it."""
+    if not is_sharded(model):
+        return
     weights = get_model_state_dict(model, options=WHOLE)
     if processes.get_rank() == 0:
         whole.to(model.device).load_state_dict(weights)
+
+
+def release(model: LightningModule, whole: LightningModule) -> None:
+    """Give the device's memory of a gathered copy back to the training."""
+    if whole is not model:
+        whole.cpu()
 
 
 def is_sharded(model: LightningModule) -> bool:

@@ -38,7 +38,6 @@ from pipeline.randomness import derive_seed
 from pipeline.record import Record
 
 log = logging.getLogger(__name__)
-STATE = Path(".state")
 CODE = ("training.py", "randomness.py", "data/loading.py", "models/layers.py")  # that every training runs
 ASK_SECONDS = 1.0  # between questions among processes
 REPEATS = 5.0  # seconds in which a signal repeated is the same wish: torchrun and timeout send it twice
@@ -115,7 +114,7 @@ class Recorder(Callback):
             msg = f"step {step}: {broken} is not finite; lower the learning rate or the penalties' weights"
             raise NonFiniteError(msg)
         is_due = step % self.preview_every < self.every or step == self.steps
-        if is_due and self.whole is not None and sharding.is_sharded(module):
+        if is_due and self.whole is not None:
             sharding.gather(module, self.whole)
         if self.record is None or not trainer.is_global_zero:
             return
@@ -124,8 +123,8 @@ class Recorder(Callback):
             was_training = module.training
             self.preview(step)
             module.train(was_training)
-            if self.whole is not None and self.whole is not module:
-                self.whole.cpu()  # its memory on the device is the training's
+            if self.whole is not None:
+                sharding.release(module, self.whole)
 
 
 def fit(
@@ -175,7 +174,7 @@ class Progress(Callback):
             ends = torch.tensor([self.start, -self.start], device=module.device)
             last, first = trainer.strategy.reduce(ends, reduce_op="max").tolist()
             if last != -first:
-                msg = f"processes would resume at steps {-first} to {last}: all nodes must see the same folder {STATE}"
+                msg = f"processes would resume at steps {-first} to {last}: all nodes must see one {artifacts.STATE}"
                 raise HardwareError(msg)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:

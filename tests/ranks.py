@@ -81,8 +81,8 @@ def train(name: str, out: Path, fault: dict[str, Any] | None, steps: int) -> dic
     whole = sharding.copy_whole(model)
     callbacks = [*accident, Recorder(None, steps, whole=whole)]
     fit(model, examples, steps=steps, batch_size=8, seed=0, clip_norm=clip, state=out / name, callbacks=callbacks)
+    sharding.gather(model, whole)
     if sharding.is_sharded(model):
-        sharding.gather(model, whole)
         held = sum(parameter.to_local().numel() for parameter in model.parameters())  # type: ignore[operator]
         (out / f"{processes.get_rank()}.held").write_text(str(held))
     return {} if sharding.is_sharded(whole) else whole.state_dict()

@@ -16,9 +16,9 @@ from filelock import FileLock
 
 from pipeline import artifacts, leftovers
 from pipeline.__main__ import main
+from pipeline.artifacts import STATE
 from pipeline.record import Record
 from pipeline.tracking import Mirror, connect
-from pipeline.training import STATE
 from tests.test_tracking import ABOUT
 
 

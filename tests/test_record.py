@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from pipeline import artifacts
+from pipeline.artifacts import STATE
 from pipeline.preemption import PreemptedError
 from pipeline.record import Record, describe_process, is_gone
 from pipeline.stages import fetch, prepare, train
 from pipeline.tracking import connect
-from pipeline.training import STATE, Recorder
+from pipeline.training import Recorder
 
 ABOUT: dict[str, Any] = {
     "name": "vae",

@@ -10,9 +10,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from pipeline import sharding
+from pipeline import processes, sharding
 from pipeline.models.layers import Muon
 from pipeline.processes import HardwareError
+from pipeline.stages import fetch, prepare, train
 from tests.test_training import make
 
 
@@ -26,6 +27,17 @@ from tests.test_training import make
 def test_models_that_cannot_be_cut_are_refused(name: str, reason: str) -> None:
     with pytest.raises(HardwareError, match=reason):
         sharding.make_strategy(make(name)[0], 2, timedelta(seconds=10))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_training_that_cannot_be_cut_is_refused_before_its_processes_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch.main("images")
+    prepare.main("images")
+    for name, value in {"DEVICES": "2", "STRATEGY": "fsdp", "ACCELERATOR": "cpu"}.items():
+        monkeypatch.setenv(f"PIPELINE_{name}", value)
+    monkeypatch.setattr(processes, "supervise", lambda *_: pytest.fail("processes were started"))
+    with pytest.raises(HardwareError, match="expected auto or ddp"):
+        train.main("gan")
 
 
 def test_a_precision_that_sharding_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

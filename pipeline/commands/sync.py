@@ -13,7 +13,6 @@ from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.record import Record
 from pipeline.tracking import Mirror
-from pipeline.training import STATE
 
 
 def main(arguments: list[str]) -> int:
@@ -23,10 +22,10 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="runs; default: all that have a record")
     options = parser.parse_args(arguments)
-    folders = [*sorted(artifacts.RUNS.glob("*/record")), *sorted(STATE.glob("train-*/*/record"))]
+    folders = [*sorted(artifacts.RUNS.glob("*/record")), *sorted(artifacts.STATE.glob("train-*/*/record"))]
     records = [Record(folder) for folder in folders if (folder / "run.json").exists()]
     if missing := set(options.runs) - {record.about["name"] for record in records}:
-        msg = f"no record of {', '.join(sorted(missing))} in {artifacts.RUNS} or {STATE}"
+        msg = f"no record of {', '.join(sorted(missing))} in {artifacts.RUNS} or {artifacts.STATE}"
         raise ArtifactError(msg)
     failed = 0
     for record in records:

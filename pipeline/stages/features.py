@@ -18,7 +18,7 @@ from pipeline.data.loading import LabelledExamples
 from pipeline.params import Section
 from pipeline.processes import get_rank
 from pipeline.stages import run_stage
-from pipeline.training import STATE, Recorder, fingerprint, fit
+from pipeline.training import Recorder, fingerprint, fit
 from pipeline.weights import choose_device, save_model
 
 
@@ -49,7 +49,7 @@ def train(key: str, module: ModuleType, config: Section) -> dict[str, float]:
     """Train a feature network on the training split; return its accuracies on the others, in the first process."""
     values = config.model_dump()
     code = plugins.PACKAGE / f"models/{values['network']}.py"
-    state = STATE / f"features-{key}" / fingerprint(values, artifacts.read_manifest(values["data"]), code)
+    state = artifacts.STATE / f"features-{key}" / fingerprint(values, artifacts.read_manifest(values["data"]), code)
     checkpoints.require_writable(artifacts.FEATURES, artifacts.REPORTS / "features")
     with checkpoints.hold(state.parent) if get_rank() == 0 else contextlib.nullcontext():
         model = module.Model(config, artifacts.read_spec(values["data"]), values["seed"])

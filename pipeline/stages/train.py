@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline import alarms, artifacts, checkpoints, leftovers, params, plugins, processes, sharding
 from pipeline.data.loading import Examples, LabelledExamples, TextExamples, require_length
 from pipeline.metrics import points
-from pipeline.params import Params
+from pipeline.params import Params, Run, Section
 from pipeline.preemption import PreemptedError
 from pipeline.processes import get_rank
 from pipeline.randomness import make_generator
@@ -30,7 +30,7 @@ from pipeline.record import Record, describe_environment, describe_lineage, draw
 from pipeline.stages import run_stage
 from pipeline.tokenization import restore_tokenizer
 from pipeline.tracking import Mirror
-from pipeline.training import STATE, Recorder, fingerprint, fit
+from pipeline.training import Recorder, fingerprint, fit
 from pipeline.weights import Loaded, save_model
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,10 @@ def main(key: str) -> None:
     manifest = artifacts.read_manifest(run.data)
     require_length(run.data, manifest, run.model, config.model_dump().get("context"))
     code = plugins.PACKAGE / f"models/{run.model}.py"
-    state = STATE / f"train-{key}" / fingerprint(run.model_dump(), config.model_dump(), manifest, code)
+    state = artifacts.STATE / f"train-{key}" / fingerprint(run.model_dump(), config.model_dump(), manifest, code)
     if processes.are_to_be_started():
+        if sharding.is_named():  # what it cannot train is refused before the processes start
+            sharding.require_divisible(_make_model(run, config))
         processes.supervise("pipeline.stages.train", key, lambda cause: close_failed(state, cause))
         return
     checkpoints.require_writable(artifacts.RUNS / key, artifacts.REPORTS / "runs" / key)
@@ -56,7 +58,7 @@ def train(key: str, settings: Params, state: Path) -> None:
     """Train with resume state in a folder that no other process writes; then write weights, record and curves."""
     run, config = settings.runs[key], settings.models[key]
     spec = artifacts.read_spec(run.data)
-    model = plugins.load("models", run.model).Model(config, spec, run.seed)
+    model = _make_model(run, config)
     training, validation = (artifacts.read_split(run.data, split) for split in ("train", "validation"))
     tokenizer = artifacts.read_json(artifacts.PREPARED / run.data / "tokenizer.json") if "tokens" in training else None
     record = _open_record(state, key, settings) if get_rank() == 0 else None
@@ -78,8 +80,7 @@ def train(key: str, settings: Params, state: Path) -> None:
             state=state,
             callbacks=[Recorder(record, values["steps"], preview, whole)],
         )
-        if sharding.is_sharded(model):
-            sharding.gather(model, whole)
+        sharding.gather(model, whole)
         if trainer.is_global_zero:
             save_model(folder, run.model, whole, config, spec, tokenizer)
     except BaseException as error:
@@ -92,6 +93,10 @@ def train(key: str, settings: Params, state: Path) -> None:
         write_curves(record, artifacts.REPORTS / "runs" / key / "curves")
         _publish(record, state, artifacts.RUNS / key / "record")
         print(f"{key}: {values['steps']} steps in {record.about['totals']['seconds']:.0f} s, weights in {folder}")
+
+
+def _make_model(run: Run, config: Section) -> Any:
+    return plugins.load("models", run.model).Model(config, artifacts.read_spec(run.data), run.seed)
 
 
 def _give_up(record: Record, mirror: Mirror, error: BaseException) -> None:
