@@ -22,8 +22,9 @@ from pipeline.models import inception
 from tests.faults import (  # noqa: F401 - pytest takes its hooks from here
     pytest_addoption,
     pytest_collection_modifyitems,
-    pytest_runtest_makereport,
+    pytest_runtest_logreport,
     pytest_sessionfinish,
+    pytest_testnodedown,
 )
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -91,32 +91,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             numbers[name_of(item)] = tuple(sorted({*found, *numbers.get(name_of(item), ())}))
 
 
-def name_of(item: pytest.Item) -> str:
+def name_of(item: pytest.Item | pytest.TestReport) -> str:
     """Return the test's id without its parameters."""
     return item.nodeid.partition("[")[0]
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Any:
-    """Note outcome and time of each phase of a test with the mark."""
-    report = yield
-    name = name_of(item)
-    if name in numbers:
-        seconds[name] += report.duration
-        if report.when == "call" or report.outcome != "passed":
-            reason = str(report.longrepr[2]).removeprefix("Skipped: ") if report.skipped else ""
-            outcomes[name].append((report.outcome, reason))
-    return report
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note outcome and time of each phase of a test; under pytest-xdist the workers' reports come here too."""
+    name = name_of(report)
+    seconds[name] += report.duration
+    if report.when == "call" or report.outcome != "passed":
+        reason = str(report.longrepr[2]).removeprefix("Skipped: ") if report.skipped else ""
+        outcomes[name].append((report.outcome, reason))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over the marks that a worker of pytest-xdist has read: the process that writes collects nothing itself."""
+    numbers.update({name: tuple(found) for name, found in node.workeroutput.get("faults", {}).items()})
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the table."""
-    if not session.config.getoption("--faults") or not outcomes:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["faults"] = numbers
+        return
+    ran = {name: summarize(name) for name in outcomes if name in numbers}
+    if not session.config.getoption("--faults") or not ran:
         return
     path = FOLDER / "faults.json"
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     whole = session.config.args_source is session.config.ArgsSource.TESTPATHS
-    table = merge(recorded, {name: summarize(name) for name in outcomes}, numbers, whole=whole)
+    table = merge(recorded, ran, numbers, whole=whole)
     path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(render(table), encoding="utf-8")
 

@@ -4,7 +4,7 @@ Run with `dvc repro train@gan`. For 28x28x1: z (100) -> dense 7x7x128 -> two str
 tanh; the discriminator is three stride-2 4x4 convolutions. Departures: no batch norm in the discriminator (penalties
 and relativistic pairing need per-image gradients), generator weights averaged, the loss chosen in params. The
 generator's relativistic loss (R3GAN) takes the logits that the real images had before the discriminator's update, not
-after it: one pass less. Points in D dimensions get two hidden layers each instead of convolutions.
+after it: one pass less. Points in D dimensions get four hidden layers each instead of convolutions.
 
 Dimensions: B batch, C H W image, D dimensions of a point, Z latent.
 """
@@ -26,6 +26,10 @@ from pipeline.params import Section
 from pipeline.randomness import Part, make_generator, normal, seeded, share, this_part
 
 KINDS = ("images", "points")
+HIDDEN_LAYERS = 4  # for points
+# Networks learn coarse functions first (Rahaman et al. 2019, "spectral bias"): the discriminator of points sees them
+# as through a magnifying glass, or else modes narrower than a hundredth of their range stay blurred.
+MAGNIFICATION = 8.0
 
 
 class Config(Section):
@@ -121,6 +125,7 @@ class Discriminator(nn.Module):
         super().__init__()
         normalize: Callable[[nn.Module], nn.Module] = spectral_norm if config.spectral_norm else lambda layer: layer
         width = config.discriminator_width
+        self.magnification = MAGNIFICATION if isinstance(spec, PointSpec) else None
         if isinstance(spec, PointSpec):
             features = width
             self.layers = make_perceptron(spec.dimensions, width, normalize)
@@ -137,7 +142,7 @@ class Discriminator(nn.Module):
 
     def forward(self, values: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return logits (B,): positive for real."""
-        hidden = self.layers(values)
+        hidden = self.layers(values if self.magnification is None else self.magnification * values)
         logits: Tensor = self.head(hidden).squeeze(1)
         if self.embedding is not None:
             logits = logits + (self.embedding(labels) * hidden).sum(dim=1) / hidden.size(1) ** 0.5
@@ -152,9 +157,11 @@ def double_side(before: int, after: int, *, bias: bool) -> nn.ConvTranspose2d:
 def make_perceptron(
     inputs: int, width: int, normalize: Callable[[nn.Module], nn.Module] = lambda layer: layer
 ) -> nn.Sequential:
-    """Return two hidden layers of `width` units."""
-    first, second = normalize(nn.Linear(inputs, width)), normalize(nn.Linear(width, width))
-    return nn.Sequential(first, nn.LeakyReLU(0.2), second, nn.LeakyReLU(0.2))
+    """Return the hidden layers of `width` units."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise([inputs, *[width] * HIDDEN_LAYERS]):
+        layers += [normalize(nn.Linear(before, after)), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers)
 
 
 def cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
