@@ -73,14 +73,31 @@ def close_abandoned(state: Path, about: dict[str, Any]) -> dict[str, str]:
 
 
 def find_states() -> Iterator[Leftover]:
-    """Find trainings that did not finish, and among them those whose run is still RUNNING though no process has it."""
-    for folder in sorted(artifacts.STATE.glob("train-*")):
+    """Find trainings that did not finish, and among them those whose run is still RUNNING though no process has it.
+
+    Feature networks have no record: theirs are known by their checkpoints.
+    """
+    for folder in _list_trainings():
         if _is_held(folder / "lock"):
-            yield Leftover(str(folder), "a process is training this run now")
+            yield Leftover(str(folder), "a process is training this now")
             continue
         for path in sorted(folder.glob("*/record/run.json")):
             if path.parents[1].suffix != ".tmp":
                 yield _judge_state(path.parent)
+        stage = folder.name.replace("-", "@", 1)  # features-classifier is the stage features@classifier
+        for state in sorted(folder.glob("*/")) if stage.startswith("features") else ():
+            if found := checkpoints.find(state):
+                yield Leftover(str(state), f"an interrupted training: {_say_where(stage, found[1])}")
+
+
+def _list_trainings() -> list[Path]:
+    """List the folders of states, one a run or feature network."""
+    return sorted([*artifacts.STATE.glob("train-*"), *artifacts.STATE.glob("features-*")])
+
+
+def _say_where(stage: str, step: int) -> str:
+    place = f"step {step}" if step else "the beginning"
+    return f"`dvc repro {stage}` goes on from {place} if params, data and code are as they were"
 
 
 def _is_held(lock: Path) -> bool:
@@ -97,8 +114,7 @@ def _is_held(lock: Path) -> bool:
 def _judge_state(folder: Path) -> Leftover:
     record = Record(folder)
     found = checkpoints.find(folder.parent)
-    step = f"step {found[1]}" if found else "the beginning"
-    goes_on = f"`dvc repro train@{record.about['name']}` goes on from {step} if params, data and code are as they were"
+    goes_on = _say_where(f"train@{record.about['name']}", found[1] if found else 0)
     if record.about["status"] != "RUNNING":
         return Leftover(str(folder.parent), f"an interrupted training ({record.about['status']}): {goes_on}")
     return Leftover(
@@ -119,7 +135,7 @@ def find_partial_files() -> Iterator[Leftover]:
 
     Those that a running training or a stage of a running `dvc` may be writing now are left alone.
     """
-    trained = {folder for folder in artifacts.STATE.glob("train-*") if _is_held(folder / "lock")}
+    trained = {folder for folder in _list_trainings() if _is_held(folder / "lock")}
     runs = _dvc_runs()
     for root in (artifacts.RAW.parent, artifacts.REPORTS, artifacts.STATE):
         for path in sorted([*root.rglob("*.tmp"), *root.rglob("*.part")]):

@@ -16,6 +16,13 @@ from pipeline.stages import run_stage
 
 if __name__ == "__main__":
     preemption.begin()
+    if processes.are_to_be_started():  # before imports of seconds, which a supervisor does not need
+
+        def tell(cause: str) -> None:
+            print(f"told: {cause}", flush=True)
+
+        run_stage(lambda text: processes.supervise("tests.ranks", text, tell), several=True)
+        sys.exit()
 
 import torch
 from pytorch_lightning import Callback
@@ -89,12 +96,9 @@ def train(name: str, out: Path, fault: dict[str, Any] | None, steps: int) -> dic
 
 
 def main(text: str) -> None:
-    """Train the models of a JSON text in this process, or supervise those that do."""
+    """Train the models of a JSON text in this process."""
     spec = json.loads(text)
     out = Path(spec["out"])
-    if processes.are_to_be_started():
-        processes.supervise("tests.ranks", text, lambda cause: print(f"told: {cause}", flush=True))
-        return
     (out / f"{processes.get_rank()}.pid").write_text(str(os.getpid()))
     weights = {name: train(name, out, spec.get("fault"), spec.get("steps", STEPS)) for name in spec["names"]}
     torch.save(weights, out / f"{processes.get_rank()}.pt")

@@ -86,6 +86,21 @@ def test_what_a_running_training_writes_is_left_alone(workdir: Path) -> None:
     assert not partial.exists()
 
 
+def test_a_feature_networks_interrupted_training_is_explained_and_stays(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = workdir / STATE / "features-classifier" / "0123"
+    state.mkdir(parents=True)
+    checkpoint = state / "step-000000005.ckpt"
+    checkpoint.write_bytes(b"x")
+    checkpoint.with_suffix(".ckpt.sha256").write_text(artifacts.digest(checkpoint), encoding="ascii")
+    assert main(["doctor", "--fix"]) == 0
+    assert "`dvc repro features@classifier` goes on from step 5" in capsys.readouterr().out
+    assert checkpoint.exists()
+    with FileLock(state.parent / "lock"):
+        assert [found.meaning for found in leftovers.find_all()] == ["a process is training this now"]
+
+
 def test_a_finished_trainings_state_that_was_removed_in_part_goes_as_a_whole(workdir: Path) -> None:
     done = workdir / STATE / "train-gan" / "0123.tmp"
     Record(done / "record", json.loads(json.dumps(ABOUT)))

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         msg = f"{PATH.resolve()}: not found; run from benchmarks/"
         raise ArtifactError(msg)
     claims = {name: Claim.model_validate(values) for name, values in YAML(typ="safe", pure=True).load(PATH).items()}
-    former = artifacts.read_json(Path("results.json")) if Path("results.json").exists() else {}
+    former = read_former(Path("results.json"))
     results = {name: measure(claim, former.get(name, {})) for name, claim in claims.items()}
     speed = read_speed(artifacts.read_json(SPEED)) if SPEED.exists() else {}
     artifacts.write_json(Path("results.json"), results | speed)
@@ -57,6 +57,20 @@ def main(arguments: list[str]) -> int:
     measured = sum(found["value"] is not None for found in results.values())
     print(f"{measured} of {len(results)} benchmarks are measured: results.json, results.md")
     return 0
+
+
+def read_former(path: Path) -> dict[str, Any]:
+    """Return what the file said before, or nothing if there is none.
+
+    Raises:
+        ArtifactError: if a merge left it broken: one of its versions knows costs that are nowhere else.
+    """
+    try:
+        former: dict[str, Any] = artifacts.read_json(path) if path.exists() else {}
+    except ValueError as error:
+        msg = f"{path}: no JSON ({error}); after a merge, choose one version: `git checkout --ours {path}`"
+        raise ArtifactError(msg) from error
+    return former
 
 
 def measure(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
@@ -89,13 +103,18 @@ def measure(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
         "seeds": [about[run]["run"]["seed"] for run in claim.runs],
         "sample_sets": summary.sets,
         "counts": counts,
-        **measure_costs(claim, former if math.isclose(former.get("value") or math.nan, summary.mean) else {}),
+        **measure_costs(claim, former if is_same(former.get("value"), summary.mean) else {}),
         "protocol": about[claim.runs[0]]["hash"],
         "command": command,
         "must": claim.must,
         "aim": claim.aim,
         "reached": reached,
     }
+
+
+def is_same(former: float | None, value: float) -> bool:
+    """Say whether a claim's value is still the former one, up to how files of another machine were rounded."""
+    return former is not None and math.isclose(former, value, abs_tol=1e-12)
 
 
 def measure_costs(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:

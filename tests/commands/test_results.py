@@ -83,7 +83,21 @@ def test_an_optional_claim_without_its_runs_is_not_measured_here(capsys: pytest.
 
 
 @pytest.mark.usefixtures("runs")
-def test_costs_stay_where_the_records_are_gone_and_the_value_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_that_a_merge_broke_are_refused_and_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path("results.json")
+    path.write_text("<<<<<<< ours\n{}\n", encoding="utf-8")
+    assert main(["results"]) == 1
+    assert "results.json: no JSON" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8").startswith("<<<<<<<")
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("value", [1.0, 0.0])
+def test_costs_stay_where_the_records_are_gone_and_the_value_is_the_same(
+    value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        artifacts.write_json(artifacts.REPORTS / "runs" / name / "metrics.json", {"nats": value, "test_targets": 99})
     assert main(["results"]) == 0
     before = artifacts.read_json(Path("results.json"))
     (artifacts.RUNS / "two" / "record" / "run.json").unlink()  # as in a fresh clone
