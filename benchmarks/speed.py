@@ -378,21 +378,21 @@ def main() -> None:
         return
     path = HERE / "speed.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else {}
+    environment = describe_environment()
+    machine = {name: environment[name] for name in ("processor", "threads", "torch")}
     for name in options.only:
         for row in MEASURES[name]():
-            rows[row.name] = asdict(row)
+            rows[row.name] = asdict(row) | machine
             print(f"{row.title}: {row.ratio:.3g} ({row.low:.3g} to {row.high:.3g}), wanted {row.wanted}", flush=True)
-    artifacts.write_json(path, {"rows": rows, "environment": describe_environment()})
+    artifacts.write_json(path, {"rows": rows})
     (HERE / "speed.md").write_text(render(rows), encoding="utf-8")
 
 
 def render(rows: dict[str, dict[str, Any]]) -> str:
     """Return the Markdown table."""
-    lines = ["| compared | ratio | least to largest | repeats | wanted | |", "|---|---:|---:|---:|---:|---|"]
-    lines += [
-        "| {title} (`{name}`) | {ratio:.3g} | {low:.3g} to {high:.3g} | {repeats} | {wanted} | {detail} |".format(**row)
-        for row in rows.values()
-    ]
+    lines = ["| compared | ratio | least to largest | repeats | wanted | | on |", "|---|---:|---:|---:|---:|---|---|"]
+    line = "| {title} (`{name}`) | {ratio:.3g} | {low:.3g} to {high:.3g} | {repeats} | {wanted} | {detail} | {on} |"
+    lines += [line.format(**row, on=f"{row['processor']}, {row['threads']} threads") for row in rows.values()]
     return "\n".join(lines) + "\n"
 
 

@@ -136,7 +136,6 @@ def measure_costs(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
 
 def read_speed(speed: dict[str, Any]) -> dict[str, Any]:
     """Return the ratios of speed.py: median, least and largest, repeats, and on which machine."""
-    machine = {name: speed["environment"][name] for name in ("processor", "threads")}
     return {
         name: {
             "value": row["ratio"],
@@ -145,7 +144,8 @@ def read_speed(speed: dict[str, Any]) -> dict[str, Any]:
             "detail": row["detail"],
             "wanted": row["wanted"],
             "command": "python speed.py",
-            **machine,
+            "processor": row["processor"],
+            "threads": row["threads"],
         }
         for name, row in speed["rows"].items()
     }
