@@ -101,14 +101,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     name = name_of(report)
     seconds[name] += report.duration
     if report.when == "call" or report.outcome != "passed":
-        reason = str(report.longrepr[2]).removeprefix("Skipped: ") if report.skipped else ""
+        reason = str(report.longrepr[2]).removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
         outcomes[name].append((report.outcome, reason))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Take over the marks that a worker of pytest-xdist has read: the process that writes collects nothing itself."""
-    numbers.update({name: tuple(found) for name, found in node.workeroutput.get("faults", {}).items()})
+    found = getattr(node, "workeroutput", {}).get("faults", {})  # a worker that crashed has left nothing
+    numbers.update({name: tuple(marks) for name, marks in found.items()})
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -121,7 +122,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     path = FOLDER / "faults.json"
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    whole = session.config.args_source is session.config.ArgsSource.TESTPATHS
+    everything = session.config.args_source is session.config.ArgsSource.TESTPATHS
+    whole = everything and not session.testsfailed  # a file that could not be read has not lost its tests
     table = merge(recorded, ran, numbers, whole=whole)
     path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(render(table), encoding="utf-8")

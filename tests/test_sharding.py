@@ -13,7 +13,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from pipeline import processes, sharding
 from pipeline.models.layers import Muon
 from pipeline.processes import HardwareError
-from pipeline.stages import fetch, prepare, train
+from pipeline.stages import features, fetch, prepare, train
 from tests.test_training import make
 
 
@@ -36,8 +36,9 @@ def test_a_training_that_cannot_be_cut_is_refused_before_its_processes_start(mon
     for name, value in {"DEVICES": "2", "STRATEGY": "fsdp", "ACCELERATOR": "cpu"}.items():
         monkeypatch.setenv(f"PIPELINE_{name}", value)
     monkeypatch.setattr(processes, "supervise", lambda *_: pytest.fail("processes were started"))
-    with pytest.raises(HardwareError, match="expected auto or ddp"):
-        train.main("gan")
+    for stage, key in ((train, "gan"), (features, "classifier")):
+        with pytest.raises(HardwareError, match="expected auto or ddp"):
+            stage.main(key)
 
 
 def test_a_precision_that_sharding_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

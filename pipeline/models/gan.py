@@ -4,7 +4,8 @@ Run with `dvc repro train@gan`. For 28x28x1: z (100) -> dense 7x7x128 -> two str
 tanh; the discriminator is three stride-2 4x4 convolutions. Departures: no batch norm in the discriminator (penalties
 and relativistic pairing need per-image gradients), generator weights averaged, the loss chosen in params. The
 generator's relativistic loss (R3GAN) takes the logits that the real images had before the discriminator's update, not
-after it: one pass less. Points in D dimensions get four hidden layers each instead of convolutions.
+after it: one pass less. Points in D dimensions get four hidden layers each instead of convolutions, and are magnified
+for the discriminator.
 
 Dimensions: B batch, C H W image, D dimensions of a point, Z latent.
 """
@@ -27,8 +28,8 @@ from pipeline.randomness import Part, make_generator, normal, seeded, share, thi
 
 KINDS = ("images", "points")
 HIDDEN_LAYERS = 4  # for points
-# Networks learn coarse functions first (Rahaman et al. 2019, "spectral bias"): the discriminator of points sees them
-# as through a magnifying glass, or else modes narrower than a hundredth of their range stay blurred.
+# Networks learn coarse functions first (Rahaman et al. 2019, "spectral bias"), and modes may be a hundredth of the
+# points' range wide: the discriminator sees them as through a magnifying glass.
 MAGNIFICATION = 8.0
 
 

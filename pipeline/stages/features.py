@@ -10,10 +10,11 @@ import contextlib
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
-from pipeline import artifacts, checkpoints, params, plugins, processes, seals
+from pipeline import artifacts, checkpoints, params, plugins, processes, seals, sharding
 from pipeline.data.loading import LabelledExamples
 from pipeline.params import Section
 from pipeline.processes import get_rank
@@ -32,6 +33,8 @@ def main(key: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         module.fetch(config, folder)
     elif processes.are_to_be_started():
+        if sharding.is_named():  # what it cannot train is refused before the processes start
+            sharding.require_divisible(_make_model(module, config))
         processes.supervise("pipeline.stages.features", key)
         return
     else:
@@ -52,7 +55,7 @@ def train(key: str, module: ModuleType, config: Section) -> dict[str, float]:
     state = artifacts.STATE / f"features-{key}" / fingerprint(values, artifacts.read_manifest(values["data"]), code)
     checkpoints.require_writable(artifacts.FEATURES, artifacts.REPORTS / "features")
     with checkpoints.hold(state.parent) if get_rank() == 0 else contextlib.nullcontext():
-        model = module.Model(config, artifacts.read_spec(values["data"]), values["seed"])
+        model = _make_model(module, config)
         fit(
             model,
             LabelledExamples(artifacts.read_split(values["data"], "train")),
@@ -69,6 +72,11 @@ def train(key: str, module: ModuleType, config: Section) -> dict[str, float]:
         save_model(folder, values["network"], model, config, artifacts.read_spec(values["data"]))
         shutil.rmtree(state)
     return measure(folder, module, values["data"])
+
+
+def _make_model(module: ModuleType, config: Section) -> Any:
+    values = config.model_dump()
+    return module.Model(config, artifacts.read_spec(values["data"]), values["seed"])
 
 
 def measure(folder: Path, module: ModuleType, data: str) -> dict[str, float]:
