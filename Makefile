@@ -21,7 +21,7 @@ repro: .venv/installed  ## install the locked environment, then run every stage 
 	pipeline verify
 
 test: .venv/installed  ## run the default tests (no network)
-	python -m pytest -m "not slow" --faults
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow" --faults --numprocesses 2
 
 test-slow: .venv/installed  ## run the slow tests: DVC in a fresh clone, several processes
 	OMP_NUM_THREADS=1 python -m pytest -m slow --faults --numprocesses 2 --dist loadfile
