@@ -48,6 +48,7 @@ class Ranks:
     ) -> None:
         out.mkdir(exist_ok=True)
         self.out = out
+        self.ranks = (int(environment["NODE_RANK"]),) if "NODE_RANK" in environment else (0, 1)
         spec = json.dumps({"out": str(out), "names": names, "steps": steps, "fault": fault or None})
         self.output = (out / f"output-{environment.get('NODE_RANK', 0)}").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(
@@ -70,9 +71,9 @@ class Ranks:
         return int((self.out / f"{rank}.pid").read_text())
 
     def finish(self) -> int:
-        """Wait for the end, of every process."""
+        """Wait for the end, of every process that this supervisor started."""
         status = self.process.wait(timeout=180)
-        assert not [rank for rank in (0, 1) if psutil.pid_exists(self.pid(rank))]
+        assert not [rank for rank in self.ranks if psutil.pid_exists(self.pid(rank))]
         return status
 
     def read(self) -> str:
