@@ -81,12 +81,11 @@ def find_states() -> Iterator[Leftover]:
         if _is_held(folder / "lock"):
             yield Leftover(str(folder), "a process is training this now")
             continue
-        for path in sorted(folder.glob("*/record/run.json")):
-            if path.parents[1].suffix != ".tmp":
-                yield _judge_state(path.parent)
-        stage = folder.name.replace("-", "@", 1)  # features-classifier is the stage features@classifier
-        for state in sorted(folder.glob("*/")) if stage.startswith("features") else ():
-            if found := checkpoints.find(state):
+        for state in sorted(path for path in folder.glob("*/") if path.suffix != ".tmp"):
+            if (state / "record" / "run.json").exists():
+                yield _judge_state(state / "record")
+            elif found := checkpoints.find(state):
+                stage = folder.name.replace("-", "@", 1)  # features-classifier is the stage features@classifier
                 yield Leftover(str(state), f"an interrupted training: {_say_where(stage, found[1])}")
 
 

@@ -108,8 +108,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Take over the marks that a worker of pytest-xdist has read: the process that writes collects nothing itself."""
-    found = getattr(node, "workeroutput", {}).get("faults", {})  # a worker that crashed has left nothing
-    numbers.update({name: tuple(marks) for name, marks in found.items()})
+    numbers.update(getattr(node, "workeroutput", {}).get("faults", {}))  # a worker that crashed has left nothing
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

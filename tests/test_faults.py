@@ -58,12 +58,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def count_checkpoints(folder: Path) -> int:
-    return len(list((folder / ".state").rglob("step-*.ckpt.sha256")))
-
-
 def list_checkpoints(folder: Path) -> set[str]:
-    return {path.name for path in (folder / ".state").rglob("step-*.ckpt")}
+    return {path.name for path in (folder / ".state").rglob("step-*.ckpt.sha256")}
 
 
 def trainers(folder: Path) -> list[psutil.Process]:
@@ -80,7 +76,7 @@ def test_a_stopped_training_exits_with_75_within_5_seconds_and_goes_on_to_the_sa
     project: Path, expected: bytes, number: int
 ) -> None:
     process = start(project, *TRAIN)
-    wait_for(lambda: count_checkpoints(project))
+    wait_for(lambda: list_checkpoints(project))
     process.send_signal(number)
     before = time.monotonic()
     output = process.communicate(timeout=60)[0]
@@ -114,7 +110,7 @@ def test_ten_kills_at_random_moments_lose_nothing(project: Path, expected: bytes
 @pytest.mark.fault(0, 6)
 def test_a_killed_dvc_leaves_no_trainer_and_the_next_one_goes_on(project: Path, expected: bytes, number: int) -> None:
     process = start(project, str(BIN / "dvc"), "repro", "--no-run-cache", "train@transformer")
-    wait_for(lambda: count_checkpoints(project))
+    wait_for(lambda: list_checkpoints(project))
     assert trainers(project)
     process.send_signal(number)
     wait_for(lambda: not trainers(project), 10)
@@ -130,7 +126,7 @@ def test_a_killed_dvc_leaves_no_trainer_and_the_next_one_goes_on(project: Path, 
 @pytest.mark.fault(6)
 def test_a_second_trainer_of_the_same_run_is_refused(project: Path) -> None:
     process = start(project, *TRAIN)
-    wait_for(lambda: count_checkpoints(project))
+    wait_for(lambda: list_checkpoints(project))
     output = run(project, *TRAIN, status=1)
     assert "another process is training this run" in output
     process.kill()

@@ -331,7 +331,7 @@ def test_nodes_that_do_not_share_their_state_are_refused(
         both.append(start(["points"], common | {"NODE_RANK": node}, out=folder))
     assert [ranks.process.wait(timeout=180) for ranks in both] == [1, 1]
     for ranks in both:
-        assert "processes would resume at steps 0 to 4: all nodes must see one " in ranks.read()
+        assert "processes would resume at steps 0 to 4: all nodes must see one .state" in ranks.read()
 
 
 def ip(*words: str) -> None:
