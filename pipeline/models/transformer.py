@@ -53,27 +53,6 @@ class Config(Section):
         return self
 
 
-class Cache:
-    """Keys and values of one block for the tokens seen so far, (B, H, T, K) each."""
-
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (B, H, T_new, K) keys and values; return all of them."""
-        if self.keys is not None and self.values is not None:
-            keys = torch.cat([self.keys, keys], dim=2)
-            values = torch.cat([self.values, values], dim=2)
-        self.keys, self.values = keys, values
-        return keys, values
-
-    @property
-    def length(self) -> int:
-        """Tokens in the cache."""
-        return 0 if self.keys is None else self.keys.size(2)
-
-
 def rotation(length: int, width: int) -> Tensor:
     """Return cosines and sines of the rotary positions, float32 (2, length, width / 2)."""
     frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
@@ -107,25 +86,19 @@ class Block(nn.Module):
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.contract.weight)
 
-    def attend(self, x: Tensor, turn: Tensor, cache: Cache | None) -> Tensor:
+    def attend(self, x: Tensor, turn: Tensor) -> Tensor:
         """Return softmax(Q K^T / sqrt(K)) V of x (B, T, D) under a causal mask, (B, T, D)."""
         batch, length, width = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
         queries = rotate(self.query_norm(queries), turn)
         keys = rotate(self.key_norm(keys), turn)
-        if cache is not None:
-            keys, values = cache.append(keys, values)
-        past = keys.size(2) - length
-        mask = None  # one token sees all that the cache holds; several see it, and those before them
-        if past and length > 1:
-            mask = torch.ones(length, keys.size(2), dtype=torch.bool, device=x.device).tril(past)
-        out = F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=not past)
+        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         return self.project(out.transpose(1, 2).reshape(batch, length, width))  # (B, H, T, K) -> (B, T, D)
 
-    def forward(self, x: Tensor, turn: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, turn: Tensor) -> Tensor:
         """Map the residual stream (B, T, D) to (B, T, D)."""
-        x = x + F.dropout(self.attend(self.attention_norm(x), turn, cache), self.dropout, self.training)
+        x = x + F.dropout(self.attend(self.attention_norm(x), turn), self.dropout, self.training)
         hidden = F.relu(self.expand(self.mlp_norm(x))).square()  # (B, T, D) -> (B, T, 4 D)
         return x + F.dropout(self.contract(hidden), self.dropout, self.training)
 
@@ -145,21 +118,104 @@ class Network(nn.Module):
         nn.init.normal_(self.embedding.weight, std=1.0)
         nn.init.zeros_(self.head.weight)  # the first loss is exactly log(V)
 
-    def forward(self, tokens: Tensor, caches: list[Cache] | None = None) -> Tensor:
-        """Return the logits of each next token; with caches, `tokens` continue what the caches hold.
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the logits of each next token.
 
         Raises:
             ValueError: if there are more tokens than the context.
         """
-        start = caches[0].length if caches else 0
-        end = start + tokens.size(1)
-        if end > self.rotation.size(1):
-            msg = f"the context is {self.rotation.size(1)} tokens, got {end}"
-            raise ValueError(msg)
+        length = tokens.size(1)
+        require_room(length, self.rotation.size(1))
         x = self.embedding(tokens)  # (B, T) -> (B, T, D)
-        for index, block in enumerate(self.blocks):
-            x = block(x, self.rotation[:, start:end], caches[index] if caches else None)
+        for block in self.blocks:
+            x = block(x, self.rotation[:, :length])
         return self.head(self.norm(x))  # (B, T, D) -> (B, T, V)
+
+
+def require_room(tokens: int, context: int) -> None:
+    """Raise ValueError if there are more tokens than the context."""
+    if tokens > context:
+        msg = f"the context is {context} tokens, got {tokens}"
+        raise ValueError(msg)
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Scale the last dimension to length 1: RMSNorm but for its gain and the root of the dimension."""
+    least = (x.size(-1) * torch.finfo(x.dtype).eps) ** 0.5  # as the epsilon of RMSNorm keeps a zero vector zero
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(least)
+
+
+class Decoder:
+    """The network for generation: remembers keys and values, and takes as few calls as it can.
+
+    A single token costs its calls, not its arithmetic. So the gains of norms stand in the matrices and angles that
+    follow them, and keys and values in one tensor that is filled in place. The logits are the network's but for
+    rounding.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, network: Network, count: int) -> None:
+        blocks = cast("list[Block]", list(network.blocks))
+        width = network.embedding.embedding_dim
+        self.embedding = network.embedding
+        self.heads = blocks[0].heads
+        size, context = width // self.heads, network.rotation.size(1)
+
+        def fold(norm: nn.RMSNorm, layer: nn.Linear) -> Tensor:
+            return (layer.weight * norm.weight * width**0.5).T.contiguous()
+
+        self.matrices = [
+            (
+                fold(block.attention_norm, block.qkv),
+                block.project.weight.T.contiguous(),
+                fold(block.mlp_norm, block.expand),
+                block.contract.weight.T.contiguous(),
+            )
+            for block in blocks
+        ]
+        self.head = fold(network.norm, network.head)
+        # Of queries and of keys: x turned = x * cosines + x rolled by half * sines, each times the gain of its unit.
+        cos, sin = network.rotation
+        cosines, sines = torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)  # (C, K)
+        turns = []
+        for block in blocks:
+            gains = torch.stack([block.query_norm.weight, block.key_norm.weight])[:, None] * size**0.5  # (2, 1, K)
+            turns += [gains * cosines, gains.roll(size // 2, -1) * sines]
+        self.turns = torch.stack(turns).view(-1, 2, 1, 1, context, size)
+        self.held = cos.new_zeros(len(blocks), 2, count, self.heads, context, size)  # keys and values
+        self.length = 0
+
+    @torch.inference_mode()
+    def feed(self, tokens: Tensor) -> Tensor:
+        """Return the logits (B, V) after tokens (B, T) that follow those fed before.
+
+        Raises:
+            ValueError: if they are more than the context together.
+        """
+        count, added = tokens.shape
+        start, end = self.length, self.length + added
+        require_room(end, self.held.size(-2))
+        self.length = end
+        mask = None  # one token sees all that is held; several see it, and those before them
+        if start and added > 1:
+            mask = torch.ones(added, end, dtype=torch.bool, device=tokens.device).tril(start)
+        turns = self.turns[..., start:end, :].unbind()
+        slots = self.held[..., start:end, :].unbind()
+        held = self.held[..., :end, :].flatten(0, 1).unbind()
+        x = self.embedding(tokens).flatten(0, 1)  # (B T, D)
+        for index, (qkv, project, expand, contract) in enumerate(self.matrices):
+            parts = (normalize(x) @ qkv).view(count, added, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
+            pair = parts[:2]
+            unit = normalize(pair)
+            cosines, sines = turns[2 * index : 2 * index + 2]
+            torch.addcmul(unit * cosines, unit.roll(unit.size(-1) // 2, -1), sines, out=pair)
+            slots[index].copy_(parts[1:])
+            keys, values = held[2 * index : 2 * index + 2]
+            out = F.scaled_dot_product_attention(parts[0], keys, values, mask, is_causal=not start)
+            x += out.transpose(1, 2).reshape(x.shape) @ project
+            hidden = (normalize(x) @ expand).relu_()
+            x += hidden.square_() @ contract
+        return normalize(x.view(count, added, -1)[:, -1]) @ self.head
 
 
 def choose(logits: Tensor, generator: torch.Generator, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -276,18 +332,17 @@ class Model(LightningModule):
         Each step feeds one token and reads the earlier ones from the cache. When the context is full, the last half
         of it is fed anew (positions are relative), which costs one pass every context / 2 tokens.
         """
-        network = self.kept.eval()
         context = self.config.context
+        decoder = Decoder(self.kept.eval(), count)
         tokens = prompt.to(self.device).expand(count, -1)
-        caches: list[Cache] = []
-        fed = 0
+        fresh = tokens[:, -context:]
         for _ in range(length):
-            if not caches or caches[0].length + tokens.size(1) - fed > context:
-                caches = [Cache() for _ in range(self.config.layers)]
-                fed = max(0, tokens.size(1) - (context if not fed else context // 2))
-            logits = network(tokens[:, fed:], caches)[:, -1]  # (N, V)
-            fed = tokens.size(1)
-            tokens = torch.cat([tokens, choose(logits, generator, temperature, top_k, top_p)], dim=1)
+            if decoder.length + fresh.size(1) > context:
+                decoder.length = 0
+                fresh = tokens[:, -(context // 2) :]
+            logits = decoder.feed(fresh)  # (N, V)
+            fresh = choose(logits, generator, temperature, top_k, top_p)
+            tokens = torch.cat([tokens, fresh], dim=1)
         return tokens
 
     @torch.inference_mode()

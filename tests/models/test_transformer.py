@@ -1,6 +1,7 @@
 """The language model against written-out formulas."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 
 from pipeline.artifacts import TextSpec
 from pipeline.models.layers import Muon, orthogonalize, token_nats, warmup_cosine
-from pipeline.models.transformer import Cache, Config, Model, choose, rotate, rotation
+from pipeline.models.transformer import Config, Decoder, Model, choose, rotate, rotation
 
 VOCABULARY = 17
 
@@ -32,11 +33,10 @@ def make_model(**changes: object) -> Model:
         "ema": 0.0,
     }
     model = Model(Config.model_validate(values | changes), TextSpec(vocabulary=VOCABULARY), seed=0)
-    with torch.no_grad():  # fresh projections and heads are zero: no path from input to output yet
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # fresh projections and heads are zero, and gains one
         for parameter in model.parameters():
-            parameter.copy_(
-                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) / 3
-            )
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
     return model.eval()
 
 
@@ -54,7 +54,7 @@ def test_attention_is_the_written_out_formula() -> None:
     scores = queries @ keys.mT / math.sqrt(8)
     scores = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf)
     expected = block.project((scores.softmax(dim=-1) @ values).transpose(1, 2).reshape(2, 5, 16))
-    torch.testing.assert_close(block.attend(x, turn, None), expected)
+    torch.testing.assert_close(block.attend(x, turn), expected)
 
 
 def test_later_tokens_change_no_bit_of_earlier_logits(tokens: torch.Tensor) -> None:
@@ -66,23 +66,37 @@ def test_later_tokens_change_no_bit_of_earlier_logits(tokens: torch.Tensor) -> N
     assert not torch.equal(before[:, 7:], after[:, 7:])
 
 
-def test_cached_logits_equal_the_uncached_pass(tokens: torch.Tensor) -> None:
+@pytest.mark.parametrize("cuts", [(5, 6, 7, 8, 9, 10, 11), (4, 9), ()], ids=["one by one", "several", "all at once"])
+def test_the_decoder_gives_the_networks_logits(cuts: tuple[int, ...], tokens: torch.Tensor) -> None:
     network = make_model().network
-    caches = [Cache(), Cache()]
-    parts = [network(tokens[:, :5], caches), *(network(tokens[:, i : i + 1], caches) for i in range(5, 12))]
-    torch.testing.assert_close(torch.cat(parts, dim=1), network(tokens), rtol=1e-5, atol=1e-5)
+    decoder = Decoder(network, 3)
+    expected = network(tokens)
+    for start, end in pairwise([0, *cuts, 12]):
+        torch.testing.assert_close(decoder.feed(tokens[:, start:end]), expected[:, end - 1], rtol=1e-5, atol=1e-5)
 
 
-def test_several_tokens_on_a_filled_cache_see_what_is_before_them_alone(tokens: torch.Tensor) -> None:
+def test_the_decoder_starts_anew_without_a_trace_of_what_it_held(tokens: torch.Tensor) -> None:
+    decoder = Decoder(make_model().network, 3)
+    first = decoder.feed(tokens[:, :4])
+    decoder.feed(tokens[:, 4:])
+    decoder.length = 0
+    assert torch.equal(decoder.feed(tokens[:, :4]), first)
+
+
+def test_the_decoder_maps_zero_to_zero_as_rms_norm_does(tokens: torch.Tensor) -> None:
     network = make_model().network
-    caches = [Cache(), Cache()]
-    parts = [network(tokens[:, start:end], caches) for start, end in ((0, 4), (4, 9), (9, 12))]
-    torch.testing.assert_close(torch.cat(parts, dim=1), network(tokens), rtol=1e-5, atol=1e-5)
+    torch.nn.init.zeros_(network.embedding.weight)
+    assert torch.equal(Decoder(network, 3).feed(tokens), network(tokens)[:, -1])
+    assert not network(tokens).any()
 
 
 def test_more_tokens_than_the_context_are_refused(tokens: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="the context is 12 tokens, got 13"):
         make_model().network(torch.cat([tokens, tokens[:, :1]], dim=1))
+    decoder = Decoder(make_model().network, 3)
+    decoder.feed(tokens)
+    with pytest.raises(ValueError, match="the context is 12 tokens, got 13"):
+        decoder.feed(tokens[:, :1])
 
 
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
