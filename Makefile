@@ -24,7 +24,7 @@ test: .venv/installed  ## run the default tests (no network)
 	OMP_NUM_THREADS=1 python -m pytest -m "not slow" --faults --numprocesses 2
 
 test-slow: .venv/installed  ## run the slow tests: DVC in a fresh clone, several processes
-	OMP_NUM_THREADS=1 python -m pytest -m slow --faults --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -m slow --faults --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 benchmark: .venv/installed  ## run the benchmarks, write the README's tables
 	cd benchmarks && dvc repro && pipeline results && cd .. && pipeline readme

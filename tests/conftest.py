@@ -20,14 +20,24 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from pipeline.models import inception
 from tests.faults import (  # noqa: F401 - pytest takes its hooks from here
+    note_faults,
     pytest_addoption,
-    pytest_collection_modifyitems,
     pytest_runtest_logreport,
     pytest_sessionfinish,
     pytest_testnodedown,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+# Two workers that get whole files end at about the same time when the longest come first.
+LONGEST = ("test_dvc.py", "test_processes.py", "test_faults.py", "test_outages.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Note which faults the tests show, before -m and -k leave some out; put the longest files first."""
+    note_faults(items)
+    order = {name: position for position, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(autouse=True)

@@ -79,8 +79,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", action="store_true", help="write reports/faults.json and reports/faults.md")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def note_faults(items: list[pytest.Item]) -> None:
     """Read the marks of all tests, before -m and -k leave some out; refuse numbers that no fault has."""
     for item in items:
         found = {number for mark in item.iter_markers("fault") for number in mark.args}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults import FOLDER, TITLES, merge, pytest_collection_modifyitems, render
+from tests.faults import FOLDER, TITLES, merge, note_faults, render
 
 RECORDED: dict[str, Any] = {
     "0": {
@@ -58,4 +58,4 @@ def test_a_number_that_no_fault_has_is_refused(number: int, request: pytest.Fixt
     item = pytest.Function.from_parent(request.node.parent, name="test_other", callobj=lambda: None)
     item.add_marker(pytest.mark.fault(number))
     with pytest.raises(pytest.UsageError, match=r"tests/faults\.py has 0 to 50"):
-        pytest_collection_modifyitems([item])
+        note_faults([item])

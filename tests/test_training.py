@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -50,8 +51,8 @@ def make(name: str, **changes: Any) -> tuple[Any, Any, Examples]:
     return module.Model(config, SPECS[module.KINDS[0]], seed=0), config, examples
 
 
-def train(name: str, *, steps: int = 10, **options: Any) -> tuple[Any, Trainer]:
-    model, config, examples = make(name)
+def train(name: str, *, steps: int = 10, changes: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Trainer]:
+    model, config, examples = make(name, **changes or {})
     clip = config.model_dump().get("clip_norm")
     return model, fit(model, examples, steps=steps, batch_size=8, seed=0, clip_norm=clip, **options)
 
@@ -132,6 +133,27 @@ def test_a_crashed_training_ends_with_the_bits_of_an_uninterrupted_one(name: str
     assert len(watched.seen) == 10
     assert differences(watched.seen[step:], again.seen) == []
     assert differences(describe(*straight), describe(*resumed)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ on a CPU")
+def test_a_compiled_training_resumes_with_its_bits_and_stays_near_the_eager_one(tmp_path: Path) -> None:
+    changes = {"compile": True, "dropout": 0.0}
+    straight = train("transformer", changes=changes)
+    with pytest.raises(InterruptedError):
+        train("transformer", changes=changes, callbacks=[Crash(5, tmp_path)])
+    resumed = train("transformer", changes=changes, state=tmp_path)
+    assert differences(describe(*straight), describe(*resumed)) == []
+    eager, _ = train("transformer", changes={"dropout": 0.0})
+    torch.testing.assert_close(dict(straight[0].state_dict()), dict(eager.state_dict()), rtol=0, atol=1e-4)
+    assert straight[0].compiled is not None
+    assert eager.compiled is None
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ArtifactError, match=r"compile: true needs a C\+\+ compiler .* no-such-compiler was not found"):
+        train("transformer", changes={"compile": True})
 
 
 def test_the_comparison_of_trainings_sees_one_bit() -> None:

@@ -8,6 +8,10 @@ Dimensions: B batch, T tokens, D width, H heads, K = D / H head width, V vocabul
 """
 
 import math
+import os
+import shutil
+import sys
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -18,7 +22,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from pipeline.artifacts import TextSpec
+from pipeline.artifacts import ArtifactError, TextSpec
 from pipeline.models.layers import Muon, make_average, token_nats, warmup_cosine
 from pipeline.params import Section
 from pipeline.randomness import make_generator, seeded
@@ -44,6 +48,9 @@ class Config(Section):
     weight_decay: float = Field(ge=0, description="decoupled weight decay")
     clip_norm: float = Field(gt=0, description="largest global norm of the gradient")
     ema: float = Field(ge=0, lt=1, description="decay of the averaged weights that are kept; 0 keeps the last weights")
+    compile: bool = Field(
+        default=False, description="fuse the loss by torch.compile: faster, other bits; on a CPU by a C++ compiler"
+    )
 
     @model_validator(mode="after")
     def _check_heads(self) -> "Config":
@@ -254,6 +261,23 @@ class Model(LightningModule):
         with seeded(seed, "weights"):
             self.network = Network(config, spec.vocabulary)
         self.average = make_average(self.network, config.ema) if config.ema else None
+        self.compiled: Callable[[dict[str, Tensor]], Tensor] | None = None
+
+    def on_fit_start(self) -> None:
+        """Compile the loss, if that is asked for.
+
+        Raises:
+            ArtifactError: if a CPU's compiler is missing.
+        """
+        if not self.config.compile:
+            return
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+        if self.device.type == "cpu" and not shutil.which(compiler):
+            msg = (
+                f"compile: true needs a C++ compiler on a CPU, and {compiler} was not found: install it, name another "
+            )
+            raise ArtifactError(msg + "in CXX, or set compile: false")
+        self.compiled = torch.compile(self.loss, dynamic=False)
 
     def configure_model(self) -> None:
         """Cut the weights, block by block, into a part for each process, where the strategy asks for it (FSDP)."""
@@ -278,7 +302,7 @@ class Model(LightningModule):
         """Return the loss of one batch."""
         if self.config.dropout:
             torch.manual_seed(make_generator(self.seed, "dropout", batch_idx, self.global_rank).initial_seed())
-        return {"loss": self.loss(batch)}
+        return {"loss": (self.compiled or self.loss)(batch)}
 
     def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
         """Update the averaged weights with each step, before any callback can save the two apart."""
