@@ -9,6 +9,7 @@ speed.json and speed.md. Nothing else should run on the machine meanwhile.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -41,6 +42,7 @@ from pipeline.training import Recorder, fit
 
 HERE = Path(__file__).parent
 SKIPPED = 10  # steps of a training that are not timed: allocator, threads
+LARGE = {"layers": 6, "heads": 6, "width": 192, "dropout": 0.1}  # the language model of 30 minutes
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,9 @@ def train_bare(model: Any, examples: Examples, steps: int, *, compile_it: bool =
     """Train a model of one optimizer by a loop of plain PyTorch; yields the loss of each step."""
     found = model.configure_optimizers()
     optimizer, schedule = found["optimizer"], found["lr_scheduler"]["scheduler"]
-    loss_of = torch.compile(model.loss) if compile_it else model.loss
+    if compile_it:
+        torch.compiler.reset()  # each training compiles anew: after a few, PyTorch would give up
+    loss_of = torch.compile(model.loss, dynamic=False) if compile_it else model.loss
     for batch in Steps(examples, steps=steps, batch_size=model.config.batch_size, seed=0):
         loss = loss_of(batch)
         optimizer.zero_grad()
@@ -250,6 +254,7 @@ class Spent(Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         """Read the clocks where it counts."""
         if index + 1 in {trainer.num_training_batches // 4, trainer.num_training_batches}:
+            assert self.mirror.run_id
             clocks = [time.pthread_getcpuclockid(thread.ident) for thread in self.mirror.threads if thread.ident]
             self.seen.append((time.perf_counter(), self.record.seconds + sum(map(time.clock_gettime, clocks))))
 
@@ -270,21 +275,26 @@ def measure_tracking(steps: int = 600) -> Iterator[Row]:
             time_pipeline("transformer", steps, [Recorder(record, steps), spent])
             record.finish("FINISHED")
             mirror.close()
+            assert not mirror.failed
         (began, before), (ended, after) = spent.seen
         shares.append((after - before) / (ended - began))
         starts.append(before)
     title = "share of a training's wall time that the record and MLflow's threads take, once the run is open"
-    detail = f"and {statistics.median(starts):.2g} s of processor time until then"
+    detail = f"and {statistics.median(starts):.2g} s until then"
     yield summarize("tracking_share", title, "<= 0.01", shares, detail)
 
 
 def measure_cache() -> Iterator[Row]:
-    """Generation with keys and values remembered against without: one text and 16 at once, at two sizes."""
-    large = {"layers": 6, "heads": 6, "width": 192}
+    """Generation by the decoder, which remembers keys and values, against whole passes: one text and 16, two sizes."""
     yield compare_cache("uncached_over_cached", 1)
     yield compare_cache("uncached_over_cached_16", 16)
-    yield compare_cache("uncached_over_cached_large", 1, **large)
-    yield compare_cache("uncached_over_cached_large_16", 16, **large)
+    yield compare_cache("uncached_over_cached_large", 1, **LARGE)
+    yield compare_cache("uncached_over_cached_large_16", 16, **LARGE)
+
+
+def count_millions(model: Any) -> str:
+    """Return the millions of a language model's parameters, with one digit after the point."""
+    return f"{sum(parameter.numel() for parameter in model.network.parameters()) / 1e6:.1f}"
 
 
 def compare_cache(name: str, count: int, length: int = 256, **size: int) -> Row:
@@ -303,9 +313,8 @@ def compare_cache(name: str, count: int, length: int = 256, **size: int) -> Row:
         return model.sample(start, count, length, torch.Generator(), temperature=0.0)
 
     ways = partial(time_it, without), partial(time_it, with_cache)
-    millions = sum(parameter.numel() for parameter in model.network.parameters()) / 1e6
     texts = "one text" if count == 1 else f"{count} texts at once"
-    title = f"{length} tokens of {texts} by {millions:.1f} million parameters: without KV cache against with"
+    title = f"{length} tokens of {texts} by {count_millions(model)} million parameters: whole passes against KV cache"
     return compare(name, title, ">= 10", ways, repeats=3 if count > 1 else 5)
 
 
@@ -360,12 +369,33 @@ def measure_seeds(steps: int = 200) -> Iterator[Row]:
     )
 
 
-def measure_compile(steps: int = 300) -> Iterator[Row]:
-    """torch.compile of the language model's loss: the steps alone, and with the compilation."""
-    for name, whole in (("compiled_over_eager_steps", False), ("compiled_over_eager_whole", True)):
-        ways = partial(time_bare, steps, compile_it=True, whole=whole), partial(time_bare, steps, whole=whole)
-        what = f"all of {steps} steps with the compilation" if whole else "a step"
-        yield compare(name, f"torch.compile on this CPU against eager: {what}", "< 1 to be used", ways, repeats=3)
+def measure_compile() -> Iterator[Row]:
+    """A step with torch.compile against without, at two sizes, and how many steps pay for the compilation."""
+    sizes: tuple[tuple[str, int, dict[str, Any]], ...] = (
+        ("compiled_over_eager", 110, {}),
+        ("compiled_over_eager_large", 30, LARGE | {"context": 256, "batch_size": 16}),
+    )
+    for name, steps, size in sizes:
+        compilation = time_compilation(size)
+        ways = partial(time_bare, steps, compile_it=True, **size), partial(time_bare, steps, **size)
+        pairs = [(ways[0](), ways[1]()) for _ in range(3)]
+        compiled, eager = (statistics.median(times) / (steps - SKIPPED) for times in zip(*pairs, strict=True))
+        detail = f"{compiled:.3g} s against {eager:.3g} s; the compilation takes {compilation:.0f} s"
+        if eager > compiled:
+            detail += f", which {compilation / (eager - compiled):.0f} steps save"
+        model, _ = make("transformer", **size)
+        title = f"training step of {count_millions(model)} million parameters: torch.compile of the loss against eager"
+        yield summarize(name, title, "< 1 to be used", [a / b for a, b in pairs], detail)
+
+
+def time_compilation(size: dict[str, Any]) -> float:
+    """Time the first step of a compiled training in a process that finds nothing compiled before."""
+    code = f"import speed; print(speed.time_bare(1, compile_it=True, whole=True, **{size!r}))"
+    with tempfile.TemporaryDirectory() as folder:
+        mine = {key: value for key, value in os.environ.items() if not key.startswith("TORCHINDUCTOR_")}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=HERE, env=mine | {"TMPDIR": folder}, stdout=subprocess.PIPE, check=True)
+    return float(done.stdout)
 
 
 def measure_rates() -> Iterator[Row]:
@@ -412,7 +442,8 @@ def main() -> None:
         time_bare(options.train[0], whole=True)
         return
     path = HERE / "speed.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else {}
+    is_part = len(options.only) < len(MEASURES)  # then the others' rows stay
+    rows = json.loads(path.read_text())["rows"] if is_part and path.exists() else {}
     environment = describe_environment()
     machine = {name: environment[name] for name in ("processor", "threads", "torch")}
     for name in options.only:

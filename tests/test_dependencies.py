@@ -36,6 +36,7 @@ UNUSED = {  # imported, and not called by this stage
     ("evaluate", "tokenization"): "restores a text model's tokenizer; feature networks have none",
     ("features", "tokenization"): "the same",
     ("train", "metrics.points"): "previews, which are history",
+    ("train", "models.decoding"): "the same",
 }
 PLUG_INS = {  # the files that a stage loads by name, each list is one choice
     "prepare": [[f"data.{name}"] for name in plugins.names("data")],

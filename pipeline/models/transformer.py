@@ -7,8 +7,8 @@ ReLU, zero-initialised output projections, Muon for the hidden matrices.
 Dimensions: B batch, T tokens, D width, H heads, K = D / H head width, V vocabulary.
 """
 
-import math
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,9 +22,11 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from pipeline.artifacts import ArtifactError, TextSpec
+from pipeline.artifacts import TextSpec
+from pipeline.models.decoding import Decoder, choose, require_room
 from pipeline.models.layers import Muon, make_average, token_nats, warmup_cosine
 from pipeline.params import Section
+from pipeline.processes import HardwareError
 from pipeline.randomness import make_generator, seeded
 
 KINDS = ("text",)
@@ -49,7 +51,7 @@ class Config(Section):
     clip_norm: float = Field(gt=0, description="largest global norm of the gradient")
     ema: float = Field(ge=0, lt=1, description="decay of the averaged weights that are kept; 0 keeps the last weights")
     compile: bool = Field(
-        default=False, description="fuse the loss by torch.compile: faster, other bits; on a CPU by a C++ compiler"
+        default=False, description="fuse the loss by torch.compile, which needs a compiler: faster, other bits"
     )
 
     @model_validator(mode="after")
@@ -139,118 +141,6 @@ class Network(nn.Module):
         return self.head(self.norm(x))  # (B, T, D) -> (B, T, V)
 
 
-def require_room(tokens: int, context: int) -> None:
-    """Raise ValueError if there are more tokens than the context."""
-    if tokens > context:
-        msg = f"the context is {context} tokens, got {tokens}"
-        raise ValueError(msg)
-
-
-def normalize(x: Tensor) -> Tensor:
-    """Scale the last dimension to length 1: RMSNorm but for its gain and the root of the dimension."""
-    least = (x.size(-1) * torch.finfo(x.dtype).eps) ** 0.5  # as the epsilon of RMSNorm keeps a zero vector zero
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(least)
-
-
-class Decoder:
-    """The network for generation: remembers keys and values, and takes as few calls as it can.
-
-    A single token costs its calls, not its arithmetic. So the gains of norms stand in the matrices and angles that
-    follow them, and keys and values in one tensor that is filled in place. The logits are the network's but for
-    rounding.
-    """
-
-    @torch.inference_mode()
-    def __init__(self, network: Network, count: int) -> None:
-        blocks = cast("list[Block]", list(network.blocks))
-        width = network.embedding.embedding_dim
-        self.embedding = network.embedding
-        self.heads = blocks[0].heads
-        size, context = width // self.heads, network.rotation.size(1)
-
-        def fold(norm: nn.RMSNorm, layer: nn.Linear) -> Tensor:
-            return (layer.weight * norm.weight * width**0.5).T.contiguous()
-
-        self.matrices = [
-            (
-                fold(block.attention_norm, block.qkv),
-                block.project.weight.T.contiguous(),
-                fold(block.mlp_norm, block.expand),
-                block.contract.weight.T.contiguous(),
-            )
-            for block in blocks
-        ]
-        self.head = fold(network.norm, network.head)
-        # Of queries and of keys: x turned = x * cosines + x rolled by half * sines, each times the gain of its unit.
-        cos, sin = network.rotation
-        cosines, sines = torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)  # (C, K)
-        turns = []
-        for block in blocks:
-            gains = torch.stack([block.query_norm.weight, block.key_norm.weight])[:, None] * size**0.5  # (2, 1, K)
-            turns += [gains * cosines, gains.roll(size // 2, -1) * sines]
-        self.turns = torch.stack(turns).view(-1, 2, 1, 1, context, size)
-        self.held = cos.new_zeros(len(blocks), 2, count, self.heads, context, size)  # keys and values
-        self.length = 0
-
-    @torch.inference_mode()
-    def feed(self, tokens: Tensor) -> Tensor:
-        """Return the logits (B, V) after tokens (B, T) that follow those fed before.
-
-        Raises:
-            ValueError: if they are more than the context together.
-        """
-        count, added = tokens.shape
-        start, end = self.length, self.length + added
-        require_room(end, self.held.size(-2))
-        self.length = end
-        mask = None  # one token sees all that is held; several see it, and those before them
-        if start and added > 1:
-            mask = torch.ones(added, end, dtype=torch.bool, device=tokens.device).tril(start)
-        turns = self.turns[..., start:end, :].unbind()
-        slots = self.held[..., start:end, :].unbind()
-        held = self.held[..., :end, :].flatten(0, 1).unbind()
-        x = self.embedding(tokens).flatten(0, 1)  # (B T, D)
-        for index, (qkv, project, expand, contract) in enumerate(self.matrices):
-            parts = (normalize(x) @ qkv).view(count, added, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
-            pair = parts[:2]
-            unit = normalize(pair)
-            cosines, sines = turns[2 * index : 2 * index + 2]
-            torch.addcmul(unit * cosines, unit.roll(unit.size(-1) // 2, -1), sines, out=pair)
-            slots[index].copy_(parts[1:])
-            keys, values = held[2 * index : 2 * index + 2]
-            out = F.scaled_dot_product_attention(parts[0], keys, values, mask, is_causal=not start)
-            x += out.transpose(1, 2).reshape(x.shape) @ project
-            hidden = (normalize(x) @ expand).relu_()
-            x += hidden.square_() @ contract
-        return normalize(x.view(count, added, -1)[:, -1]) @ self.head
-
-
-def choose(logits: Tensor, generator: torch.Generator, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Draw one token from each row of logits (B, V): temperature, then top-k, then nucleus (Holtzman et al. 2020).
-
-    Args:
-        logits: unnormalised log-probabilities, float (B, V).
-        generator: source of randomness, on the logits' device.
-        temperature: divides the logits; 0 takes the most likely token.
-        top_k: keep the k most likely tokens; 0 keeps all.
-        top_p: keep the smallest set of most likely tokens whose probability reaches p; 1 keeps all.
-
-    Returns:
-        Tokens, int64 (B, 1).
-    """
-    if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    ordered, tokens = (logits.float() / temperature).sort(dim=-1, descending=True, stable=True)
-    if top_k:
-        ordered[:, top_k:] = -math.inf
-    probabilities = ordered.softmax(dim=-1)
-    if top_p < 1:
-        before = probabilities.cumsum(dim=-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= top_p, 0)
-    picked = torch.multinomial(probabilities, 1, generator=generator)
-    return tokens.gather(-1, picked)
-
-
 class Model(LightningModule):
     """Trains and samples the network; `spec` holds the vocabulary's size."""
 
@@ -267,16 +157,14 @@ class Model(LightningModule):
         """Compile the loss, if that is asked for.
 
         Raises:
-            ArtifactError: if a CPU's compiler is missing.
+            HardwareError: if a CPU's compiler is missing.
         """
         if not self.config.compile:
             return
-        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+        compiler = shlex.split(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))[0]
         if self.device.type == "cpu" and not shutil.which(compiler):
-            msg = (
-                f"compile: true needs a C++ compiler on a CPU, and {compiler} was not found: install it, name another "
-            )
-            raise ArtifactError(msg + "in CXX, or set compile: false")
+            msg = f"compile: true needs a C++ compiler, {compiler} or what CXX names: not found; set compile: false"
+            raise HardwareError(msg)
         self.compiled = torch.compile(self.loss, dynamic=False)
 
     def configure_model(self) -> None:
@@ -357,8 +245,8 @@ class Model(LightningModule):
         of it is fed anew (positions are relative), which costs one pass every context / 2 tokens.
         """
         context = self.config.context
-        decoder = Decoder(self.kept.eval(), count)
         tokens = prompt.to(self.device).expand(count, -1)
+        decoder = Decoder(self.kept.eval(), count)
         fresh = tokens[:, -context:]
         for _ in range(length):
             if decoder.length + fresh.size(1) > context:

@@ -1,7 +1,6 @@
 """The language model against written-out formulas."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 
 from pipeline.artifacts import TextSpec
 from pipeline.models.layers import Muon, orthogonalize, token_nats, warmup_cosine
-from pipeline.models.transformer import Config, Decoder, Model, choose, rotate, rotation
+from pipeline.models.transformer import Config, Model, rotate, rotation
 
 VOCABULARY = 17
 
@@ -66,39 +65,6 @@ def test_later_tokens_change_no_bit_of_earlier_logits(tokens: torch.Tensor) -> N
     assert not torch.equal(before[:, 7:], after[:, 7:])
 
 
-@pytest.mark.parametrize("cuts", [(5, 6, 7, 8, 9, 10, 11), (4, 9), ()], ids=["one by one", "several", "all at once"])
-def test_the_decoder_gives_the_networks_logits(cuts: tuple[int, ...], tokens: torch.Tensor) -> None:
-    network = make_model().network
-    decoder = Decoder(network, 3)
-    expected = network(tokens)
-    for start, end in pairwise([0, *cuts, 12]):
-        torch.testing.assert_close(decoder.feed(tokens[:, start:end]), expected[:, end - 1], rtol=1e-5, atol=1e-5)
-
-
-def test_the_decoder_starts_anew_without_a_trace_of_what_it_held(tokens: torch.Tensor) -> None:
-    decoder = Decoder(make_model().network, 3)
-    first = decoder.feed(tokens[:, :4])
-    decoder.feed(tokens[:, 4:])
-    decoder.length = 0
-    assert torch.equal(decoder.feed(tokens[:, :4]), first)
-
-
-def test_the_decoder_maps_zero_to_zero_as_rms_norm_does(tokens: torch.Tensor) -> None:
-    network = make_model().network
-    torch.nn.init.zeros_(network.embedding.weight)
-    assert torch.equal(Decoder(network, 3).feed(tokens), network(tokens)[:, -1])
-    assert not network(tokens).any()
-
-
-def test_more_tokens_than_the_context_are_refused(tokens: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="the context is 12 tokens, got 13"):
-        make_model().network(torch.cat([tokens, tokens[:, :1]], dim=1))
-    decoder = Decoder(make_model().network, 3)
-    decoder.feed(tokens)
-    with pytest.raises(ValueError, match="the context is 12 tokens, got 13"):
-        decoder.feed(tokens[:, :1])
-
-
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
     query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
     turn = rotation(40, 8)
@@ -139,45 +105,6 @@ def test_a_stride_beyond_the_context_is_refused() -> None:
 def test_token_nats_of_an_impossible_token_stay_finite() -> None:
     logits = torch.tensor([[[0.0, 200.0]]])  # softmax and then log would give infinity in float32
     assert token_nats(logits, torch.tensor([[0]])).item() == pytest.approx(200.0)
-
-
-def test_sampling_past_the_context_equals_the_plain_loop() -> None:
-    # Whole passes without a cache: all tokens while they fit the context of 12, else its last half and what follows.
-    model = make_model()
-    prompt = torch.tensor([3, 1])
-    greedy = model.sample(prompt, 1, 30, torch.Generator(), temperature=0)[0].tolist()
-    expected, start = prompt.tolist(), 0
-    for _ in range(30):
-        if len(expected) - start > 12:
-            start = len(expected) - 6
-        expected.append(int(model.network(torch.tensor([expected[start:]]))[0, -1].argmax()))
-    assert len(set(expected)) > 3
-    assert greedy == expected
-
-
-def test_a_prompt_beyond_the_context_keeps_its_last_tokens() -> None:
-    model = make_model()
-    prompt = torch.arange(20) % VOCABULARY
-    drawn = model.sample(prompt, 1, 1, torch.Generator(), temperature=0)[0]
-    assert torch.equal(drawn[:20], prompt)
-    assert int(drawn[20]) == int(model.network(prompt[None, 8:])[0, -1].argmax())
-
-
-def test_choose_follows_temperature_top_k_and_top_p() -> None:
-    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(20_000, -1).clone()
-
-    def shares(**settings: float) -> torch.Tensor:
-        options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | settings
-        picked = choose(logits, torch.Generator().manual_seed(0), **options)  # type: ignore[arg-type]
-        return torch.bincount(picked.squeeze(1), minlength=4) / len(logits)
-
-    close = {"atol": 0.015, "rtol": 0.0}
-    torch.testing.assert_close(shares(), torch.tensor([0.5, 0.3, 0.15, 0.05]), **close)
-    torch.testing.assert_close(shares(top_k=2), torch.tensor([0.625, 0.375, 0, 0]), **close)
-    torch.testing.assert_close(shares(top_p=0.9), torch.tensor([0.5, 0.3, 0.15, 0]) / 0.95, **close)
-    squared = torch.tensor([0.25, 0.09, 0.0225, 0.0025])
-    torch.testing.assert_close(shares(temperature=0.5), squared / squared.sum(), **close)
-    assert shares(temperature=0)[0] == 1
 
 
 def test_orthogonalize_keeps_the_singular_vectors_and_evens_the_values() -> None:
