@@ -63,9 +63,17 @@ def compare(
     name: str, title: str, wanted: str, ways: tuple[Callable[[], float], Callable[[], float]], *, repeats: int = 5
 ) -> Row:
     """Measure both ways in turn; the ratio is the first one's seconds over the second one's."""
-    pairs = [(ways[0](), ways[1]()) for _ in range(repeats)]
-    medians = [statistics.median(times) for times in zip(*pairs, strict=True)]
-    return summarize(name, title, wanted, [a / b for a, b in pairs], "{:.4g} s against {:.4g} s".format(*medians))
+    ratios, medians = take_turns(ways, repeats)
+    return summarize(name, title, wanted, ratios, "{:.4g} s against {:.4g} s".format(*medians))
+
+
+def take_turns(
+    ways: tuple[Callable[[], float], Callable[[], float]], repeats: int
+) -> tuple[list[float], tuple[float, float]]:
+    """Return the ratios of both ways' seconds, measured in turn, and the median of each way."""
+    first, second = zip(*((ways[0](), ways[1]()) for _ in range(repeats)), strict=True)
+    ratios = [a / b for a, b in zip(first, second, strict=True)]
+    return ratios, (statistics.median(first), statistics.median(second))
 
 
 def summarize(name: str, title: str, wanted: str, ratios: list[float], detail: str = "") -> Row:
@@ -241,7 +249,7 @@ class TimedRecord(Record):
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Add up the time of writing a line."""
-        self.seconds += time_it(lambda: super(TimedRecord, self).log(step, values))
+        self.seconds += time_it(partial(super().log, step, values))
 
 
 class Spent(Callback):
@@ -378,14 +386,14 @@ def measure_compile() -> Iterator[Row]:
     for name, steps, size in sizes:
         compilation = time_compilation(size)
         ways = partial(time_bare, steps, compile_it=True, **size), partial(time_bare, steps, **size)
-        pairs = [(ways[0](), ways[1]()) for _ in range(3)]
-        compiled, eager = (statistics.median(times) / (steps - SKIPPED) for times in zip(*pairs, strict=True))
+        ratios, medians = take_turns(ways, 3)
+        compiled, eager = (seconds / (steps - SKIPPED) for seconds in medians)
         detail = f"{compiled:.3g} s against {eager:.3g} s; the compilation takes {compilation:.0f} s"
         if eager > compiled:
             detail += f", which {compilation / (eager - compiled):.0f} steps save"
         model, _ = make("transformer", **size)
         title = f"training step of {count_millions(model)} million parameters: torch.compile of the loss against eager"
-        yield summarize(name, title, "< 1 to be used", [a / b for a, b in pairs], detail)
+        yield summarize(name, title, "< 1 to be used", ratios, detail)
 
 
 def time_compilation(size: dict[str, Any]) -> float:

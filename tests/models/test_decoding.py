@@ -7,12 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.models.decoding import Decoder, choose, normalize
-from tests.models.test_transformer import VOCABULARY, make_model
-
-
-@pytest.fixture
-def tokens() -> torch.Tensor:
-    return torch.randint(VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))
+from tests.models.conftest import VOCABULARY, make_model
 
 
 @pytest.mark.parametrize("cuts", [(5, 6, 7, 8, 9, 10, 11), (4, 9), ()], ids=["one by one", "several", "all at once"])

@@ -8,40 +8,8 @@ import torch.nn.functional as F
 
 from pipeline.artifacts import TextSpec
 from pipeline.models.layers import Muon, orthogonalize, token_nats, warmup_cosine
-from pipeline.models.transformer import Config, Model, rotate, rotation
-
-VOCABULARY = 17
-
-
-def make_model(**changes: object) -> Model:
-    values: dict[str, object] = {
-        "layers": 2,
-        "heads": 2,
-        "width": 16,
-        "context": 12,
-        "dropout": 0.0,
-        "steps": 10,
-        "batch_size": 2,
-        "optimizer": "adamw",
-        "learning_rate": 1e-2,
-        "matrix_learning_rate": 1e-2,
-        "warmup": 0,
-        "final_learning_rate": 0.0,
-        "weight_decay": 0.0,
-        "clip_norm": 1.0,
-        "ema": 0.0,
-    }
-    model = Model(Config.model_validate(values | changes), TextSpec(vocabulary=VOCABULARY), seed=0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # fresh projections and heads are zero, and gains one
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
-    return model.eval()
-
-
-@pytest.fixture
-def tokens() -> torch.Tensor:
-    return torch.randint(VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))
+from pipeline.models.transformer import Model, rotate, rotation
+from tests.models.conftest import VOCABULARY, make_model
 
 
 def test_attention_is_the_written_out_formula() -> None:
