@@ -32,7 +32,7 @@ class Generator(PythonModel):
         return [self._one(seed) for seed in model_input]
 
     def _one(self, seed: int) -> str:
-        generator = make_generator(seed, "serve")
+        generator = make_generator(seed, "serve", device=self.loaded.model.device)
         if self.loaded.kind == "text":
             return self.loaded.write(1, generator)[0]
         drawn = self.loaded.model.sample(1, generator)[0].cpu()

@@ -3,7 +3,8 @@
 Hardware is set by environment variables and never in params.yaml, so that DVC does not retrain when the machine
 changes: PIPELINE_ACCELERATOR, PIPELINE_DEVICES, PIPELINE_NODES, PIPELINE_STRATEGY, PIPELINE_PRECISION (as Lightning's
 Trainer takes them; default: all CUDA devices of the machine, else the CPU, in float32), PIPELINE_CHECKPOINT_SECONDS
-(60), PIPELINE_TIMEOUT (120: seconds until a process that does not answer ends all).
+(60), PIPELINE_TIMEOUT (120: seconds until a process that does not answer ends all), PIPELINE_DETERMINISTIC (true; warn:
+on a GPU, take operators whose bits differ from run to run where there is no other).
 """
 
 import hashlib
@@ -177,6 +178,11 @@ class Progress(Callback):
                 msg = f"processes would resume at steps {-first} to {last}: all nodes must see one {artifacts.STATE}"
                 raise HardwareError(msg)
 
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Have gradients unscaled before the update: Lightning clips none that a fused optimizer would unscale."""
+        for optimizer in trainer.optimizers:
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined] # noqa: SLF001
+
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
         """Seed PyTorch, NumPy and Python."""
         seed = derive_seed(self.seed, "global", index, trainer.global_rank)
@@ -191,6 +197,8 @@ class Progress(Callback):
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         """Tell the supervisor at once: the record's closing may take a while."""
+        if "does not have a deterministic implementation" in str(exception):
+            exception.add_note("PIPELINE_DETERMINISTIC=warn takes it all the same: bits then differ from run to run")
         processes.report(f"{type(exception).__name__}: {exception}")
 
 
@@ -220,6 +228,8 @@ class Guard(Callback):
         self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Look at the norm of every gradient that this optimizer is about to use."""
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return  # of float16: it leaves out such an update, and scales the next loss less
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norms = sharding.replicate(torch.stack(torch._foreach_norm([p.grad for p in parameters])))  # noqa: SLF001
 
@@ -352,10 +362,26 @@ def _make_trainer(model: LightningModule, clip_norm: float | None, callbacks: li
         enable_model_summary=False,
         use_distributed_sampler=False,
         sync_batchnorm=batch_norm and accelerator != "cpu",
-        deterministic="warn" if torch.cuda.is_available() else None,
+        deterministic=_choose_determinism() if torch.cuda.is_available() and accelerator != "cpu" else None,
         plugins=plugin_list,
         callbacks=[*callbacks, TQDMProgressBar(refresh_rate=20)],
     )
+
+
+def _choose_determinism() -> Any:
+    """Return Lightning's word for operators of equal bits: "warn" alone leaves attention's backward pass without.
+
+    Raises:
+        HardwareError: if the environment names something else.
+    """
+    # Without it PyTorch also fills all new memory with NaN, one more kernel for many a tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    given = os.environ.get("PIPELINE_DETERMINISTIC", "true")
+    choices = {"true": True, "warn": "warn"}
+    if given not in choices:
+        msg = f"PIPELINE_DETERMINISTIC is {given!r}, expected {' or '.join(choices)}"
+        raise HardwareError(msg)
+    return choices[given]
 
 
 def has_batch_norm(model: nn.Module) -> bool:

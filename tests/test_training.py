@@ -106,7 +106,9 @@ def describe(model: Any, trainer: Trainer) -> dict[str, Any]:
 
 def differences(first: Any, second: Any, name: str = "") -> list[str]:
     """Names of the values in nested containers that are not equal to the last bit."""
-    if isinstance(first, torch.Tensor | np.ndarray):
+    if isinstance(first, torch.Tensor):
+        return [] if first.device == second.device and torch.equal(first, second) else [name]
+    if isinstance(first, np.ndarray):
         return [] if np.array_equal(first, second) else [name]
     if isinstance(first, dict):
         pairs = [(key, first[key], second[key]) for key in first] if first.keys() == second.keys() else None
@@ -232,6 +234,22 @@ def test_a_signal_in_the_last_step_lets_the_training_finish(tmp_path: Path) -> N
     assert all(torch.equal(tensor, straight.state_dict()[key]) for key, tensor in finished.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "precision",
+    ["bf16-mixed", pytest.param("16-mixed", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA"))],
+)
+@pytest.mark.parametrize("name", ["gan", "vae", "transformer"])
+def test_a_training_in_half_precision_stays_near_one_in_single(
+    name: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single = run(name).state_dict()
+    monkeypatch.setenv("PIPELINE_PRECISION", precision)
+    half = run(name).state_dict()
+    gaps = {key: float((half[key].double() - value.double()).abs().max()) for key, value in single.items()}
+    assert max(gaps.values()) > 1e-6
+    assert [key for key, gap in gaps.items() if not gap < 0.05] == []
+
+
 class Poison(Callback):
     """Makes one gradient infinite after the backward pass of a step."""
 
@@ -245,7 +263,10 @@ class Poison(Callback):
 
 @pytest.mark.parametrize("name", ["gan", "vae", "transformer"])
 @pytest.mark.fault(2)
-def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_step_and_weight(name: str) -> None:
+def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_step_and_weight(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_ACCELERATOR", "cpu")  # a GPU is not asked at every step
     model, config, examples = make(name)
     clip = config.model_dump().get("clip_norm")
     with pytest.raises(NonFiniteError, match=r"step 3: the gradient of [\w.]+ is not finite"):
@@ -255,7 +276,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_step_an
 
 @pytest.mark.parametrize("name", ["gan", "vae", "transformer"])
 @pytest.mark.fault(2)
-def test_a_loss_that_is_not_finite_stops_the_training_with_step_and_name(name: str) -> None:
+def test_a_loss_that_is_not_finite_stops_the_training_with_step_and_name(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_ACCELERATOR", "cpu")
     model, _, examples = make(name)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -373,7 +397,17 @@ def test_other_strategies_that_cut_weights_into_parts_are_refused(name: str, mon
 
 def test_an_apple_gpu_is_not_taken_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert train("vae")[1].accelerator.__class__.__name__ == "CPUAccelerator"
+
+
+def test_operators_have_equal_bits_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert training._choose_determinism() is True
+    monkeypatch.setenv("PIPELINE_DETERMINISTIC", "warn")
+    assert training._choose_determinism() == "warn"
+    monkeypatch.setenv("PIPELINE_DETERMINISTIC", "no")
+    with pytest.raises(HardwareError, match="PIPELINE_DETERMINISTIC is 'no', expected true or warn"):
+        training._choose_determinism()
 
 
 def test_fingerprints_change_with_values_and_file_contents(tmp_path: Path) -> None:

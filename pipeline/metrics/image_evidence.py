@@ -96,9 +96,11 @@ def name_metric(metric: str, network: str) -> str:
 
 @torch.inference_mode()
 def extract(network: nn.Module, images: Tensor) -> Features:
-    """Pass uint8 images (N, C, H, W) through a network, in batches of 250, on the network's device."""
+    """Pass uint8 images (N, C, H, W) through a network, in batches of 250, on the network's device, in float32."""
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    parts = [network(part.to(device)) for part in images.split(250)]
+    # A GPU would round the factors of its convolutions to ten bits (TF32).
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        parts = [network(part.to(device)) for part in images.split(250)]
     features, logits = (torch.cat([part[index] for part in parts]).float().cpu() for index in (0, 1))
     if not (features.isfinite().all() and logits.isfinite().all()):
         msg = f"{type(network).__name__}: the feature network's output is not finite for {len(images)} images"

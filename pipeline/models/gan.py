@@ -1,11 +1,11 @@
 """Deep convolutional GAN (Goodfellow et al. 2014; Radford et al. 2016, "DCGAN"), sized by the image shape.
 
 Run with `dvc repro train@gan`. For 28x28x1: z (100) -> dense 7x7x128 -> two stride-2 transposed 5x5 convolutions ->
-tanh; the discriminator is three stride-2 4x4 convolutions. Departures: no batch norm in the discriminator (penalties
-and relativistic pairing need per-image gradients), generator weights averaged, the loss chosen in params. The
-generator's relativistic loss (R3GAN) takes the logits that the real images had before the discriminator's update, not
-after it: one pass less. Points in D dimensions get four hidden layers each instead of convolutions, and are magnified
-for the discriminator.
+tanh; the discriminator is three stride-2 4x4 convolutions. Departures: features at full resolution (full_width), no
+batch norm in the discriminator (penalties and relativistic pairing need per-image gradients), generator weights
+averaged, the loss chosen in params. The generator's relativistic loss (R3GAN) takes the logits that the real images had
+before the discriminator's update, not after it: one pass less. Points in D dimensions get four hidden layers each
+instead of convolutions, and are magnified for the discriminator.
 
 Dimensions: B batch, C H W image, D dimensions of a point, Z latent.
 """
@@ -41,6 +41,9 @@ class Config(Section):
         ge=1, description="channels next to the image, doubled at each halving of its side; units a layer for points"
     )
     discriminator_width: int = Field(ge=1, description="the same for the discriminator")
+    full_width: int = Field(
+        default=0, ge=0, description="generator's channels at full resolution, before a last 3x3 convolution; 0: none"
+    )
     conditional: bool = Field(description="give the class to generator and discriminator")
     flip: bool = Field(description="mirror half of the real images, left to right")
     augment: list[Literal["translation", "cutout", "colour"]] = Field(
@@ -111,7 +114,12 @@ class Generator(nn.Module):
         layers = [nn.Linear(inputs, channels[0] * height * side), nn.Unflatten(1, (channels[0], height, side))]
         for before, after in pairwise(channels):
             layers += [nn.BatchNorm2d(before), nn.LeakyReLU(0.2), double_side(before, after, bias=False)]
-        layers += [nn.BatchNorm2d(width), nn.LeakyReLU(0.2), double_side(width, spec.shape[0], bias=True), nn.Tanh()]
+        layers += [nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
+        if full := config.full_width:
+            layers += [double_side(width, full, bias=False), nn.BatchNorm2d(full), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(full, spec.shape[0], 3, padding=1), nn.Tanh()]
+        else:
+            layers += [double_side(width, spec.shape[0], bias=True), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:

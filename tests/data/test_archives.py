@@ -238,9 +238,10 @@ def test_an_archive_that_unpacks_to_more_than_the_limit_is_refused(folder: Path,
 @pytest.mark.parametrize("size", [1 << 40, -512])
 @pytest.mark.parametrize("kind", ["x.tar", "x.tar.gz"])
 def test_an_announced_size_of_a_terabyte_or_below_zero_is_refused(folder: Path, kind: str, size: int) -> None:
-    # A size below zero sends Python's tarfile round in a circle (CVE-2025-8194).
+    # A size below zero sends Python's tarfile round in a circle (CVE-2025-8194), or is refused by a newer one.
     path = write_tar(folder / kind, [(info("evil", size), b"1"), (info("good", 1), b"1")])
-    assert f"member 'evil' announces {size} bytes" in refusal(path)
+    message = refusal(path)
+    assert f"member 'evil' announces {size} bytes" in message or (size < 0 and "invalid offset" in message)
 
 
 @pytest.mark.parametrize("change", [-1, 1, 1 << 20])

@@ -14,7 +14,7 @@ from pipeline.data.loading import LabelledExamples
 from pipeline.models.classifier import FEATURES, Config, Model, load_features
 from pipeline.stages import features, fetch, prepare
 from pipeline.training import fit
-from pipeline.weights import save_model
+from pipeline.weights import choose_device, save_model
 
 SPEC = ImageSpec(shape=(1, 8, 8), classes=4)
 
@@ -50,8 +50,8 @@ def test_one_batch_is_overfitted() -> None:
 
 
 def test_saved_features_are_those_of_the_model_and_frozen(tmp_path: Path) -> None:
-    config, images = make_config(), make_batch()["images"]
-    model = Model(config, SPEC, seed=3).eval()
+    config, images = make_config(), make_batch()["images"].to(choose_device())
+    model = Model(config, SPEC, seed=3).eval().to(images.device)
     save_model(tmp_path, "classifier", model, config, SPEC)
     network = load_features(tmp_path)
     assert not network.training  # batch norm and dropout are at rest
@@ -95,4 +95,5 @@ def test_other_splits_than_the_training_split_change_no_bit_of_the_weights(
     artifacts.write_json(artifacts.PREPARED / "images" / "manifest.json", manifest)
     features.main("classifier")
     assert weights.read_bytes() == bits
-    assert artifacts.read_json(report)["test_accuracy"] != known["test_accuracy"]
+    found = artifacts.read_json(report)
+    assert [name for name in known if found[name] != known[name]] != []

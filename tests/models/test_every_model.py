@@ -51,8 +51,8 @@ def build(run: str, **changes: Any) -> tuple[Any, Any, Examples, str]:
 
 
 def draw(loaded: Any, seed: int) -> Any:
-    generator = make_generator(seed, "test")
     model = loaded
+    generator = make_generator(seed, "test", device=model.device)
     if hasattr(model, "spec") or hasattr(model, "reconstruct"):
         return model.sample(4, generator)
     return model.sample(torch.tensor([0]), 2, 10, generator)
@@ -115,7 +115,7 @@ def test_a_saved_model_loads_and_draws_the_same(run: str, tmp_path: Path) -> Non
     save_model(tmp_path, plug_in, model, config, SPECS[plugins.load("models", plug_in).KINDS[0]])
     loaded = load_model(tmp_path)
     assert loaded.config == config
-    assert torch.equal(draw(loaded.model, 3), draw(model.eval(), 3))
+    assert torch.equal(draw(loaded.model, 3), draw(model.eval().to(loaded.model.device), 3))
     assert torch.equal(draw(loaded.model, 3), draw(loaded.model, 3))
     assert not torch.equal(draw(loaded.model, 3), draw(loaded.model, 4))
 

@@ -97,9 +97,11 @@ def test_gradient_norm_of_a_linear_critic_is_its_weights_norm() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 8, 8), (1, 16, 32)])
+@pytest.mark.parametrize("full_width", [0, 3])
 @pytest.mark.parametrize("conditional", [False, True])
-def test_networks_follow_the_image_shape(shape: tuple[int, int, int], conditional: bool) -> None:
-    spec, config = ImageSpec(shape=shape, classes=3), make_config(conditional=conditional)
+def test_networks_follow_the_image_shape(shape: tuple[int, int, int], conditional: bool, full_width: int) -> None:
+    spec = ImageSpec(shape=shape, classes=3)
+    config = make_config(conditional=conditional, full_width=full_width)
     labels = torch.tensor([0, 2]) if conditional else None
     images = Generator(config, spec)(torch.randn(2, 8), labels)
     assert images.shape == (2, *shape)
@@ -112,6 +114,9 @@ def test_the_dcgan_for_digits_has_the_published_shapes() -> None:
     assert generator.layers[0].weight.shape == (7 * 7 * 128, 100)
     kernels = [layer.weight.shape for layer in generator.layers if isinstance(layer, nn.ConvTranspose2d)]
     assert kernels == [(128, 64, 5, 5), (64, 1, 5, 5)]
+    generator = Generator(make_config(generator_width=64, full_width=16), DIGITS)
+    shapes = [layer.weight.shape for layer in generator.layers if isinstance(layer, nn.ConvTranspose2d | nn.Conv2d)]
+    assert shapes == [(128, 64, 5, 5), (64, 16, 5, 5), (1, 16, 3, 3)]
 
 
 def test_odd_sides_are_refused() -> None:

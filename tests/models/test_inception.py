@@ -7,7 +7,9 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from pipeline.artifacts import ArtifactError
+from pipeline.metrics.image_evidence import extract
 from pipeline.models import inception
+from pipeline.weights import choose_device
 
 
 def test_fetched_weights_give_the_features_of_torch_fidelity(
@@ -16,15 +18,16 @@ def test_fetched_weights_give_the_features_of_torch_fidelity(
     inception.fetch(inception_weights, tmp_path)
     network = inception.load_features(tmp_path)
     images = torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        features, logits = network(images)
-        reference = FeatureExtractorInceptionV3(
-            "x", ["2048"], feature_extractor_weights_path=str(tmp_path / inception.FILE)
-        )
+    images = images.to(choose_device())
+    found = extract(network, images)
+    reference = FeatureExtractorInceptionV3(
+        "x", ["2048"], feature_extractor_weights_path=str(tmp_path / inception.FILE)
+    ).to(images.device)
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         (expected,) = reference(images.repeat(1, 3, 1, 1))
-    assert features.shape == (2, 2048)
-    assert logits.shape == (2, 1008)
-    torch.testing.assert_close(features, expected)
+    assert found.features.shape == (2, 2048)
+    assert found.logits.shape == (2, 1008)
+    torch.testing.assert_close(found.features, expected.cpu())
     (tmp_path / inception.FILE).write_bytes(b"other")
     with pytest.raises(ArtifactError, match="expected SHA-256"):
         inception.load_features(tmp_path)
