@@ -375,7 +375,7 @@ def _choose_determinism() -> Any:
         HardwareError: if the environment names something else.
     """
     # Without it PyTorch also fills all new memory with NaN, one more kernel for many a tensor.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     given = os.environ.get("PIPELINE_DETERMINISTIC", "true")
     choices = {"true": True, "warn": "warn"}
     if given not in choices:
