@@ -9,10 +9,12 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from pipeline import preemption, processes
 from pipeline.stages import run_stage
+from tests.forks import Child
 
 if __name__ == "__main__":
     preemption.begin()
@@ -21,6 +23,8 @@ if __name__ == "__main__":
         def tell(cause: str) -> None:
             print(f"told: {cause}", flush=True)
 
+        if "TEST_FORKED_RANKS" in os.environ:
+            processes.subprocess = SimpleNamespace(Popen=Child)  # type: ignore[attr-defined]
         run_stage(lambda text: processes.supervise("tests.ranks", text, tell), several=True)
         sys.exit()
 

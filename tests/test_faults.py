@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +13,13 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from tests.forks import Fork
 from tests.test_dvc import BIN, copy_project, run, set_params
 
 pytestmark = pytest.mark.slow
 MODEL = Path("data/runs/transformer/model/model.safetensors")
-TRAIN = (sys.executable, "-m", "pipeline.stages.train", "transformer")
+STAGE = ("pipeline.stages.train", "transformer")
+TRAIN = ("python", "-m", *STAGE)
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +41,21 @@ def expected(project: Path) -> bytes:
     return content
 
 
-def start(folder: Path, *command: str) -> subprocess.Popen[str]:
+def prepare_environment() -> dict[str, str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
-    environment |= {
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "PIPELINE_CHECKPOINT_SECONDS": "0.2",
-    }
+    return environment | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PIPELINE_CHECKPOINT_SECONDS": "0.2"}
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=folder, env=prepare_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+@pytest.fixture
+def start_training(project: Path, tmp_path: Path) -> Callable[[], Fork]:
+    """Return what starts a training; its output is that of all which the test has started."""
+    return lambda: Fork(STAGE, project, prepare_environment(), tmp_path / "output")
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -73,9 +80,9 @@ def trainers(folder: Path) -> list[psutil.Process]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.fault(0)
 def test_a_stopped_training_exits_with_75_within_5_seconds_and_goes_on_to_the_same_bits(
-    project: Path, expected: bytes, number: int
+    project: Path, expected: bytes, number: int, start_training: Callable[[], Fork]
 ) -> None:
-    process = start(project, *TRAIN)
+    process = start_training()
     wait_for(lambda: list_checkpoints(project))
     process.send_signal(number)
     before = time.monotonic()
@@ -90,11 +97,13 @@ def test_a_stopped_training_exits_with_75_within_5_seconds_and_goes_on_to_the_sa
 
 
 @pytest.mark.fault(3)
-def test_ten_kills_at_random_moments_lose_nothing(project: Path, expected: bytes) -> None:
+def test_ten_kills_at_random_moments_lose_nothing(
+    project: Path, expected: bytes, start_training: Callable[[], Fork]
+) -> None:
     rng = random.Random(0)  # noqa: S311
     for _ in range(10):
         before = list_checkpoints(project)
-        process = start(project, *TRAIN)
+        process = start_training()
         wait_for(lambda: process.poll() is not None or list_checkpoints(project) - before)  # noqa: B023
         time.sleep(rng.uniform(0, 0.2))
         process.kill()
@@ -124,8 +133,8 @@ def test_a_killed_dvc_leaves_no_trainer_and_the_next_one_goes_on(project: Path, 
 
 
 @pytest.mark.fault(6)
-def test_a_second_trainer_of_the_same_run_is_refused(project: Path) -> None:
-    process = start(project, *TRAIN)
+def test_a_second_trainer_of_the_same_run_is_refused(project: Path, start_training: Callable[[], Fork]) -> None:
+    process = start_training()
     wait_for(lambda: list_checkpoints(project))
     output = run(project, *TRAIN, status=1)
     assert "another process is training this run" in output

@@ -27,6 +27,7 @@ from pipeline.stages.train import close_failed
 from pipeline.tracking import connect
 from pipeline.weights import load_model
 from tests.conftest import ROOT
+from tests.forks import Fork
 from tests.ranks import train
 
 HARDWARE = {"PIPELINE_ACCELERATOR": "cpu", "PIPELINE_DEVICES": "2", "PIPELINE_TIMEOUT": "10", "OMP_NUM_THREADS": "1"}
@@ -50,14 +51,19 @@ class Ranks:
         self.out = out
         self.ranks = (int(environment["NODE_RANK"]),) if "NODE_RANK" in environment else (0, 1)
         spec = json.dumps({"out": str(out), "names": names, "steps": steps, "fault": fault or None})
-        self.output = (out / f"output-{environment.get('NODE_RANK', 0)}").open("w+", encoding="utf-8")
-        self.process = subprocess.Popen(
-            [*within, sys.executable, "-m", "tests.ranks", spec],
-            cwd=ROOT,
-            env=os.environ | HARDWARE | environment,
-            stdout=self.output,
-            stderr=subprocess.STDOUT,
+        self.output = (out / f"output-{environment.get('NODE_RANK', environment.get('SLURM_PROCID', 0))}").open(
+            "w+", encoding="utf-8"
         )
+        environment = os.environ | HARDWARE | environment
+        self.process: Fork | subprocess.Popen[bytes]
+        if within:
+            command = [*within, sys.executable, "-m", "tests.ranks", spec]
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=self.output, stderr=subprocess.STDOUT
+            )
+        else:
+            forked = {"TEST_FORKED_RANKS": "1"}
+            self.process = Fork(["tests.ranks", spec], ROOT, environment | forked, Path(self.output.name))
 
     def wait_for(self, pattern: str) -> None:
         """Wait until a file is there."""

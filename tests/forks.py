@@ -1,0 +1,185 @@
+"""`python -m module` as a fork of a process that has imported the libraries: the same code, some ten seconds earlier.
+
+A fork is a process of its own, which is killed, stopped and counted like any other. Tests of how Python itself is
+started (by `dvc` and its shells, torchrun, the supervisor of a stage) start it.
+"""
+
+import functools
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import GenericAlias
+
+ADDRESS = "TEST_FORKS"  # where the server of `environment` listens
+LIBRARIES = """dvc.repo dvc.stage dvc.lock jinja2 matplotlib.pyplot mlflow mlflow.pyfunc psutil pydantic pytorch_lightning
+    pytorch_lightning.strategies requests ruamel.yaml safetensors.torch scipy.linalg scipy.stats tokenizers torch
+    torch._dynamo torch.distributed.fsdp torch.distributed.tensor torch_fidelity torchmetrics torchvision.utils""".split()  # noqa: SIM905
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(LIBRARIES)
+SHIM = """#!/bin/sh
+exec {python} -IS {script} "$@"
+"""
+CLIENT = """import json, os, socket, sys
+if sys.argv[1] != "-m":
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+line = socket.socket(socket.AF_UNIX)
+line.connect(os.environ["TEST_FORKS"])
+words = json.dumps([sys.argv[2:], os.getcwd(), dict(os.environ)]) + "\\n"
+socket.send_fds(line, [words.encode()], [0, 1, 2])
+status = int(line.makefile().readline())
+if status < 0:
+    os.kill(os.getpid(), -status)
+sys.exit(status)
+"""
+
+
+class Fork:
+    """What subprocess.Popen is to a program; its output goes to the end of a file."""
+
+    def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str], output: Path) -> None:
+        arguments = (list(command), str(folder), dict(environment), str(output))
+        self.output = output
+        self.process = CONTEXT.Process(target=_run, args=arguments)
+        self.process.start()
+        assert self.process.pid
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+        return self.process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        self.wait(timeout)
+        return self.output.read_text(encoding="utf-8"), None
+
+    def send_signal(self, number: int) -> None:
+        if self.process.exitcode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Child:
+    """A fork of this process, for pipeline/processes.py in place of subprocess.Popen."""
+
+    __class_getitem__ = classmethod(GenericAlias)
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if not self.pid:
+            _end_as(command[2:], os.getcwd(), env)
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def send_signal(self, number: int) -> None:
+        with os.scandir("/proc") as found:
+            if any(entry.name == str(self.pid) for entry in found):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """Return variables with which `python -m` is a fork: a PATH with another `python`, and where the server is."""
+    folder = Path(tempfile.mkdtemp(prefix="forks-"))
+    (folder / "client.py").write_text(CLIENT)
+    (folder / "python").write_text(SHIM.format(python=sys.executable, script=folder / "client.py"))
+    (folder / "python").chmod(0o755)
+    address = str(folder / "socket")
+    CONTEXT.Process(target=_serve, args=(address,), daemon=True).start()
+    while not os.path.exists(address):
+        time.sleep(0.1)
+    bin_folder = Path(sys.executable).parent
+    return {"PATH": os.pathsep.join([str(folder), str(bin_folder), os.environ["PATH"]]), ADDRESS: address}
+
+
+def _serve(address: str) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address + ".new")
+    listener.listen(64)
+    os.rename(address + ".new", address)
+    while True:
+        line = listener.accept()[0]
+        if not os.fork():
+            listener.close()
+            _answer(line)
+        line.close()
+
+
+def _answer(line: socket.socket) -> None:
+    """Run what a client asks for in a process of its own, tell the client its status, and end."""
+    text, files, _, _ = socket.recv_fds(line, 1 << 20, 3)
+    while not text.endswith(b"\n"):
+        text += line.recv(1 << 20)
+    command, folder, values = json.loads(text)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    pid = os.fork()
+    if not pid:
+        line.close()
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        _end_as(command, folder, values)
+    for file in files:
+        os.close(file)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    line.sendall(f"{status}\n".encode())
+    os._exit(0)
+
+
+def _run(command: Sequence[str], folder: str, values: Mapping[str, str], output: str) -> None:
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(file, number)
+    _end_as(command, folder, values)
+
+
+def _end_as(command: Sequence[str], folder: str, values: Mapping[str, str]) -> None:
+    """Become `python -m command`, and end with its status."""
+    status = 0
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: PTH123, SIM115
+    try:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(values)
+        for name in [name for name in sys.modules if name.partition(".")[0] in {"pipeline", "tests"}]:
+            del sys.modules[name]
+        sys.argv, sys.orig_argv = list(command), [sys.executable, "-m", *command]
+        sys.path.insert(0, folder)
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+    except BaseException:  # noqa: BLE001 - as Python ends
+        traceback.print_exc()
+        status = 1
+    threading._shutdown()  # waits for threads that are no daemons
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
