@@ -28,7 +28,6 @@ CLASSES = 10
 SIDE = 28  # pixels
 WORDS = 50_000  # of the text's language
 CHAPTER = 200_000  # words that are drawn at once
-STEPS = 30
 THREADS = 2
 SECONDS, MEMORY, SHARE = 60.0, 500.0, 0.02  # limits: of the pictures, MB of the text, of a step
 STAGE = """
@@ -43,7 +42,7 @@ from pipeline.data.loading import Steps
 from pipeline.stages import train
 
 training.PREVIEWS = 1  # they take longer than the steps that are measured
-waits, steps, iterate = [], [], Steps.__iter__
+waits, steps, iterate, found = [], [], Steps.__iter__, {}
 
 def timed(self):
     batches = iterate(self)
@@ -56,8 +55,12 @@ def timed(self):
         steps.append(begin - given)
 
 Steps.__iter__ = timed
-train.main(sys.argv[1])
-print(json.dumps({"data": statistics.median(waits), "step": statistics.median(steps)}))
+for name in sys.argv[1:]:
+    train.main(name)
+    found[name] = {"data": statistics.median(waits), "step": statistics.median(steps)}
+    waits.clear()
+    steps.clear()
+print(json.dumps(found))
 """
 
 
@@ -111,29 +114,28 @@ def write_text(path: Path, megabytes: int) -> None:
             file.write("\n".join(" ".join(line) for line in drawn.reshape(-1, 20)) + "\n")
 
 
-def measure_all(folder: Path, pictures: int, megabytes: int) -> Iterator[tuple[str, dict[str, float]]]:
+def measure_all(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield name and numbers of each measurement."""
-    yield from measure_steps(folder)
-    write_pictures(folder / "pictures", pictures)
+    yield from measure_steps(folder, options.steps)
+    write_pictures(folder / "pictures", options.pictures)
     images = {"source": "image_folder", "path": "pictures", "size": SIDE, "channels": 1}
     configure(folder, {"data.images": images})
-    yield "pictures", {"count": pictures, **measure(folder, "images")}
-    write_text(folder / "text.txt", megabytes)
+    yield "pictures", {"count": options.pictures, **measure(folder, "images")}
+    write_text(folder / "text.txt", options.megabytes)
     for tokenizer in ("character", "bpe"):
         text = {"source": "text_file", "path": "text.txt", "tokenizer": tokenizer}
         configure(folder, {"data.text": text})
-        yield tokenizer, {"text": megabytes, **measure(folder, "text")}
+        yield tokenizer, {"text": options.megabytes, **measure(folder, "text")}
 
 
-def measure_steps(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
+def measure_steps(folder: Path, steps: int) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield each default run with the medians of the seconds that a batch and the rest of its step take."""
     (folder / "requirements.lock").write_bytes((PROJECT / "requirements.lock").read_bytes())
     models = ("gan", "vae", "transformer")
-    configure(folder, {f"models.{name}": {"steps": STEPS} for name in models})
+    configure(folder, {f"models.{name}": {"steps": steps} for name in models})
     for key in ("images", "text"):
         measure(folder, key)
-    for name in models:
-        seconds = json.loads(run(folder, TRAINING, name).strip().splitlines()[-1])
+    for name, seconds in json.loads(run(folder, TRAINING, *models).strip().splitlines()[-1]).items():
         yield name, {**seconds, "share": seconds["data"] / (seconds["data"] + seconds["step"])}
 
 
@@ -154,10 +156,10 @@ def show(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def describe() -> str:
+def describe(steps: int) -> str:
     """Say where the numbers come from."""
     load = os.getloadavg()[2]  # of the last quarter of an hour
-    return f"{os.cpu_count()} cores at a load of {load:.1f}; {THREADS} threads a step, medians of {STEPS} steps.\n"
+    return f"{os.cpu_count()} cores at a load of {load:.1f}; {THREADS} threads a step, medians of {steps} steps.\n"
 
 
 def is_kept(results: dict[str, dict[str, float]]) -> bool:
@@ -172,14 +174,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=60_000, help="PNG files (default 60000)")
     parser.add_argument("--megabytes", type=int, default=1000, help="of text (default 1000)")
+    parser.add_argument("--steps", type=int, default=30, help="of each training (default 30)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of data.md and data.json")
     options = parser.parse_args()
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, found in measure_all(Path(folder), options.pictures, options.megabytes):
+        for name, found in measure_all(Path(folder), options):
             print(name, found, file=sys.stderr, flush=True)
             results[name] = found
-    table = show(results) + "\n" + describe()
+    table = show(results) + "\n" + describe(options.steps)
     (options.out / "data.md").write_text(table, encoding="utf-8")
     (options.out / "data.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(table, end="")

@@ -17,6 +17,7 @@ import re
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from importlib.metadata import version
@@ -45,6 +46,8 @@ REPEATS = 5.0  # seconds in which a signal repeated is the same wish: torchrun a
 LOGGED_LINES = 200
 PREVIEWS = 8
 NOISE = "litlogger|`weights_only` was not set|TPU available"
+# Averaged weights are in evaluation mode throughout; the other one is Lightning's own affair.
+WARNINGS = r"Found \d+ module\(s\) in eval mode|`isinstance\(treespec, LeafSpec\)` is deprecated"
 
 
 class NonFiniteError(RuntimeError):
@@ -142,6 +145,7 @@ def fit(
     """Train for `steps` batches; with `state`, resume from its checkpoint and keep one there about once a minute."""
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):  # advertising, and a default we set
         logging.getLogger(f"pytorch_lightning.{name}").addFilter(lambda entry: not re.search(NOISE, str(entry.msg)))
+    warnings.filterwarnings("ignore", WARNINGS)
     found = checkpoints.find(state) if state else None
     start = found[1] if found else 0
     if found:

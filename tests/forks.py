@@ -4,6 +4,8 @@ A fork is a process of its own, which is killed, stopped and counted like any ot
 started (by `dvc` and its shells, torchrun, the supervisor of a stage) start it.
 """
 
+import atexit
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -20,11 +22,14 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import GenericAlias
+from typing import NoReturn
 
 ADDRESS = "TEST_FORKS"  # where the server of `environment` listens
-LIBRARIES = """dvc.repo dvc.stage dvc.lock jinja2 matplotlib.pyplot mlflow mlflow.pyfunc psutil pydantic pytorch_lightning
-    pytorch_lightning.strategies requests ruamel.yaml safetensors.torch scipy.linalg scipy.stats tokenizers torch
-    torch._dynamo torch.distributed.fsdp torch.distributed.tensor torch_fidelity torchmetrics torchvision.utils""".split()  # noqa: SIM905
+LIBRARIES = """
+    dvc.repo jinja2 matplotlib.pyplot mlflow mlflow.pyfunc psutil pydantic pytorch_lightning requests ruamel.yaml
+    safetensors.torch scipy.linalg scipy.stats tokenizers torch torch._dynamo torch.distributed.fsdp
+    torch.distributed.tensor torch_fidelity torchmetrics torchvision.utils
+""".split()  # noqa: SIM905
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(LIBRARIES)
 SHIM = """#!/bin/sh
@@ -48,7 +53,7 @@ class Fork:
     """What subprocess.Popen is to a program; its output goes to the end of a file."""
 
     def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str], output: Path) -> None:
-        arguments = (list(command), str(folder), dict(environment), str(output))
+        arguments = (command, folder, environment, output)
         self.output = output
         self.process = CONTEXT.Process(target=_run, args=arguments)
         self.process.start()
@@ -89,15 +94,14 @@ class Child:
         sys.stdout.flush()
         self.pid = os.fork()
         if not self.pid:
-            _end_as(command[2:], os.getcwd(), env)
+            _end_as(command[2:], Path.cwd(), env)
 
     def wait(self) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def send_signal(self, number: int) -> None:
-        with os.scandir("/proc") as found:
-            if any(entry.name == str(self.pid) for entry in found):
-                os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -106,24 +110,29 @@ class Child:
 @functools.cache
 def environment() -> dict[str, str]:
     """Return variables with which `python -m` is a fork: a PATH with another `python`, and where the server is."""
-    folder = Path(tempfile.mkdtemp(prefix="forks-"))
+    holder = tempfile.TemporaryDirectory(prefix="forks-")
+    atexit.register(holder.cleanup)
+    folder = Path(holder.name)
     (folder / "client.py").write_text(CLIENT)
     (folder / "python").write_text(SHIM.format(python=sys.executable, script=folder / "client.py"))
     (folder / "python").chmod(0o755)
-    address = str(folder / "socket")
-    CONTEXT.Process(target=_serve, args=(address,), daemon=True).start()
-    while not os.path.exists(address):
+    address = folder / "socket"
+    server = CONTEXT.Process(target=_serve, args=(address,), daemon=True)
+    server.start()
+    while not address.exists():
+        assert server.is_alive()
         time.sleep(0.1)
     bin_folder = Path(sys.executable).parent
-    return {"PATH": os.pathsep.join([str(folder), str(bin_folder), os.environ["PATH"]]), ADDRESS: address}
+    return {"PATH": os.pathsep.join([str(folder), str(bin_folder), os.environ["PATH"]]), ADDRESS: str(address)}
 
 
-def _serve(address: str) -> None:
+def _serve(address: Path) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address + ".new")
+    unheard = address.with_suffix(".new")
+    listener.bind(str(unheard))
     listener.listen(64)
-    os.rename(address + ".new", address)
+    unheard.rename(address)
     while True:
         line = listener.accept()[0]
         if not os.fork():
@@ -144,7 +153,7 @@ def _answer(line: socket.socket) -> None:
         line.close()
         for number, file in enumerate(files):
             os.dup2(file, number)
-        _end_as(command, folder, values)
+        _end_as(command, Path(folder), values)
     for file in files:
         os.close(file)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -152,17 +161,17 @@ def _answer(line: socket.socket) -> None:
     os._exit(0)
 
 
-def _run(command: Sequence[str], folder: str, values: Mapping[str, str], output: str) -> None:
+def _run(command: Sequence[str], folder: Path, values: Mapping[str, str], output: Path) -> None:
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(file, number)
     _end_as(command, folder, values)
 
 
-def _end_as(command: Sequence[str], folder: str, values: Mapping[str, str]) -> None:
+def _end_as(command: Sequence[str], folder: Path, values: Mapping[str, str]) -> NoReturn:
     """Become `python -m command`, and end with its status."""
     status = 0
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: PTH123, SIM115
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
     try:
         os.chdir(folder)
         os.environ.clear()
@@ -170,7 +179,7 @@ def _end_as(command: Sequence[str], folder: str, values: Mapping[str, str]) -> N
         for name in [name for name in sys.modules if name.partition(".")[0] in {"pipeline", "tests"}]:
             del sys.modules[name]
         sys.argv, sys.orig_argv = list(command), [sys.executable, "-m", *command]
-        sys.path.insert(0, folder)
+        sys.path.insert(0, str(folder))
         runpy.run_module(command[0], run_name="__main__", alter_sys=True)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -21,7 +21,7 @@ def test_the_command_explains_itself() -> None:
 
 @pytest.mark.slow
 def test_a_row_of_the_table_stands_for_each_measurement(tmp_path: Path) -> None:
-    options = ["--pictures", "300", "--megabytes", "2", "--out", str(tmp_path)]
+    options = ["--pictures", "300", "--megabytes", "2", "--steps", "10", "--out", str(tmp_path)]
     done = subprocess.run([*COMMAND, *options], env=os.environ, capture_output=True, text=True, check=False)
     results = json.loads((tmp_path / "data.json").read_text(encoding="utf-8"))
     assert set(results) == {"gan", "vae", "transformer", "pictures", "character", "bpe"}

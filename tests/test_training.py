@@ -5,9 +5,7 @@ import json
 import math
 import os
 import random
-import shutil
 import signal
-import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from torch._dynamo.utils import counters
 from pipeline import checkpoints, params, plugins, training
 from pipeline.artifacts import ArtifactError, ImageSpec, TextSpec
 from pipeline.data.loading import Examples, LabelledExamples, TextExamples
+from pipeline.models.transformer import list_missing_tools
 from pipeline.preemption import PreemptedError
 from pipeline.processes import HardwareError
 from pipeline.record import Record, describe_environment
@@ -30,9 +29,6 @@ SPECS: dict[str, Any] = {
     "images": ImageSpec(shape=(1, 28, 28), classes=10),
     "text": TextSpec(vocabulary=21),  # odd: two processes that share the weights get unequal parts
 }
-CAN_COMPILE = (
-    shutil.which("g++") and shutil.which("openssl") and Path(sysconfig.get_path("include"), "Python.h").exists()
-)
 CHANGES: dict[str, dict[str, Any]] = {
     "gan": {"generator_width": 4, "discriminator_width": 4},
     "vae": {"width": 4, "hidden": 16, "dropout": 0.2},
@@ -143,7 +139,7 @@ def test_a_crashed_training_ends_with_the_bits_of_an_uninterrupted_one(name: str
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CAN_COMPILE, reason="torch.compile needs g++, openssl and Python's headers on a CPU")
+@pytest.mark.skipif(bool(MISSING := list_missing_tools()), reason=f"no {', '.join(MISSING)}")
 def test_a_compiled_training_resumes_with_its_bits_and_stays_near_the_eager_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

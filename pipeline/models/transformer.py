@@ -11,7 +11,9 @@ import os
 import shlex
 import shutil
 import sys
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -141,6 +143,17 @@ class Network(nn.Module):
         return self.head(self.norm(x))  # (B, T, D) -> (B, T, V)
 
 
+def list_missing_tools() -> list[str]:
+    """Name what torch.compile needs on a CPU and this machine lacks."""
+    compiler = shlex.split(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))[0]
+    tools = {
+        f"a C++ compiler, {compiler} or what CXX names": shutil.which(compiler),
+        "openssl": shutil.which("openssl"),
+        "Python's headers": Path(sysconfig.get_path("include"), "Python.h").exists(),
+    }
+    return [name for name, found in tools.items() if not found]
+
+
 class Model(LightningModule):
     """Trains and samples the network; `spec` holds the vocabulary's size."""
 
@@ -157,13 +170,12 @@ class Model(LightningModule):
         """Compile the loss, if that is asked for.
 
         Raises:
-            HardwareError: if a CPU's compiler is missing.
+            HardwareError: if a CPU's compiler is missing, or what it needs.
         """
         if not self.config.compile:
             return
-        compiler = shlex.split(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))[0]
-        if self.device.type == "cpu" and not shutil.which(compiler):
-            msg = f"compile: true needs a C++ compiler, {compiler} or what CXX names: not found; set compile: false"
+        if self.device.type == "cpu" and (missing := list_missing_tools()):
+            msg = f"compile: true needs {', '.join(missing)}: not found; set compile: false"
             raise HardwareError(msg)
         self.compiled = torch.compile(self.loss, dynamic=False)
 
