@@ -12,4 +12,6 @@ from pipeline import versions
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 # Our own models are saved as code and safetensors, so MLflow needs to unpickle nothing; its default is to do so.
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+# cuBLAS needs it for equal bits from run to run; PyTorch reads it at the first product, before Lightning may set it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 versions.require()

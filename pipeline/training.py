@@ -45,6 +45,7 @@ ASK_SECONDS = 1.0  # between questions among processes
 REPEATS = 5.0  # seconds in which a signal repeated is the same wish: torchrun and timeout send it twice
 LOGGED_LINES = 200
 PREVIEWS = 8
+LEAST_SCALE = 2.0**-20  # of a loss in float16, halved with every update that is left out
 NOISE = "litlogger|`weights_only` was not set|TPU available"
 # Averaged weights are in evaluation mode throughout; the other one is Lightning's own affair.
 WARNINGS = r"Found \d+ module\(s\) in eval mode|`isinstance\(treespec, LeafSpec\)` is deprecated"
@@ -248,8 +249,14 @@ class Guard(Callback):
     ) -> None:
         """Read what a GPU has kept."""
         step = index + 1
-        if (step % self.every == 0 or step == self.steps) and self.is_finite is not None and not bool(self.is_finite):
+        if step % self.every and step != self.steps:
+            return
+        if self.is_finite is not None and not bool(self.is_finite):
             msg = f"a loss or gradient of the {self.every} steps to step {step} is not finite; lower the learning rate"
+            raise NonFiniteError(msg)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and scaler.get_scale() < LEAST_SCALE:
+            msg = f"step {step}: no gradient is finite in float16, however little the loss is scaled: no step counts"
             raise NonFiniteError(msg)
 
     def _note(self, trainer: Trainer, answer: Tensor, describe: Callable[[], str]) -> None:
@@ -348,6 +355,9 @@ def _make_trainer(model: LightningModule, clip_norm: float | None, callbacks: li
     batch_norm = layout.world > 1 and has_batch_norm(model)
     if batch_norm and accelerator == "cpu":
         log.warning("batch normalization takes its statistics from each process's part of a batch: the result differs")
+    determinism = _choose_determinism()
+    # PyTorch would fill all new memory with NaN as well: one more kernel for many a tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     plugin_list: list[Any] = [checkpoints.Writer()]
     if processes.uses_slurm():
         plugin_list.append(SLURMEnvironment(auto_requeue=False))  # its signal is ours, and ends with status 75
@@ -366,7 +376,7 @@ def _make_trainer(model: LightningModule, clip_norm: float | None, callbacks: li
         enable_model_summary=False,
         use_distributed_sampler=False,
         sync_batchnorm=batch_norm and accelerator != "cpu",
-        deterministic=_choose_determinism() if torch.cuda.is_available() and accelerator != "cpu" else None,
+        deterministic=determinism if torch.cuda.is_available() and accelerator != "cpu" else None,
         plugins=plugin_list,
         callbacks=[*callbacks, TQDMProgressBar(refresh_rate=20)],
     )
@@ -378,8 +388,6 @@ def _choose_determinism() -> Any:
     Raises:
         HardwareError: if the environment names something else.
     """
-    # Without it PyTorch also fills all new memory with NaN, one more kernel for many a tensor.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     given = os.environ.get("PIPELINE_DETERMINISTIC", "true")
     choices = {"true": True, "warn": "warn"}
     if given not in choices:

@@ -1,7 +1,8 @@
 """`python -m module` as a fork of a process that has imported the libraries: the same code, some ten seconds earlier.
 
-A fork is a process of its own, which is killed, stopped and counted like any other. Tests of how Python itself is
-started (by `dvc` and its shells, torchrun, the supervisor of a stage) start it.
+A fork is a process of its own, which is killed, stopped and counted like any other; but it has the hash seed of its
+parent, and ends without what `atexit` holds. Tests of equal bits compare it with a Python that has started by itself;
+tests of how stages are started (by `dvc` and its shells, torchrun, the supervisor) start them so.
 """
 
 import atexit
@@ -9,8 +10,10 @@ import contextlib
 import functools
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import runpy
+import shlex
 import signal
 import socket
 import subprocess
@@ -55,7 +58,7 @@ class Fork:
     def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str], output: Path) -> None:
         arguments = (command, folder, environment, output)
         self.output = output
-        self.process = CONTEXT.Process(target=_run, args=arguments)
+        self.process = CONTEXT.Process(target=_run, args=arguments, daemon=True)  # a failed test waits for none
         self.process.start()
         assert self.process.pid
         self.pid = self.process.pid
@@ -114,13 +117,14 @@ def environment() -> dict[str, str]:
     atexit.register(holder.cleanup)
     folder = Path(holder.name)
     (folder / "client.py").write_text(CLIENT)
-    (folder / "python").write_text(SHIM.format(python=sys.executable, script=folder / "client.py"))
+    python, script = shlex.quote(sys.executable), shlex.quote(f"{folder}/client.py")
+    (folder / "python").write_text(SHIM.format(python=python, script=script))
     (folder / "python").chmod(0o755)
     address = folder / "socket"
     server = CONTEXT.Process(target=_serve, args=(address,), daemon=True)
     server.start()
     while not address.exists():
-        assert server.is_alive()
+        assert server.is_alive(), f"no socket could be made at {address}: is the path longer than 100 characters?"
         time.sleep(0.1)
     bin_folder = Path(sys.executable).parent
     return {"PATH": os.pathsep.join([str(folder), str(bin_folder), os.environ["PATH"]]), ADDRESS: str(address)}
@@ -133,7 +137,9 @@ def _serve(address: Path) -> None:
     listener.bind(str(unheard))
     listener.listen(64)
     unheard.rename(address)
-    while True:
+    parent = multiprocessing.parent_process()
+    assert parent
+    while parent.sentinel not in multiprocessing.connection.wait([listener, parent.sentinel]):
         line = listener.accept()[0]
         if not os.fork():
             listener.close()
@@ -145,7 +151,10 @@ def _answer(line: socket.socket) -> None:
     """Run what a client asks for in a process of its own, tell the client its status, and end."""
     text, files, _, _ = socket.recv_fds(line, 1 << 20, 3)
     while not text.endswith(b"\n"):
-        text += line.recv(1 << 20)
+        part = line.recv(1 << 20)
+        if not part:
+            os._exit(1)
+        text += part
     command, folder, values = json.loads(text)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
@@ -176,6 +185,8 @@ def _end_as(command: Sequence[str], folder: Path, values: Mapping[str, str]) -> 
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(values)
+        if "torch" in sys.modules and "OMP_NUM_THREADS" in values:  # which was read when it was imported
+            sys.modules["torch"].set_num_threads(int(values["OMP_NUM_THREADS"]))
         for name in [name for name in sys.modules if name.partition(".")[0] in {"pipeline", "tests"}]:
             del sys.modules[name]
         sys.argv, sys.orig_argv = list(command), [sys.executable, "-m", *command]

@@ -35,7 +35,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(project: Path) -> bytes:
     """The weights of the uninterrupted training."""
-    run(project, *TRAIN)
+    run(project, *TRAIN, cold=True)
     content = (project / MODEL).read_bytes()
     (project / MODEL).unlink()
     return content

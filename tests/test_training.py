@@ -1,5 +1,6 @@
 """Training: resume bit for bit, non-finite losses, values at the right steps."""
 
+import contextlib
 import enum
 import json
 import math
@@ -8,6 +9,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -395,6 +397,16 @@ def test_an_apple_gpu_is_not_taken_by_default(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert train("vae")[1].accelerator.__class__.__name__ == "CPUAccelerator"
+
+
+def test_a_float16_training_whose_every_update_is_left_out_is_stopped() -> None:
+    guard = Guard(10)
+    for scale in (1.0, 2.0**-21):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(torch.ones(()))  # which makes the scale
+        trainer: Any = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
+        with contextlib.nullcontext() if scale == 1 else pytest.raises(NonFiniteError, match="step 4: no gradient is"):
+            guard.on_train_batch_end(trainer, torch.nn.Module(), {}, {}, 3)  # type: ignore[arg-type]
 
 
 def test_operators_have_equal_bits_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

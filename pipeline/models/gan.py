@@ -1,11 +1,11 @@
 """Deep convolutional GAN (Goodfellow et al. 2014; Radford et al. 2016, "DCGAN"), sized by the image shape.
 
 Run with `dvc repro train@gan`. For 28x28x1: z (100) -> dense 7x7x128 -> two stride-2 transposed 5x5 convolutions ->
-tanh; the discriminator is three stride-2 4x4 convolutions. Departures: features at full resolution (full_width), no
-batch norm in the discriminator (penalties and relativistic pairing need per-image gradients), generator weights
-averaged, the loss chosen in params. The generator's relativistic loss (R3GAN) takes the logits that the real images had
-before the discriminator's update, not after it: one pass less. Points in D dimensions get four hidden layers each
-instead of convolutions, and are magnified for the discriminator.
+tanh, or, with full_width, one more convolution after features at full resolution; the discriminator is three stride-2
+4x4 convolutions. Departures: no batch norm in the discriminator (penalties and relativistic pairing need per-image
+gradients), generator weights averaged, the loss chosen in params. The generator's relativistic loss (R3GAN) takes the
+logits that the real images had before the discriminator's update, not after it: one pass less. Points in D dimensions
+get four hidden layers each instead of convolutions, and are magnified for the discriminator.
 
 Dimensions: B batch, C H W image, D dimensions of a point, Z latent.
 """
@@ -219,8 +219,8 @@ class Model(LightningModule):
         self.config = config
         self.spec = spec
         self.seed = seed
-        if isinstance(spec, PointSpec) and (config.flip or config.augment):
-            msg = "flip and augment are for images: set flip false and augment [] for points"
+        if isinstance(spec, PointSpec) and (config.flip or config.augment or config.full_width):
+            msg = "flip, augment and full_width are for images: set flip false, augment [] and full_width 0 for points"
             raise ArtifactError(msg)
         self.automatic_optimization = False
         self.discriminator_loss, self.generator_loss = LOSSES[config.loss]

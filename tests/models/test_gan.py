@@ -167,6 +167,7 @@ def digits(count: int = 40) -> LabelledExamples:
         {"conditional": True},
         {"r1": 1.0, "r2": 1.0},
         {"flip": True},
+        {"full_width": 3},
         {"spectral_norm": True},
         {"spectral_norm": True, "conditional": True, "r1": 1.0},
         {"augment": ["translation", "cutout", "colour"], "r1": 1.0},
@@ -224,8 +225,10 @@ def test_points_train_a_generator_of_points() -> None:
     fit(model, LabelledExamples({"points": points, "labels": torch.arange(30) % 3}), steps=6, batch_size=8, seed=0)
     drawn = model.sample(7, torch.Generator().manual_seed(0))
     assert (drawn.shape, drawn.dtype) == ((7, 2), torch.float32)
-    with pytest.raises(ArtifactError, match="flip and augment are for images"):
+    with pytest.raises(ArtifactError, match="flip, augment and full_width are for images"):
         Model(make_config(flip=True), spec, seed=0)
+    with pytest.raises(ArtifactError, match="full_width 0 for points"):
+        Model(make_config(full_width=4), spec, seed=0)
 
 
 def test_flipping_mirrors_half_of_the_real_images_and_nothing_else() -> None:
