@@ -28,7 +28,7 @@ CLASSES = 10
 SIDE = 28  # pixels
 WORDS = 50_000  # of the text's language
 CHAPTER = 200_000  # words that are drawn at once
-THREADS = 2
+THREADS = os.environ.get("OMP_NUM_THREADS", "2")
 SECONDS, MEMORY, SHARE = 60.0, 500.0, 0.02  # limits: of the pictures, MB of the text, of a step
 STAGE = """
 import runpy, sys
@@ -67,7 +67,7 @@ print(json.dumps(found))
 def run(folder: Path, code: str, *arguments: str) -> str:
     """Run code of the project as a process of its own in a folder; return what it prints."""
     mine = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_", "PIPELINE_"))}
-    mine |= {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": str(THREADS), "PIPELINE_ACCELERATOR": "cpu"}
+    mine |= {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": THREADS, "PIPELINE_ACCELERATOR": "cpu"}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, cwd=folder, env=mine, stdout=subprocess.PIPE, text=True, check=True).stdout
 

@@ -34,6 +34,14 @@ HARDWARE = {"PIPELINE_ACCELERATOR": "cpu", "PIPELINE_DEVICES": "2", "PIPELINE_TI
 SHARDED = {"PIPELINE_STRATEGY": "fsdp"}
 
 
+def is_running(pid: int) -> bool:
+    """Say whether a process is there, and more than a dead one whose parent has not asked how it ended."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Ranks:
     """A supervisor and its processes: two, or those of one node."""
 
@@ -79,7 +87,7 @@ class Ranks:
     def finish(self) -> int:
         """Wait for the end, of every process that this supervisor started."""
         status = self.process.wait(timeout=180)
-        assert not [rank for rank in self.ranks if psutil.pid_exists(self.pid(rank))]
+        assert not [rank for rank in self.ranks if is_running(self.pid(rank))]
         return status
 
     def read(self) -> str:
