@@ -234,7 +234,10 @@ def test_a_signal_in_the_last_step_lets_the_training_finish(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "precision",
-    ["bf16-mixed", pytest.param("16-mixed", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA"))],
+    [
+        "bf16-mixed",
+        pytest.param("16-mixed", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")),
+    ],
 )
 @pytest.mark.parametrize("name", ["gan", "vae", "transformer"])
 def test_a_training_in_half_precision_stays_near_one_in_single(
