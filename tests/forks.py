@@ -27,7 +27,6 @@ from pathlib import Path
 from types import GenericAlias
 from typing import NoReturn
 
-ADDRESS = "TEST_FORKS"  # where the server of `environment` listens
 LIBRARIES = """
     dvc.repo jinja2 matplotlib.pyplot mlflow mlflow.pyfunc psutil pydantic pytorch_lightning requests ruamel.yaml
     safetensors.torch scipy.linalg scipy.stats tokenizers torch torch._dynamo torch.distributed.fsdp
@@ -42,7 +41,7 @@ CLIENT = """import json, os, socket, sys
 if sys.argv[1] != "-m":
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 line = socket.socket(socket.AF_UNIX)
-line.connect(os.environ["TEST_FORKS"])
+line.connect(os.path.join(os.path.dirname(sys.argv[0]), "socket"))
 words = json.dumps([sys.argv[2:], os.getcwd(), dict(os.environ)]) + "\\n"
 socket.send_fds(line, [words.encode()], [0, 1, 2])
 status = int(line.makefile().readline())
@@ -112,7 +111,7 @@ class Child:
 
 @functools.cache
 def environment() -> dict[str, str]:
-    """Return variables with which `python -m` is a fork: a PATH with another `python`, and where the server is."""
+    """Return the PATH with which `python -m` is a fork: another `python` comes first, beside its server's socket."""
     holder = tempfile.TemporaryDirectory(prefix="forks-")
     atexit.register(holder.cleanup)
     folder = Path(holder.name)
@@ -127,7 +126,7 @@ def environment() -> dict[str, str]:
         assert server.is_alive(), f"no socket could be made at {address}: is the path longer than 100 characters?"
         time.sleep(0.1)
     bin_folder = Path(sys.executable).parent
-    return {"PATH": os.pathsep.join([str(folder), str(bin_folder), os.environ["PATH"]]), ADDRESS: str(address)}
+    return {"PATH": os.pathsep.join([str(folder), str(bin_folder), os.environ["PATH"]])}
 
 
 def _serve(address: Path) -> None:
