@@ -21,50 +21,56 @@ def require_room(tokens: int, context: int) -> None:
         raise ValueError(msg)
 
 
-def normalize(x: Tensor) -> Tensor:
-    """Divide x (..., N) by the root of its sum of squares and N epsilon: RMSNorm without its gain and the root of N."""
-    squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-    return x * squares.add_(x.size(-1) * EPSILON).rsqrt_()
-
-
 class Decoder:
     """The transformer's network for generation: its logits but for rounding, in as few operators as possible.
 
-    A single token costs the calls of operators, not their arithmetic. So the gains of norms stand in the matrices and
-    turns that follow them, and keys and values are written into one tensor.
+    A single token costs the calls of operators and one reading of the weights, not their arithmetic. So the gains of
+    norms stand in the matrices that follow them, the units of a query or key that turn together are neighbours, as
+    the parts of a complex number, and keys and values are written into one tensor. Weights of 16 bits are read as
+    float32.
     """
 
     @torch.inference_mode()
     def __init__(self, network: Any, count: int) -> None:
         blocks = list(network.blocks)
         width = network.embedding.embedding_dim
-        self.embedding = network.embedding
+        self.embedding = network.embedding.weight.float()
         self.heads = blocks[0].heads
-        size, context = width // self.heads, network.rotation.size(1)
+        rotation = network.rotation.float()
+        size, context = width // self.heads, rotation.size(1)
+        neighbours = torch.arange(size).view(2, -1).T.flatten()  # 0, K / 2, 1, K / 2 + 1, ...
+
+        def transpose(layer: nn.Linear) -> Tensor:
+            return layer.weight.float().T.contiguous()
 
         def fold(norm: nn.RMSNorm, layer: nn.Linear) -> Tensor:
-            return (layer.weight * norm.weight * width**0.5).T.contiguous()
+            return transpose(layer) * (norm.weight.float() * width**0.5)[:, None]
+
+        def reorder(qkv: Tensor) -> Tensor:
+            parts = qkv.view(width, 3, self.heads, size)
+            return torch.cat([parts[:, :2, :, neighbours], parts[:, 2:]], dim=1).view(qkv.shape)
 
         self.matrices = [
             (
-                fold(block.attention_norm, block.qkv),  # (D, 3 D)
-                block.project.weight.T.contiguous(),  # (D, D)
+                reorder(fold(block.attention_norm, block.qkv)),  # (D, 3 D)
+                transpose(block.project),  # (D, D)
                 fold(block.mlp_norm, block.expand),  # (D, 4 D)
-                block.contract.weight.T.contiguous(),  # (4 D, D)
+                transpose(block.contract),  # (4 D, D)
             )
             for block in blocks
         ]
         self.head = fold(network.norm, network.head)  # (D, V)
-        # Of queries and of keys: x turned = x * cosines + x rolled by half * sines, each times the gain of its unit.
-        cos, sin = network.rotation
-        cosines, sines = torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)  # (P, K)
-        turns = []
-        for block in blocks:
-            gains = torch.stack([block.query_norm.weight, block.key_norm.weight])[:, None] * size**0.5  # (2, 1, K)
-            turns += [gains * cosines, gains.roll(size // 2, -1) * sines]
-        self.turns = torch.stack(turns).view(-1, 2, 1, 1, context, size)  # (2 L, 2, 1, 1, P, K)
-        self.memory = cos.new_zeros(len(blocks), 2, count, self.heads, context, size)  # keys and values
+        gains = [torch.stack([block.query_norm.weight, block.key_norm.weight])[:, neighbours] for block in blocks]
+        self.gains = [gain.float().view(2, 1, 1, 1, size) * size**0.5 for gain in gains]
+        self.turns = torch.complex(*rotation)  # (P, K / 2)
+        self.memory = rotation.new_zeros(len(blocks), 2, count, self.heads, context, size)  # keys and values
         self.length = 0  # tokens in the memory; 0 starts anew
+        # A norm's epsilon, as the second leg of hypot: sqrt(sum of squares + N epsilon).
+        self.legs = {number: self.head.new_tensor((number * EPSILON) ** 0.5) for number in (width, size)}
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Return what RMSNorm divides x (..., N) by, times the root of N: (..., 1)."""
+        return torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.legs[x.size(-1)])
 
     @torch.inference_mode()
     def feed(self, tokens: Tensor) -> Tensor:
@@ -80,23 +86,26 @@ class Decoder:
         mask = None  # one token sees all that is held; several see it, and those before them
         if start and added > 1:
             mask = torch.ones(added, end, dtype=torch.bool, device=tokens.device).tril(start)
-        turns = self.turns[..., start:end, :].unbind()
+        turns = self.turns[start:end]
         slots = self.memory[..., start:end, :].unbind()
-        held = self.memory[..., :end, :].unbind()
-        x = self.embedding(tokens).flatten(0, 1)  # (B T, D)
-        for index, (qkv, project, expand, contract) in enumerate(self.matrices):
-            parts = (normalize(x) @ qkv).view(count, added, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
-            pair = parts[:2]  # queries and keys
-            unit = normalize(pair)
-            cosines, sines = turns[2 * index : 2 * index + 2]
-            torch.addcmul(unit * cosines, unit.roll(unit.size(-1) // 2, -1), sines, out=pair)
-            slots[index].copy_(parts[1:])
-            keys, values = held[index].unbind()
-            out = F.scaled_dot_product_attention(parts[0], keys, values, mask, is_causal=not start)
-            x += out.transpose(1, 2).reshape(x.shape) @ project
-            hidden = (normalize(x) @ expand).relu_()
-            x += hidden.square_() @ contract
-        return normalize(x.view(count, added, -1)[:, -1]) @ self.head
+        held = self.memory[..., :end, :].flatten(0, 1).unbind()  # keys and values in turn
+        x = F.embedding(tokens, self.embedding).flatten(0, 1)  # (B T, D)
+        qkv = x.new_empty(len(x), 3 * x.size(1))
+        parts = qkv.view(count, added, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
+        queries, pair, kept = parts[0], parts[:2], parts[1:]
+        pairs = torch.view_as_complex(pair.unflatten(-1, (-1, 2)))  # (2, B, H, T, K / 2)
+        for index, (attend, project, expand, contract) in enumerate(self.matrices):
+            torch.mm(x / self.norm(x), attend, out=qkv)
+            pair.mul_(self.gains[index] / self.norm(pair))
+            pairs.mul_(turns)
+            slots[index].copy_(kept)
+            keys, values = held[2 * index : 2 * index + 2]
+            out = F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=not start)
+            x.addmm_(out.transpose(1, 2).reshape(x.shape), project)
+            hidden = torch.mm(x / self.norm(x), expand).relu_()
+            x.addmm_(hidden.mul_(hidden), contract)
+        x = x.view(count, added, -1)[:, -1]
+        return torch.mm(x / self.norm(x), self.head)
 
 
 def choose(logits: Tensor, generator: torch.Generator, temperature: float, top_k: int, top_p: float) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.models.decoding import Decoder, choose, normalize
+from pipeline.models.decoding import Decoder, choose
 from tests.models.conftest import VOCABULARY, make_model
 
 
@@ -29,16 +29,15 @@ def test_the_decoder_starts_anew_without_a_trace_of_what_it_held(tokens: torch.T
 
 @pytest.mark.parametrize("scale", [0.0, 1e-4, 1e4])
 def test_the_decoder_normalizes_small_and_large_vectors_as_rms_norm_does(scale: float) -> None:
+    decoder = Decoder(make_model().network, 1)
     x = scale * torch.randn(5, 7, 16, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(4 * normalize(x), F.rms_norm(x, (16,)))
+    torch.testing.assert_close(4 * x / decoder.norm(x), F.rms_norm(x, (16,)))
 
 
 def test_the_decoder_follows_weights_of_16_bits(tokens: torch.Tensor) -> None:
-    network = make_model().network
-    expected = network(tokens)[:, -1]
-    found = Decoder(network.bfloat16(), 3).feed(tokens)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+    network = make_model().network.bfloat16()
+    found = Decoder(network, 3).feed(tokens)
+    torch.testing.assert_close(found, network.float()(tokens)[:, -1], rtol=1e-5, atol=1e-5)
 
 
 def test_more_tokens_than_the_context_are_refused(tokens: torch.Tensor) -> None:
