@@ -11,7 +11,8 @@ help:  ## list the targets
 .venv/installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # on all cores, where pip takes one; some files are for other Pythons
 	printf '#!/bin/sh\nexec python -m pipeline "$$@"\n' > $(BIN)/pipeline
 	chmod +x $(BIN)/pipeline
 	touch $@
