@@ -39,7 +39,8 @@ class Summary:
 class Comparison:
     """Difference of two means (second minus first), Welch's p-value, and whether it is decided.
 
-    seeds_needed: seeds a side for which intervals of the present width would no longer overlap, 0 if unknown.
+    A decided difference of 0: both sides are the same constant. seeds_needed: seeds a side for which intervals of the
+    present width would no longer overlap, 0 if that is unknown or more than MOST_SEEDS.
     """
 
     difference: float
@@ -81,23 +82,27 @@ def compare(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]])
     """Compare two tables by their seeds' means.
 
     Decided means: p below 0.05 and intervals that do not overlap. With one seed on a side the training variance is
-    unknown, and nothing is decided.
+    unknown, and nothing is decided. Where no side has any spread, everything is decided, also that they are the same.
     """
     left, right = (np.array(table, dtype=np.float64).mean(axis=1) for table in (first, second))
     difference = float(right.mean() - left.mean())
     if min(len(left), len(right)) < 2:
         return Comparison(difference, math.nan, decided=False, seeds_needed=0)
+    if not np.ptp(left) and not np.ptp(right):  # a rounded mean would give constants a spread or a difference
+        difference = float(right[0] - left[0])
+        return Comparison(difference, 0.0 if difference else 1.0, decided=True, seeds_needed=2)
     spreads = [float(means.std(ddof=1)) for means in (left, right)]
-    if not any(spreads):
-        return Comparison(difference, 0.0 if difference else 1.0, decided=difference != 0, seeds_needed=2)
     p = float(stats.ttest_ind(left, right, equal_var=False).pvalue)
     apart = abs(difference) > half_width(left) + half_width(right)
     return Comparison(difference, p, apart and p < 1 - CONFIDENCE, count_seeds(difference, sum(spreads)))
 
 
 def count_seeds(difference: float, spread: float) -> int:
-    """Return the least n with |difference| > t(n - 1) * spread / sqrt(n); spread: sum of both standard deviations."""
-    seeds = np.arange(2, MOST_SEEDS)
+    """Return the least n with |difference| > t(n - 1) * spread / sqrt(n), 0 if it is more than MOST_SEEDS.
+
+    spread: sum of both standard deviations.
+    """
+    seeds = np.arange(2, MOST_SEEDS + 1)
     widths = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1) * spread / np.sqrt(seeds)
     enough = seeds[widths < abs(difference)]
-    return int(enough[0]) if len(enough) else MOST_SEEDS
+    return int(enough[0]) if len(enough) else 0

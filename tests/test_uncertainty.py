@@ -1,12 +1,13 @@
 """Intervals and verdicts against scipy, simulations and the definitions."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.uncertainty import compare, count_seeds, summarize
+from pipeline.uncertainty import MOST_SEEDS, compare, count_seeds, summarize
 
 
 def simulate(
@@ -79,6 +80,22 @@ def test_the_seeds_needed_are_the_first_number_whose_intervals_part() -> None:
     needed = count_seeds(1.0, 2.0)  # two standard deviations of 1
     width = [2 * stats.t.ppf(0.975, n - 1) / math.sqrt(n) for n in (needed - 1, needed)]
     assert width[1] < 1 <= width[0]
+
+
+def test_a_difference_that_most_seeds_cannot_decide_needs_no_number_of_seeds() -> None:
+    width = float(stats.t.ppf(0.975, MOST_SEEDS - 1)) / math.sqrt(MOST_SEEDS)
+    assert count_seeds(1.0001 * width, 1.0) == MOST_SEEDS
+    assert count_seeds(0.9999 * width, 1.0) == 0
+    assert count_seeds(0.0, 1.0) == 0
+
+
+@pytest.mark.parametrize("constant", [1000.0, 0.1])
+def test_equal_constants_are_the_same_however_their_means_are_rounded(constant: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # scipy's, of lost precision
+        found = compare([[constant]] * 3, [[constant]] * 2)
+    assert (found.difference, found.p, found.decided) == (0, 1, True)
+    assert compare([[constant]] * 3, [[2 * constant]] * 2).decided
 
 
 @pytest.mark.parametrize("table", [[], [[]], [[1.0], [1.0, 2.0]]])

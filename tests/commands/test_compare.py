@@ -1,6 +1,7 @@
 """pipeline compare on written runs: verdicts that are known, refusals that name their reason."""
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,37 @@ from pipeline.protocol import hash_protocol
 PROTOCOL = {"metric": {"sampling": {"count": 1000}}, "versions": {"torch": "2.14.0"}}
 
 
-def write(name: str, *, seed: int = 0, fid: tuple[float, ...] = (5.0, 5.2), config: int = 1, **protocol: Any) -> None:
+def write(
+    name: str,
+    *,
+    seed: int = 0,
+    fid: tuple[float, ...] = (5.0, 5.2),
+    config: int = 1,
+    others: Mapping[str, float] | None = None,
+    **protocol: Any,
+) -> None:
     folder = artifacts.REPORTS / "runs" / name
     used = {**PROTOCOL, **protocol}
-    artifacts.write_json(folder / "metrics.json", {"samples": 1000, "fid_x": sum(fid) / len(fid), "fid_x_floor": 4.0})
+    metrics = {"samples": 1000, "fid_x": sum(fid) / len(fid), "fid_x_floor": 4.0, **(others or {})}
+    artifacts.write_json(folder / "metrics.json", metrics)
     artifacts.write_json(folder / "sets.json", {"fid_x": list(fid)})
     run = {"model": "gan", "config": {"steps": config}, "seed": seed}
     artifacts.write_json(folder / "protocol.json", {"hash": hash_protocol(used), "protocol": used, "run": run})
+
+
+def write_lock(**runs: dict[str, str]) -> None:
+    """Write dvc.lock; runs: by name the hashes of its inputs, which its training and its sampling share."""
+    stages = {
+        f"{stage}@{name}": {"cmd": "true", "deps": [{"path": path, "md5": md5} for path, md5 in hashes.items()]}
+        for name, hashes in runs.items()
+        for stage in ("train", "sample")
+    }
+    artifacts.write_json(Path("dvc.lock"), {"schema": "2.0", "stages": stages})  # JSON is YAML
+
+
+def git(*arguments: str) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -97,13 +122,111 @@ def test_absent_runs_and_metrics_are_named(capsys: pytest.CaptureFixture[str]) -
     assert "no metric kid_x; there are" in compare(capsys, "a", "--metric", "kid_x")[2]
 
 
-def test_runs_of_other_revisions_and_experiments_are_read_from_git(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def git(*arguments: str) -> str:
-        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        return subprocess.run(["git", *who, *arguments], check=True, capture_output=True, text=True, cwd=folder).stdout
+@pytest.mark.usefixtures("folder")
+def test_metrics_that_a_run_lacks_are_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    write("vae", others={"active_units": 30.0, "iw500_nats": 90.0, "class_share_min_x": 0.1})
+    write("gan", config=2, others={"recall_x": 0.5})
+    status, out, _ = compare(capsys, "vae", "gan")
+    assert status == 0
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("| ")] == ["metric", "fid_x"]
+    assert "\n\nOnly in vae: active_units, iw500_nats\n\nOnly in gan: recall_x\n\n" in out
+    status, out, err = compare(capsys, "vae", "gan", "--metric", "active_units")
+    assert (status, out) == (1, "")
+    expected = "no metric active_units; there are fid_x, fid_x_floor, samples; active_units is not in gan"
+    assert expected in err
+    assert "Only in" not in compare(capsys, "vae", "gan", "--metric", "fid_x")[1]
 
+
+@pytest.mark.usefixtures("folder")
+def test_metrics_that_one_seed_lacks_are_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    write("a0", others={"recall_x": 0.5})
+    write("a1", seed=1)
+    write("a2", seed=2, others={"recall_x": 0.5})
+    assert "Only in a0, a2: recall_x" in compare(capsys, "a0", "a1", "a2")[1]
+    assert "recall_x is not in a1" in compare(capsys, "a0", "a1", "a2", "--metric", "recall_x")[2]
+
+
+@pytest.mark.usefixtures("folder")
+def test_runs_without_a_common_metric_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    write("a")
+    write("b", config=2)
+    artifacts.write_json(artifacts.REPORTS / "runs" / "b" / "metrics.json", {"samples": 1000, "kid_x": 0.1})
+    artifacts.write_json(artifacts.REPORTS / "runs" / "b" / "sets.json", {"kid_x": [0.1]})
+    status, out, err = compare(capsys, "a", "b")
+    assert (status, out) == (1, "")
+    assert "no metric that all runs have: a has fid_x; b has kid_x" in err
+
+
+@pytest.mark.usefixtures("folder")
+def test_equal_constants_are_the_same_and_equal_noisy_means_are_never_decided(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for seed in range(3):
+        write(f"a{seed}", seed=seed, fid=(5.0 + seed,), others={"modes_covered_x": 1000.0})
+        write(f"b{seed}", seed=seed, fid=(7.0 - seed,), others={"modes_covered_x": 1000.0}, config=2)
+    _, out, _ = compare(capsys, "a0", "a1", "a2", "b0", "b1", "b2")
+    rows = {line.split()[1]: line for line in out.splitlines() if line.startswith("| ")}
+    assert rows["modes_covered_x"].endswith("| +0, p = 1, the same |")
+    assert rows["fid_x"].endswith("p = 1, inconclusive: not even 1,000 seeds each would decide |")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("changed", ["pipeline/models/gan.py", "data/prepared/images"])
+def test_other_code_or_data_is_another_experiment(changed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    hashes = {"pipeline/models/gan.py": "1", "data/prepared/images": "2"}
+    write("a")
+    write("b", seed=1)
+    write_lock(a={**hashes, "data/runs/a/model": "3"}, b={**hashes, "data/runs/b/model": "4"})
+    assert "| metric | a (2 seeds) |" in compare(capsys, "a", "b")[1]
+    write_lock(a=hashes, b={**hashes, changed: "5"})
+    assert "| metric | a (1 seed) | b (1 seed) | b against a |" in compare(capsys, "a", "b")[1]
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_code_of_a_revision_is_that_of_its_own_lock(capsys: pytest.CaptureFixture[str]) -> None:
+    git("init", "-q")
+    write("a")
+    write_lock(a={"pipeline/models/gan.py": "1"})
+    git("add", "-A")
+    git("commit", "-qm", "one")
+    assert "the same training counts twice" in compare(capsys, "a", "HEAD:a")[2]
+    write_lock(a={"pipeline/models/gan.py": "2"})
+    assert "| metric | a (1 seed) | HEAD:a (1 seed) |" in compare(capsys, "a", "HEAD:a")[1]
+    write("a", seed=1)
+    assert "| metric | a (1 seed) | HEAD:a (1 seed) |" in compare(capsys, "a", "HEAD:a")[1]
+    write_lock(a={"pipeline/models/gan.py": "1"})
+    assert "| metric | a (2 seeds) |" in compare(capsys, "a", "HEAD:a")[1]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_lock_with_conflicts_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    write("a")
+    Path("dvc.lock").write_text("schema: '2.0'\n<<<<<<< HEAD\nstages:\n", encoding="utf-8")
+    status, _, err = compare(capsys, "a")
+    assert status == 1
+    assert "error: dvc.lock: not YAML" in err
+
+
+def test_a_project_in_a_subfolder_reads_its_own_revisions(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    git("init", "-q")
+    write("ring", fid=(5.0, 5.0))
+    (folder / "benchmarks").mkdir()
+    monkeypatch.chdir(folder / "benchmarks")
+    write("ring", fid=(7.0, 7.0))
+    write_lock(ring={"pipeline/models/gan.py": "1"})
+    git("add", "-A")
+    git("commit", "-qm", "one")
+    assert "| fid_x | 7 [7, 7]" in compare(capsys, "HEAD:ring")[1]
+    write("again", seed=1)
+    assert "| metric | HEAD:ring (1 seed) | again (1 seed) |" in compare(capsys, "HEAD:ring", "again")[1]
+    write_lock(again={"pipeline/models/gan.py": "1"})
+    assert "| metric | HEAD:ring (2 seeds) |" in compare(capsys, "HEAD:ring", "again")[1]
+
+
+@pytest.mark.usefixtures("folder")
+def test_runs_of_other_revisions_and_experiments_are_read_from_git(capsys: pytest.CaptureFixture[str]) -> None:
     git("init", "-q")
     write("a", seed=0)
     git("add", "-A")
