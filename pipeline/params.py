@@ -66,7 +66,7 @@ def load(path: Path = PATH) -> Params:
         raise _error(path, problems)
     runs: dict[str, Run] = {}
     for name, values in raw["runs"].items():
-        run = _check(Run, values, f"runs.{name}", problems)
+        run = check_section(Run, values, f"runs.{name}", problems)
         if isinstance(run, Run):
             runs[name] = run
             _check_links(name, run, raw, problems)
@@ -186,7 +186,7 @@ def _plug_in(
         networks = [known for known in plugins.names(family) if hasattr(plugins.load(family, known), "load_features")]
         problems.append(f"{name}.{key}: expected a feature network, {' or '.join(networks)}, got {plug_in!r}")
         return Section()
-    return _check(module.Config, values, name, problems)
+    return check_section(module.Config, values, name, problems)
 
 
 def _describe_absence(name: str, key: str, values: object) -> str:
@@ -197,7 +197,8 @@ def _describe_absence(name: str, key: str, values: object) -> str:
     return f"{name}.{close[0]}: unknown key, did you mean {key!r}?" if close else f"{name}.{key}: missing key"
 
 
-def _check(config: type[Section], values: object, name: str, problems: list[str]) -> Section:
+def check_section(config: type[Section], values: object, name: str, problems: list[str]) -> Section:
+    """Return the section `name`, checked; what is wrong with it is added to `problems`, a line each."""
     try:
         return config.model_validate(values)
     except ValidationError as error:

@@ -12,6 +12,7 @@ from typing import cast
 import torch
 
 from pipeline import artifacts, leftovers, params, plugins
+from pipeline.artifacts import ArtifactError
 from pipeline.metrics import selftest
 from pipeline.metrics.images import Config
 from pipeline.metrics.selftest import Check
@@ -50,8 +51,18 @@ def check_leftovers(*, fix: bool) -> int:
 
 
 def check_metrics() -> int:
-    """Print the self-test of every feature network of params.yaml; return whether a check fails."""
+    """Print the self-test of every feature network of params.yaml; return whether a check fails.
+
+    Raises:
+        ArtifactError: if params.yaml does not say how images are measured.
+    """
     settings = params.load()
+    if not settings.features:
+        print(f"{params.PATH} has no feature network: nothing to check")
+        return 0
+    if "images" not in settings.metrics:
+        msg = f"{params.PATH}: metrics.images: missing section; the self-test takes neighbours and subsets from it"
+        raise ArtifactError(msg)
     failed = 0
     for name, section in settings.features.items():
         values = section.model_dump()

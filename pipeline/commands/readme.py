@@ -13,9 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from pipeline import artifacts, costs, params
 from pipeline.artifacts import ArtifactError
-from pipeline.params import Run
+from pipeline.params import Params, Run
+from pipeline.protocol import require_equal
 from pipeline.uncertainty import summarize
 
 README, COSTS, BENCHMARKS = Path("README.md"), artifacts.REPORTS / "costs.json", Path("benchmarks")
@@ -51,7 +54,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing, say whether the README is up to date")
     options = parser.parse_args(arguments)
     if not options.check:
-        gather_costs(list(params.load().runs))
+        gather_costs(params.load())
     text = README.read_text(encoding="utf-8")
     filled = fill(text, make_blocks())
     if options.check and filled != text:
@@ -62,8 +65,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def gather_costs(runs: list[str]) -> None:
-    """Write reports/costs.json from the records and the stages' notes; what this folder does not have stays."""
+def gather_costs(settings: Params) -> None:
+    """Write reports/costs.json from the records and the stages' notes; what this folder does not have stays.
+
+    Runs and stages that params.yaml or dvc.yaml no longer has go.
+    """
+    runs = list(settings.runs)
     known: dict[str, Any] = artifacts.read_json(COSTS) if COSTS.exists() else {"stages": {}, "runs": {}}
     for path in sorted(costs.FOLDER.glob("*.json")):
         known["stages"][path.stem] = artifacts.read_json(path)
@@ -75,7 +82,18 @@ def gather_costs(runs: list[str]) -> None:
                 name: about["environment"][name] for name in ("processor", "threads")
             }
     known["runs"] = {run: known["runs"][run] for run in runs if run in known["runs"]}
+    present = list_stages(settings)
+    known["stages"] = {stage: cost for stage, cost in known["stages"].items() if stage in present}
     artifacts.write_json(COSTS, known)
+
+
+def list_stages(settings: Params) -> set[str]:
+    """Return the names of all stages: those of dvc.yaml, one an item where they are for each of a section."""
+    names: set[str] = set()
+    for name, stage in YAML(typ="safe", pure=True).load(Path("dvc.yaml"))["stages"].items():
+        section = stage["foreach"].strip("${}") if "foreach" in stage else ""
+        names |= {f"{name}@{item}" for item in getattr(settings, section)} if section else {name}
+    return names
 
 
 def make_blocks() -> dict[str, str]:
@@ -130,14 +148,14 @@ def render_results(runs: dict[str, Run], known: dict[str, Any]) -> str:
     for run in runs:
         folder = artifacts.REPORTS / "runs" / run
         metrics, sets = (artifacts.read_json(folder / f"{stem}.json") for stem in ("metrics", "sets"))
-        seed = artifacts.read_json(folder / "protocol.json")["run"]["seed"]
+        about = artifacts.read_json(folder / "protocol.json")
         for name, note in SHOWN.items():
             if name in metrics:
                 beside = "; ".join([*describe(name, metrics, sets), *filter(None, [note, wish(run, name)])])
                 lines.append(f"| {run} | `{name}` | {show(metrics[name])} | {beside} |")
         cost = known[run]
         lines.append(
-            f"| {run} | training, seed {seed} | {cost['seconds']:.0f} s "
+            f"| {run} | training, seed {about['run']['seed']}, protocol `{about['hash']}` | {cost['seconds']:.0f} s "
             f"| {cost['peak_memory_mib']:,.0f} MiB of memory, {cost['kept_parameters']:,.0f} parameters |"
         )
     return "\n".join(lines) + "\n"
@@ -162,9 +180,15 @@ def wish(run: str, name: str) -> str:
 
 
 def render_policies(folder: Path) -> str:
-    """Return the table of the GANs that differ in their augmentation: means and intervals over the seeds."""
+    """Return the table of the GANs that differ in their augmentation: means and intervals over the seeds.
+
+    Raises:
+        ProtocolError: if they were evaluated by different protocols.
+    """
+    paths = sorted(folder.glob("augment_*"))
+    require_equal({path.name: artifacts.read_json(path / "protocol.json")["protocol"] for path in paths})
     lines = [f"| augmentation |{'|'.join(f' `{name}` ' for name in COMPARED)}|", f"|---|{'---:|' * len(COMPARED)}"]
-    policies = dict.fromkeys(path.name.split("_")[1] for path in sorted(folder.glob("augment_*")))
+    policies = dict.fromkeys(path.name.split("_")[1] for path in paths)
     for policy in policies:
         cells = []
         for name in COMPARED:

@@ -3,23 +3,27 @@
     cd benchmarks && pipeline results
 
 results.yaml names each claim: its runs (one a seed), metric, direction, and the values to reach. Runs of one claim must
-have been evaluated by one protocol and differ in nothing but the seed. An optional claim none of whose runs is there is
-said to be not measured here. In a fresh clone the metrics are there, but not the records of the trainings: then what
-results.json says of time and memory stays, if the value is still the same. The ratios of speed.json, where there is
-one, become claims of results.json, too.
+have been evaluated by one protocol and differ in nothing but the seed. A claim is reached if its whole interval is at
+least as good as what had to be, missed if all of it is worse, and else inconclusive. An optional claim none of whose
+runs is there is said to be not measured here. In a fresh clone the metrics are there, but not the records of the
+trainings: then what results.json says of time and memory stays, if the value is still the same. The ratios of
+speed.json, where there is one, become claims of results.json, too.
 """
 
 import argparse
 import math
+import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
-from pipeline.params import Section
+from pipeline.params import Section, check_section
 from pipeline.protocol import require_equal
 from pipeline.uncertainty import summarize
 
@@ -45,18 +49,44 @@ def main(arguments: list[str]) -> int:
     argparse.ArgumentParser(
         prog="pipeline results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args(arguments)
-    if not PATH.exists():
-        msg = f"{PATH.resolve()}: not found; run from benchmarks/"
-        raise ArtifactError(msg)
-    claims = {name: Claim.model_validate(values) for name, values in YAML(typ="safe", pure=True).load(PATH).items()}
+    claims = read_claims()
     former = read_former(Path("results.json"))
-    results = {name: measure(claim, former.get(name, {})) for name, claim in claims.items()}
+    results = {name: measure(name, claim, former.get(name, {})) for name, claim in claims.items()}
     speed = read_speed(artifacts.read_json(SPEED)) if SPEED.exists() else {}
     artifacts.write_json(Path("results.json"), results | speed)
     Path("results.md").write_text(render(claims, results), encoding="utf-8")
     measured = sum(found["value"] is not None for found in results.values())
     print(f"{measured} of {len(results)} benchmarks are measured: results.json, results.md")
     return 0
+
+
+def read_claims() -> dict[str, Claim]:
+    """Return the claims of results.yaml by their names.
+
+    Raises:
+        ArtifactError: if the file is not there, or with one line for each claim and key that is not usable.
+    """
+    if not PATH.exists():
+        msg = f"{PATH.resolve()}: not found; run from benchmarks/"
+        raise ArtifactError(msg)
+    try:
+        raw = YAML(typ="safe", pure=True).load(PATH)
+    except YAMLError as error:
+        msg = f"{PATH}: not valid YAML: {error}"
+        raise ArtifactError(msg) from error
+    if not isinstance(raw, dict):
+        msg = f"{PATH}: expected a mapping of claims, got {raw!r}"
+        raise ArtifactError(msg)
+    problems: list[str] = []
+    claims: dict[str, Claim] = {}
+    for name, values in raw.items():
+        claim = check_section(Claim, values, str(name), problems)
+        if isinstance(claim, Claim):
+            claims[str(name)] = claim
+            problems += [f"{name}.runs: {run} stands twice" for run, times in Counter(claim.runs).items() if times > 1]
+    if problems:
+        raise ArtifactError("\n".join(f"{PATH}: {problem}" for problem in problems))
+    return claims
 
 
 def read_former(path: Path) -> dict[str, Any]:
@@ -73,43 +103,76 @@ def read_former(path: Path) -> dict[str, Any]:
     return former
 
 
-def measure(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
-    """Return value, interval, seeds, counts, costs, protocol and commits of one claim; no value if not measured.
+def measure(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
+    """Return value, interval, seeds, counts, costs, protocol, commits and verdict of a claim; no value if not measured.
 
     Args:
+        name: the claim's name.
         claim: what is claimed.
         former: the same of an earlier time, or nothing; its costs stay where the runs' records are not at hand.
 
     Raises:
         ProtocolError: if its runs were evaluated by different protocols.
-        ArtifactError: if a file of a run is missing.
+        ArtifactError: if a file of a run or the metric is missing, or two runs have one seed.
     """
     folders = {run: artifacts.REPORTS / "runs" / run for run in claim.runs}
     command = "dvc repro " + " ".join(f"evaluate@{run}" for run in claim.runs)
     if claim.optional and not any((folder / "metrics.json").exists() for folder in folders.values()):
-        return {"value": None, "command": command, "must": claim.must, "aim": claim.aim}
+        return {"value": None, "command": enter(command), "must": claim.must, "aim": claim.aim}
     metrics = {run: artifacts.read_json(folder / "metrics.json") for run, folder in folders.items()}
     sets = {run: artifacts.read_json(folder / "sets.json") for run, folder in folders.items()}
     about = {run: artifacts.read_json(folder / "protocol.json") for run, folder in folders.items()}
     require_equal({run: entry["protocol"] for run, entry in about.items()})
     require_equal({run: {**entry["run"], "seed": None} for run, entry in about.items()})
+    seeds = [about[run]["run"]["seed"] for run in claim.runs]
+    if len(set(seeds)) < len(seeds):
+        msg = f"{PATH}: {name}.runs: expected one run a seed, {', '.join(claim.runs)} have the seeds {seeds}"
+        raise ArtifactError(msg)
+    for run, found in metrics.items():
+        if claim.metric not in found:
+            msg = f"{PATH}: {name}.metric: no metric {claim.metric!r} in runs {run}; there are {', '.join(found)}"
+            raise ArtifactError(msg)
     summary = summarize([sets[run].get(claim.metric, [metrics[run][claim.metric]]) for run in claim.runs])
-    reached = summary.mean <= claim.must if claim.lower_is_better else summary.mean >= claim.must
-    first = metrics[claim.runs[0]]
-    counts = {name: first[name] for name in first if name == "samples" or name.endswith("_targets")}
+    interval = None if math.isnan(summary.low) else [summary.low, summary.high]
+    costs = measure_costs(claim, former if is_same(former.get("value"), summary.mean) else {})
     return {
         "value": summary.mean,
-        "interval": None if math.isnan(summary.low) else [summary.low, summary.high],
-        "seeds": [about[run]["run"]["seed"] for run in claim.runs],
+        "interval": interval,
+        "seeds": seeds,
         "sample_sets": summary.sets,
-        "counts": counts,
-        **measure_costs(claim, former if is_same(former.get("value"), summary.mean) else {}),
+        "counts": find_counts(claim.metric, metrics[claim.runs[0]]),
+        **costs,
         "protocol": about[claim.runs[0]]["hash"],
-        "command": command,
+        "command": enter(f"OMP_NUM_THREADS={costs['threads']} {command}"),
         "must": claim.must,
         "aim": claim.aim,
-        "reached": reached,
+        "verdict": judge(claim, interval or [summary.mean]),
     }
+
+
+def enter(command: str) -> str:
+    """Return a command that works from the repository's root."""
+    done = subprocess.run(["git", "rev-parse", "--show-prefix"], capture_output=True, text=True, check=False)
+    folder = done.stdout.strip().rstrip("/")  # nothing at the root and outside of a repository
+    return f"cd {folder} && {command}" if folder else command
+
+
+def find_counts(metric: str, metrics: dict[str, float]) -> dict[str, float]:
+    """Return the counts that a metric rests on: samples, or targets or random windows, those of its split alone."""
+    last = "_windows" if "window" in metric else "_targets"
+    counts = {name: metrics[name] for name in metrics if name == "samples" or name.endswith(last)}
+    own = metric.partition("_")[0] + last
+    return {own: counts[own]} if own in counts else counts
+
+
+def judge(claim: Claim, ends: list[float]) -> str:
+    """Return "reached", "missed" or "inconclusive", by the ends of the interval, or by the value alone."""
+    good = [
+        # the ends of an interval without width may differ from the value by their last bits
+        math.isclose(end, claim.must, rel_tol=1e-12) or (end < claim.must) == claim.lower_is_better
+        for end in ends
+    ]
+    return "reached" if all(good) else "inconclusive" if any(good) else "missed"
 
 
 def is_same(former: float | None, value: float) -> bool:
@@ -135,17 +198,19 @@ def measure_costs(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_speed(speed: dict[str, Any]) -> dict[str, Any]:
-    """Return the ratios of speed.py: median, least and largest, repeats, and on which machine."""
+    """Return the ratios of speed.py: median, least and largest, repeats, on which machine, and by which commit."""
     return {
         name: {
             "value": row["ratio"],
             "interval": [row["low"], row["high"]],
+            "interval_is": "least to largest of the repeats",
             "repeats": row["repeats"],
             "detail": row["detail"],
             "wanted": row["wanted"],
-            "command": "python speed.py",
+            "command": enter("python speed.py"),
             "processor": row["processor"],
             "threads": row["threads"],
+            **({"commit": row["commit"]} if "commit" in row else {}),
         }
         for name, row in speed["rows"].items()
     }
@@ -153,19 +218,26 @@ def read_speed(speed: dict[str, Any]) -> dict[str, Any]:
 
 def render(claims: dict[str, Claim], results: dict[str, Any]) -> str:
     """Return the Markdown table."""
-    lines = [
-        "| benchmark | value | 95 % interval | seeds | must | aim | training, at most | memory |",
-        "|---|---:|---|---:|---:|---:|---:|---:|",
-    ]
+    columns = "value | 95 % interval | seeds | counts | must | aim | training, at most | CPU | memory | protocol"
+    lines = [f"| benchmark | {columns} |", "|---|---:|---|---:|---|---:|---:|---:|---:|---:|---|"]
     for name, claim in claims.items():
         found = results[name]
         if found["value"] is None:
-            lines.append(f"| {claim.title} (`{name}`) | not measured here | | | {claim.must:g} | {claim.aim:g} | | |")
+            wanted = f"{claim.must:g} | {claim.aim:g}"
+            lines.append(f"| {claim.title} (`{name}`) | not measured here | | | | {wanted} | | | | |")
             continue
         interval = "" if found["interval"] is None else "{:.4g} to {:.4g}".format(*found["interval"])
-        value = f"**{found['value']:.4g}**" if found["reached"] else f"{found['value']:.4g} (missed)"
+        value = f"{found['value']:.4g}"
+        value = f"**{value}**" if found["verdict"] == "reached" else f"{value} ({found['verdict']})"
         lines.append(
-            f"| {claim.title} (`{name}`) | {value} | {interval} | {len(found['seeds'])} | {claim.must:g} "
-            f"| {claim.aim:g} | {found['training_seconds']:.0f} s | {found['peak_memory_mib']:.0f} MiB |"
+            f"| {claim.title} (`{name}`) | {value} | {interval} | {len(found['seeds'])} | {render_counts(found)} "
+            f"| {claim.must:g} | {claim.aim:g} | {found['training_seconds']:,.0f} s | {found['cpu_seconds']:,.0f} s "
+            f"| {found['peak_memory_mib']:,.0f} MiB | `{found['protocol']}` |"
         )
     return "\n".join(lines) + "\n"
+
+
+def render_counts(found: dict[str, Any]) -> str:
+    """Return what a claim rests on, a seed: `3 x 10,000 samples`, `111,539 targets`."""
+    times = f"{found['sample_sets']} x " if found["sample_sets"] > 1 else ""
+    return ", ".join(f"{times}{count:,.0f} {name.rpartition('_')[2]}" for name, count in found["counts"].items())

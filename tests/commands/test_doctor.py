@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from pipeline.__main__ import main
 from pipeline.artifacts import FEATURES
@@ -34,3 +35,20 @@ def test_the_metrics_of_a_trained_feature_network_hold_and_the_status_says_so(
 def test_a_check_that_fails_is_said() -> None:
     text = doctor.render("net", [Check("identity", "0", "0", holds=True), Check("noise", "more", "less", holds=False)])
     assert text.splitlines()[2:4] == ["| identity | 0 | 0 | ok |", "| noise | more | less | **fails** |"]
+
+
+def test_params_without_what_is_checked_or_without_its_settings_are_said(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    yaml = YAML(typ="safe", pure=True)
+    values = yaml.load(workdir / "params.yaml")
+    values["runs"] = {"transformer": values["runs"]["transformer"]}
+    del values["metrics"]["images"]
+    with (workdir / "params.yaml").open("w") as file:
+        yaml.dump(values, file)
+    assert main(["doctor", "metrics"]) == 1
+    assert "params.yaml: metrics.images: missing section" in capsys.readouterr().err
+    with (workdir / "params.yaml").open("w") as file:
+        yaml.dump(values | {"features": {}}, file)
+    assert main(["doctor", "metrics"]) == 0
+    assert capsys.readouterr().out == "params.yaml has no feature network: nothing to check\n"

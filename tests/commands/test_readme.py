@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts
+from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import readme
+from pipeline.protocol import ProtocolError
 from tests.conftest import ROOT
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The committed files that the figures come from."""
-    for name in ("README.md", "params.yaml"):
+    for name in ("README.md", "params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("reports", "benchmarks"):
         ignored = shutil.ignore_patterns("index.html", "curves", "data", "pipeline", "*.png", ".dvc")
@@ -51,7 +52,7 @@ def test_costs_come_from_the_records_and_the_stages_notes() -> None:
             Path("data/costs") / f"{stage}.json", {"seconds": seconds, "peak_memory_mib": 10 * seconds}
         )
     before = artifacts.read_json(readme.COSTS)["runs"]["vae"]
-    readme.gather_costs(["gan", "vae"])
+    readme.gather_costs(params.load())
     known = artifacts.read_json(readme.COSTS)
     assert known["runs"]["gan"] == totals | {"processor": "a processor", "threads": "2"}
     assert known["runs"]["vae"] == before  # not in this folder: as it was
@@ -66,3 +67,33 @@ def test_a_readme_without_a_block_is_refused_by_the_blocks_name() -> None:
     assert readme.fill("a\n<!-- x -->\nold\n<!-- end of x -->\nb", {"x": "new\n"}) == (
         "a\n<!-- x -->\nnew\n<!-- end of x -->\nb"
     )
+
+
+@pytest.mark.usefixtures("project")
+def test_costs_of_stages_that_are_no_more_go() -> None:
+    before = artifacts.read_json(readme.COSTS)
+    cost = {"seconds": 1.0, "peak_memory_mib": 1.0}
+    gone = ("train@former", "fetch@gan", "former")  # a former run, data of a run's name, a former stage
+    artifacts.write_json(readme.COSTS, before | {"stages": before["stages"] | dict.fromkeys(gone, cost)})
+    artifacts.write_json(Path("data/costs/evaluate@former.json"), cost)
+    readme.gather_costs(params.load())
+    assert artifacts.read_json(readme.COSTS) == before
+
+
+def test_augmentations_of_different_protocols_stand_in_no_table(project: Path) -> None:
+    folder = project / "benchmarks" / "reports" / "runs"
+    assert "| plain |" in readme.render_policies(folder)
+    path = folder / "augment_plain_1" / "protocol.json"
+    about = artifacts.read_json(path)
+    about["protocol"]["metric"]["neighbours"] += 1
+    artifacts.write_json(path, about)
+    with pytest.raises(ProtocolError, match=r"augment_plain_1 .*: metric\.neighbours is"):
+        readme.render_policies(folder)
+
+
+@pytest.mark.usefixtures("project")
+def test_a_training_stands_beside_its_seed_and_protocol() -> None:
+    text = readme.render_results(params.load().runs, artifacts.read_json(readme.COSTS)["runs"])
+    for run in ("gan", "vae", "transformer"):
+        about = artifacts.read_json(artifacts.REPORTS / "runs" / run / "protocol.json")
+        assert f"| {run} | training, seed {about['run']['seed']}, protocol `{about['hash']}` |" in text

@@ -1,6 +1,8 @@
 """`pipeline results`: a claim is the mean over its runs, which differ in nothing but the seed."""
 
+import importlib
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ import pytest
 
 from pipeline import artifacts
 from pipeline.__main__ import main
+from pipeline.commands import results
+from tests.conftest import ROOT
 
 CLAIM = """
 speed:
@@ -50,10 +54,97 @@ def test_a_claim_has_mean_interval_seeds_and_the_largest_costs() -> None:
     # Student's t with one degree of freedom is 12.706; the standard error of 1 and 2 is one half
     assert found["interval"] == pytest.approx([1.5 - 12.7062 / 2, 1.5 + 12.7062 / 2], rel=1e-5)
     assert (found["seeds"], found["counts"], found["training_seconds"]) == ([0, 1], {"test_targets": 99}, 20)
-    assert found["reached"]
-    assert Path("results.md").read_text(encoding="utf-8").splitlines()[2] == (
-        "| how fast (`speed`) | **1.5** | -4.853 to 7.853 | 2 | 2 | 1 | 20 s | 100 MiB |"
+    assert (found["verdict"], found["command"]) == (
+        "inconclusive",
+        "OMP_NUM_THREADS=2 dvc repro evaluate@one evaluate@two",
     )
+    lines = Path("results.md").read_text(encoding="utf-8").splitlines()
+    assert lines[2] == (
+        "| how fast (`speed`) | 1.5 (inconclusive) | -4.853 to 7.853 | 2 | 99 targets | 2 | 1 "
+        "| 20 s | 40 s | 100 MiB | `h` |"
+    )
+    assert {line.count("|") for line in lines} == {12}
+
+
+@pytest.mark.parametrize(
+    ("ends", "lower", "verdict"),
+    [
+        ([1.9, 2.0], True, "reached"),
+        ([2.0, 2.1], True, "inconclusive"),
+        ([2.1, 2.2], True, "missed"),
+        ([2.0, 2.1], False, "reached"),
+        ([1.9, 2.1], False, "inconclusive"),
+        ([1.8, 1.9], False, "missed"),
+        ([2.0, 2.0], True, "reached"),
+        ([2.0, 2.0000000000000004], True, "reached"),  # no width, but for rounding
+        ([1.9999999999999998, 2.0], False, "reached"),
+        ([1.9], True, "reached"),
+        ([1.9], False, "missed"),
+    ],
+)
+def test_the_interval_decides_or_without_one_the_value(ends: list[float], lower: bool, verdict: str) -> None:
+    claim = results.Claim(
+        title="t", runs=["one"], metric="nats", lower_is_better=lower, must=2.0, aim=1.0, source="nowhere"
+    )
+    assert results.judge(claim, ends) == verdict
+
+
+@pytest.mark.usefixtures("runs")
+def test_the_table_says_what_was_reached_and_missed() -> None:
+    for must, value in (("100", "**1.5**"), ("-100", "1.5 (missed)")):
+        Path("results.yaml").write_text(CLAIM.replace("must: 2.0", f"must: {must}"), encoding="utf-8")
+        assert main(["results"]) == 0
+        assert f"| {value} |" in Path("results.md").read_text(encoding="utf-8")
+
+
+def test_a_claim_counts_what_its_metric_rests_on() -> None:
+    metrics = {"test_targets": 9.0, "test_windows": 3.0, "validation_targets": 8.0, "validation_windows": 2.0}
+    assert results.find_counts("validation_nats", metrics) == {"validation_targets": 8.0}
+    assert results.find_counts("validation_window_nats", metrics) == {"validation_windows": 2.0}
+    counts = results.find_counts("fid_net", {"fid_net": 1.0, "samples": 10000.0})
+    assert counts == {"samples": 10000.0}
+    assert results.render_counts({"sample_sets": 3, "counts": counts}) == "3 x 10,000 samples"
+    assert results.render_counts({"sample_sets": 1, "counts": {"validation_targets": 111539.0}}) == "111,539 targets"
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("metric: nats", "metric: bits", "speed.metric: no metric 'bits' in runs one; there are nats, test_targets"),
+        ("metric: nats", "metrik: nats", "speed.metrik: unknown key, did you mean 'metric'?"),
+        ("must: 2.0", "must: two", "speed.must: input should be a valid number, got 'two'"),
+        ("[one, two]", "[one, two, one]", "speed.runs: one stands twice"),
+        ("[one, two]", "[one, same]", "speed.runs: expected one run a seed, one, same have the seeds [0, 0]"),
+        (CLAIM, "", "expected a mapping of claims, got None"),
+        ("[one, two]", "[one", "not valid YAML"),
+    ],
+)
+def test_a_wrong_claim_is_refused_by_its_name_and_key(
+    old: str, new: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = artifacts.read_json(artifacts.REPORTS / "runs" / "one" / "protocol.json")
+    write("same", {"nats": 1.0, "test_targets": 99}, about, seconds=1.0)
+    Path("results.yaml").write_text(CLAIM.replace(old, new), encoding="utf-8")
+    assert main(["results"]) == 1
+    assert f"results.yaml: {message}" in capsys.readouterr().err
+
+
+def test_a_command_works_from_the_root_of_the_repository(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = runs.parent / f"{runs.name}_root"  # a repository with the claims in a folder of it
+    folder = root / "benchmarks" / "inception"
+    folder.parent.mkdir(parents=True)
+    runs.rename(folder)
+    subprocess.run(["git", "init", "--quiet", str(root)], check=True)
+    monkeypatch.chdir(folder)
+    absent = CLAIM.replace("speed:", "else:").replace("[one, two]", "[three]") + "  optional: true\n"
+    Path("results.yaml").write_text(CLAIM + absent, encoding="utf-8")
+    assert main(["results"]) == 0
+    found = artifacts.read_json(Path("results.json"))
+    assert found["speed"]["command"] == (
+        "cd benchmarks/inception && OMP_NUM_THREADS=2 dvc repro evaluate@one evaluate@two"
+    )
+    assert found["else"]["command"] == "cd benchmarks/inception && dvc repro evaluate@three"
 
 
 @pytest.mark.usefixtures("runs")
@@ -73,7 +164,7 @@ def test_an_optional_claim_without_its_runs_is_not_measured_here(capsys: pytest.
     assert found["speed"]["value"] == 1.5
     assert (found["else"]["value"], found["else"]["command"]) == (None, "dvc repro evaluate@three evaluate@four")
     assert Path("results.md").read_text(encoding="utf-8").splitlines()[3] == (
-        "| how fast (`else`) | not measured here | | | 2 | 1 | | |"
+        "| how fast (`else`) | not measured here | | | | 2 | 1 | | | | |"
     )
     partly = absent.replace("three", "one") + "  optional: true\n"
     for refused in (absent, partly):  # not optional; one of two runs
@@ -113,11 +204,14 @@ def test_costs_stay_where_the_records_are_gone_and_the_value_is_the_same(
 def test_the_ratios_of_speed_are_results_too() -> None:
     row = {"name": "a_over_b", "title": "t", "ratio": 1.1, "low": 1.0, "high": 1.2, "repeats": 5, "wanted": "<= 2"}
     row |= {"detail": "d", "processor": "p", "threads": "2", "torch": "t"}
-    artifacts.write_json(Path("speed.json"), {"rows": {"a_over_b": row}})
+    artifacts.write_json(Path("speed.json"), {"rows": {"a_over_b": row, "c_over_d": row | {"commit": "1a2b3c4"}}})
     assert main(["results"]) == 0
-    assert artifacts.read_json(Path("results.json"))["a_over_b"] == {
+    found = artifacts.read_json(Path("results.json"))
+    assert found["c_over_d"] == found["a_over_b"] | {"commit": "1a2b3c4"}
+    assert found["a_over_b"] == {
         "value": 1.1,
         "interval": [1.0, 1.2],
+        "interval_is": "least to largest of the repeats",
         "repeats": 5,
         "detail": "d",
         "wanted": "<= 2",
@@ -134,3 +228,67 @@ def test_it_says_where_it_must_be_run(
     monkeypatch.chdir(tmp_path)
     assert main(["results"]) == 1
     assert "results.yaml: not found; run from benchmarks/" in capsys.readouterr().err
+
+
+@pytest.fixture
+def speed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module benchmarks/speed.py."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("speed")
+
+
+def test_speed_marks_what_is_missed_and_names_the_commit(speed: Any) -> None:
+    row = {"name": "a", "title": "t", "low": 0.1, "high": 9.0, "repeats": 3, "detail": "", "torch": "t"}
+    row |= {"processor": "p", "threads": "2"}
+    wanted = {"<= 1": 1.0, ">= 0.5": 0.414, "< 1 to be used": 1.0, "< 1": 0.9, "<= 0.01": 0.02, "none": 1.0}
+    rows = {text: row | {"ratio": ratio, "wanted": text} for text, ratio in wanted.items()}
+    rows["none"]["commit"] = "1a2b3c4"
+    lines = speed.render(rows).splitlines()
+    cells = [line.split(" | ") for line in lines[2:]]
+    assert [cell[1] for cell in cells] == ["1", "0.414 (missed)", "1 (missed)", "0.9", "0.02 (missed)", "1"]
+    assert [cell[-1] for cell in cells[-2:]] == ["p, 2 threads |", "p, 2 threads, commit `1a2b3c4` |"]
+
+
+def test_speed_notes_the_commit_and_whether_files_differ(
+    speed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=n", "-c", "user.email=e", *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(speed, "HERE", tmp_path)
+    assert speed.describe_commit() == "unknown"
+    (tmp_path / "file").write_text("one\n", encoding="utf-8")
+    for command in (["init"], ["add", "file"], ["commit", "-m", "c"], ["tag", "-a", "v1", "-m", "t"]):
+        git(*command)
+    commit = git("rev-parse", "--short", "HEAD")
+    monkeypatch.setattr(speed, "MEASURES", {"one": lambda: iter([speed.summarize("one", "t", "< 1", [0.5])])})
+    monkeypatch.setattr("sys.argv", ["speed.py"])
+    speed.main()
+    assert artifacts.read_json(tmp_path / "speed.json")["rows"]["one"]["commit"] == commit
+    assert f"commit `{commit}` |" in (tmp_path / "speed.md").read_text(encoding="utf-8")
+    (tmp_path / "file").write_text("two\n", encoding="utf-8")
+    assert speed.describe_commit() == f"{commit}-dirty"
+
+
+def test_speed_trains_nothing_where_the_main_project_is_stale(speed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        called.append(command[3:])
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SystemExit, match="run `make repro`"):
+        list(speed.measure_dvc())
+    assert called == [["status", "--quiet"]]
+
+
+def test_speed_says_in_the_title_that_a_gan_has_no_penalties(speed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = type("Config", (), {"batch_size": 1})
+    monkeypatch.setattr(speed, "make", lambda *_, **__: (type("Model", (), {"config": config}), None))
+    monkeypatch.setattr(speed, "fit", lambda *_, **__: None)
+    monkeypatch.setattr(speed, "time_pipeline", lambda *_, **__: 1.0)
+    titles = {row.name: row.title for row in speed.measure_rates()}
+    assert "training gan without its penalties" in titles["rate_gan"]
+    assert "penalties" not in titles["rate_vae"] + titles["rate_transformer"]

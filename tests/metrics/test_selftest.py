@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from pipeline.data import mnist5k
 from pipeline.metrics.images import Config
-from pipeline.metrics.selftest import check_all
+from pipeline.metrics.selftest import check_all, check_dropped_classes, measure
 
 CONFIG = Config.model_validate(
     {
@@ -63,3 +63,22 @@ def test_features_that_see_brightness_alone_fail_the_check_of_dropped_modes(
 ) -> None:
     failed = {check.name for check in check_all(Blind(), *digits, CONFIG) if not check.holds}
     assert "dropped modes" in failed
+
+
+def test_of_one_class_none_is_dropped(digits: tuple[tuple[torch.Tensor, torch.Tensor], ...]) -> None:
+    images, (train_labels, test_labels) = digits
+    checks = {check.name: check for check in check_all(Coarse(), images, (train_labels * 0, test_labels * 0), CONFIG)}
+    assert checks["dropped modes"].found == "one class, none to drop"
+    assert checks["dropped modes"].holds
+
+
+def test_the_upper_half_of_the_classes_that_are_there_is_dropped(
+    digits: tuple[tuple[torch.Tensor, torch.Tensor], ...],
+) -> None:
+    (train, test), (labels, _) = digits
+    features, reference = (Coarse()(images)[0] for images in (train, test))
+    base = measure(features, reference, CONFIG)
+    plain = check_dropped_classes(features, reference, labels, base, CONFIG)
+    far = check_dropped_classes(features, reference, labels + 10, base, CONFIG)  # no class of a lower half is there
+    assert plain.holds
+    assert far == plain
