@@ -4,8 +4,11 @@
     pipeline reproduce vae --evaluate     # with the committed weights from DVC's cache: samples and metrics alone
 
 A claim is a metric of reports/runs/<run>/metrics.json as git has it, with its protocol and its interval: over sample
-sets, or 1.96 standard errors. Each claim ends as "bit for bit", "within the interval" or "not", with the first stage
-whose output differs. Status 0 if no claim ends as "not". The table is Markdown on standard output.
+sets, or 1.96 standard errors. Floors, spreads and counts beside the metrics have no interval and are no claims. Each
+claim ends as "bit for bit", "within the interval" or "not", with the first stage whose output differs. A run whose
+protocol comes out different ends as "not" as a whole; other versions of the libraries are noted below the table.
+Status 0 if no claim ends as "not". The table is Markdown on standard output. In a subfolder that is a DVC project of
+its own, the command is about that project.
 """
 
 import argparse
@@ -22,11 +25,13 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
+from pipeline.commands.compare import is_compared
 from pipeline.params import Params
-from pipeline.protocol import require_equal
+from pipeline.protocol import find_differences
 from pipeline.uncertainty import summarize
 
 EXACT, WITHIN, NOT = "bit for bit", "within the interval", "**not**"
+DVC = [sys.executable, "-m", "dvc"]
 
 
 def main(arguments: list[str]) -> int:
@@ -45,20 +50,21 @@ def main(arguments: list[str]) -> int:
     root = Path(_call(["git", "rev-parse", "--show-toplevel"], Path.cwd()).strip())
     if _call(["git", "status", "--porcelain", "--untracked-files=no"], root):
         print("warning: uncommitted changes are not part of what is reproduced", file=sys.stderr)
+    rows, notes = [], []
     with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:
         clone = Path(folder) / "clone"
         _call(["git", "clone", "--quiet", str(root), str(clone)], root)
-        claims = {run: read_claims(clone, run) for run in runs}
-        committed = read_lock(clone)
-        repeat(root, clone, runs, evaluate=options.evaluate)
-        rows = [
-            (run, *row)
-            for run in runs
-            for row in judge(
-                claims[run], read_claims(clone, run), find_first(committed, read_lock(clone), run, settings)
-            )
-        ]
-    print(render(rows), end="")
+        project = clone / _call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
+        claims = {run: read_claims(project, run) for run in runs}
+        committed = read_lock(project)
+        repeat(project, runs, settings, evaluate=options.evaluate)
+        lock = read_lock(project)
+        for run in runs:
+            found = read_claims(project, run)
+            first = find_first(committed, lock, run, settings)
+            rows += [(run, *row) for row in judge(claims[run], found, first)]
+            notes += [f"{run}: {note}" for note in note_versions(claims[run], found)]
+    print(render(rows, notes), end="")
     return int(any(row[-1].startswith(NOT) for row in rows))
 
 
@@ -72,52 +78,71 @@ def read_claims(folder: Path, run: str) -> dict[str, Any]:
     return {stem: artifacts.read_json(where / f"{stem}.json") for stem in ("metrics", "sets", "protocol")}
 
 
-def repeat(root: Path, clone: Path, runs: list[str], *, evaluate: bool) -> None:
-    """Run the stages of the runs in the clone, with this interpreter; what they print goes to standard error.
+def repeat(project: Path, runs: list[str], settings: Params, *, evaluate: bool) -> None:
+    """Run the stages of the runs in a clone, with this interpreter; what they print goes to standard error.
+
+    evaluate: take what sampling and evaluating read from the cache of the present folder.
 
     Raises:
         ArtifactError: if a stage fails.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    dvc = [sys.executable, "-m", "dvc"]
-    commands = [[*dvc, "repro", *(f"evaluate@{run}" for run in runs)]]
+    commands = [[*DVC, "repro", *(f"evaluate@{run}" for run in runs)]]
     if evaluate:
+        inputs = dict.fromkeys(stage for run in runs for stage in list_inputs(run, settings))
+        again = [f"{stage}@{run}" for run in runs for stage in ("sample", "evaluate")]
         commands = [
-            [*dvc, "cache", "dir", "--local", str(root / ".dvc" / "cache")],
-            [*dvc, "checkout", "--quiet"],
-            [
-                *dvc,
-                "repro",
-                "--force",
-                "--single-item",
-                *(f"{stage}@{run}" for run in runs for stage in ("sample", "evaluate")),
-            ],
+            [*DVC, "cache", "dir", "--local", _call([*DVC, "cache", "dir"], Path.cwd()).strip()],
+            [*DVC, "checkout", "--quiet", *inputs],
+            [*DVC, "repro", "--force", "--single-item", *again],
         ]
+        (project / artifacts.FEATURES).mkdir(parents=True, exist_ok=True)  # every evaluation depends on the folder
     for command in commands:
-        status = subprocess.run(command, cwd=clone, env=environment, stdout=sys.stderr, check=False).returncode
+        status = subprocess.run(command, cwd=project, env=environment, stdout=sys.stderr, check=False).returncode
         if status:
-            msg = f"{' '.join(command[1:])} failed with status {status} in a clone of {root}"
+            msg = f"{' '.join(command[1:])} failed with status {status} in a clone"
             raise ArtifactError(msg)
 
 
 def judge(
     claim: Mapping[str, Any], found: Mapping[str, Any], first: str
 ) -> Iterator[tuple[str, float, str, float, str]]:
-    """Yield (metric, claimed, interval, found, verdict) of each metric of a run.
-
-    Raises:
-        ProtocolError: if the clone evaluated by another protocol.
-    """
-    reference = {name: value for name, value in claim["protocol"]["protocol"].items() if name != "features"}
-    again = {name: value for name, value in found["protocol"]["protocol"].items() if name != "features"}
-    require_equal({"the claim": reference, "its reproduction": again})  # feature networks are reproduced, too
+    """Yield (metric, claimed, interval, found, verdict) of each claim of a run; a missing one is not a number."""
+    others = [field for field, *_ in list_differences(claim, found) if not field.startswith("versions.")]
     for metric, value in claim["metrics"].items():
+        if not is_compared(metric):
+            continue
         low, high = find_interval(metric, claim)
         text = "" if math.isnan(low) else f"[{low:.4g}, {high:.4g}]"
-        now = found["metrics"][metric]
-        verdict = EXACT if now == value else WITHIN if low <= now <= high else f"{NOT}, first different: {first}"
+        now = found["metrics"].get(metric, math.nan)
+        if others:
+            verdict = f"{NOT}, other protocol: {others[0]}; first different: {first}"
+        elif metric not in found["metrics"]:
+            verdict = f"{NOT}, missing"
+        else:
+            verdict = EXACT if now == value else WITHIN if low <= now <= high else f"{NOT}, first different: {first}"
         yield metric, value, text, now, verdict
+
+
+def note_versions(claim: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each library of which the clone has another version."""
+    for field, before, now in list_differences(claim, found):
+        if field.startswith("versions."):
+            name = field.removeprefix("versions.")
+            yield f"evaluated with {name} {now}, claimed with {name} {before}"
+
+
+def list_differences(claim: Mapping[str, Any], found: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (field, claimed, found) of every difference of the protocols, without the feature networks.
+
+    They are reproduced, too, and stand in find_first.
+    """
+    before, now = (
+        {name: value for name, value in side["protocol"]["protocol"].items() if name != "features"}
+        for side in (claim, found)
+    )
+    return find_differences(before, now)
 
 
 def find_interval(metric: str, claim: Mapping[str, Any]) -> tuple[float, float]:
@@ -126,8 +151,32 @@ def find_interval(metric: str, claim: Mapping[str, Any]) -> tuple[float, float]:
     if metric in claim["sets"]:
         summary = summarize([claim["sets"][metric]])
         return summary.low, summary.high
-    half = 1.96 * metrics.get(f"{metric}_se", math.nan)
-    return metrics[metric] - half, metrics[metric] + half
+    if f"{metric}_se" in metrics:
+        half = 1.96 * metrics[f"{metric}_se"]
+        return metrics[metric] - half, metrics[metric] + half
+    return derive_interval(metric, metrics)
+
+
+def derive_interval(metric: str, metrics: Mapping[str, float]) -> tuple[float, float]:
+    """Return the interval of a function of a text's nats: the function at both ends of the nats' own interval.
+
+    With s = 1 +- 1.96 <split>_nats_se / <split>_nats, bits = c nats become bits s, and perplexity = exp(c nats) becomes
+    perplexity^s. Excess = 100 (c nats / rate - 1) becomes (100 + excess) s - 100: the split's own nats are taken for
+    the entropy rate, which is not among the metrics. All else is not a number.
+    """
+    split, _, name = metric.partition("_")
+    nats = metrics.get(f"{split}_nats") or math.nan  # 0 nats have no ratio
+    share = 1.96 * metrics.get(f"{split}_nats_se", math.nan) / nats
+    value, scales = metrics[metric], (1 - share, 1 + share)
+    if name in ("bits_per_character", "bits_per_byte"):
+        low, high = (value * scale for scale in scales)
+    elif name in ("perplexity", "perplexity_per_word"):
+        low, high = (value**scale for scale in scales)
+    elif name == "excess_percent":
+        low, high = ((100 + value) * scale - 100 for scale in scales)
+    else:
+        low, high = math.nan, math.nan
+    return low, high
 
 
 def read_lock(folder: Path) -> dict[str, dict[str, str]]:
@@ -136,29 +185,33 @@ def read_lock(folder: Path) -> dict[str, dict[str, str]]:
     return {name: {out["path"]: out["md5"] for out in stage.get("outs", [])} for name, stage in stages.items()}
 
 
-def find_first(claimed: Mapping[str, Any], found: Mapping[str, Any], run: str, settings: Params) -> str:
-    """Return the first stage of a run with an output that differs; records hold times and are left out."""
+def list_inputs(run: str, settings: Params) -> list[str]:
+    """Return the stages that make what sampling and evaluating a run read, in the order of the pipeline."""
     about = settings.runs[run]
     networks = [settings.features[name].model_dump() for name in about.features]
     data = dict.fromkeys([about.data, *(str(network["data"]) for network in networks)])
     stages = [f"{stage}@{name}" for stage in ("fetch", "prepare") for name in data]
-    stages += [f"features@{name}" for name in about.features]
-    stages += [f"{stage}@{run}" for stage in ("train", "sample", "evaluate")]
-    for stage in stages:
+    return [*stages, *(f"features@{name}" for name in about.features), f"train@{run}"]
+
+
+def find_first(claimed: Mapping[str, Any], found: Mapping[str, Any], run: str, settings: Params) -> str:
+    """Return the first stage of a run with an output that differs; records hold times and are left out."""
+    for stage in [*list_inputs(run, settings), f"sample@{run}", f"evaluate@{run}"]:
         outs = {path: md5 for path, md5 in claimed.get(stage, {}).items() if not path.endswith("/record")}
         if any(found.get(stage, {}).get(path) != md5 for path, md5 in outs.items()):
             return stage
     return "none"
 
 
-def render(rows: list[tuple[str, str, float, str, float, str]]) -> str:
-    """Return the Markdown table and one line of totals."""
+def render(rows: list[tuple[str, str, float, str, float, str]], notes: list[str]) -> str:
+    """Return the Markdown table, the notes, a paragraph each, and one line of totals."""
     lines = ["| run | metric | claimed | interval | reproduced | verdict |", "|---|---|---:|---|---:|---|"]
     lines += [
         f"| {run} | {metric} | {value:.6g} | {interval} | {now:.6g} | {verdict} |"
         for run, metric, value, interval, now, verdict in rows
     ]
     counts = [f"{sum(row[-1].startswith(kind) for row in rows)} {kind.strip('*')}" for kind in (EXACT, WITHIN, NOT)]
+    lines += [line for note in notes for line in ("", note)]
     return "\n".join([*lines, "", f"{len(rows)} claims: {', '.join(counts)}"]) + "\n"
 
 

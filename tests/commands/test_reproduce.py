@@ -1,21 +1,65 @@
 """What `pipeline reproduce` says of a claim; test_dvc.py runs it in a fresh clone."""
 
 import copy
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from ruamel.yaml import YAML
 
 from pipeline import params
 from pipeline.__main__ import main
-from pipeline.commands.reproduce import EXACT, NOT, WITHIN, find_first, find_interval, judge, render
-from pipeline.protocol import ProtocolError
+from pipeline.commands import reproduce
+from pipeline.commands.reproduce import (
+    EXACT,
+    NOT,
+    WITHIN,
+    find_first,
+    find_interval,
+    judge,
+    list_inputs,
+    note_versions,
+    render,
+)
+from pipeline.metrics import text
 from tests.conftest import ROOT
 
 CLAIM: dict[str, Any] = {
-    "metrics": {"fid": 4.0, "iw": 100.0, "iw_se": 0.5, "samples": 1000},
+    "metrics": {"fid": 4.0, "iw": 100.0, "iw_se": 0.5, "fid_floor": 1.0, "samples": 1000},
     "sets": {"fid": [3.0, 4.0, 5.0]},
-    "protocol": {"protocol": {"metric": {"name": "images"}, "features": {"classifier": {"weights_sha256": "a"}}}},
+    "protocol": {
+        "protocol": {
+            "metric": {"name": "images"},
+            "features": {"classifier": {"weights_sha256": "a"}},
+            "versions": {"numpy": "2.4.6", "torch": "2.13.0"},
+        }
+    },
+}
+SAMPLING = {"count": 1, "length": 1, "prompt": "a", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "stride": 1.0}
+CONFIG = text.Config.model_validate({"sampling": SAMPLING | {"random_windows": 0}})
+RUN = "data/runs/${item}"
+# Stages that copy what git has: the cheapest project with the stages of a run.
+STAGES = {
+    stage: {
+        "foreach": items,
+        "do": {
+            "cmd": f"mkdir -p $(dirname {out}) && cp -r made/{source} {out}",
+            "deps": deps,
+            "outs": [{out: {"cache": stage != "evaluate"}}],
+        },
+    }
+    for stage, items, source, deps, out in (
+        ("fetch", ["text", "unused"], "${item}", [], "data/raw/${item}"),
+        ("prepare", ["text", "unused"], "${item}", ["data/raw/${item}"], "data/prepared/${item}"),
+        ("train", ["transformer"], "text", ["data/prepared/text"], f"{RUN}/model"),
+        ("sample", ["transformer"], "text", [f"{RUN}/model"], f"{RUN}/samples"),
+        ("evaluate", ["transformer"], "reports", ["data/features", f"{RUN}/samples"], "reports/runs/${item}"),
+    )
 }
 
 
@@ -26,25 +70,70 @@ def test_intervals_are_student_s_over_sets_or_two_standard_errors_or_none() -> N
     assert all(math.isnan(value) for value in find_interval("samples", CLAIM))
 
 
+@pytest.mark.parametrize("side", [-1, 1])
+def test_functions_of_a_text_s_nats_have_the_nats_interval_under_the_same_function(side: int) -> None:
+    def measure(nats: torch.Tensor) -> dict[str, float]:
+        sizes = {"tokens": len(nats) + 1, "characters": 2500, "bytes": 2600, "words": 450}
+        known = {"entropy_rate_nats": 0.5, "test_nats": 0.5}
+        evidence = text.Evidence({"test": nats}, {"test": sizes}, known)
+        return {name: value for name, (value,) in text.compute(evidence, CONFIG).items()}
+
+    nats = torch.rand(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1
+    metrics = measure(nats)
+    end = measure(nats + side * 1.96 * metrics["test_nats_se"])  # every target as much dearer as the mean may be
+    derived = [name for name in metrics if not name.endswith(("_targets", "_se"))]
+    assert len(derived) == 6  # nats, two kinds of bits, two perplexities, excess
+    for name in derived:
+        interval = find_interval(name, {"metrics": metrics, "sets": {}})
+        assert interval[side > 0] == pytest.approx(end[name], rel=1e-9), name
+
+
+def test_without_an_error_of_the_nats_their_functions_have_no_interval_either() -> None:
+    for metrics in ({"test_nats": 1.0, "test_bits_per_byte": 1.4}, {"test_nats": 0.0, "test_bits_per_byte": 0.0}):
+        assert math.isnan(find_interval("test_bits_per_byte", {"metrics": metrics, "sets": {}})[0])
+
+
 def test_a_claim_is_exact_within_its_interval_or_not_reproduced() -> None:
-    found = copy.deepcopy(CLAIM)
-    found["metrics"] |= {"fid": 4.5, "iw": 101.5, "iw_se": 0.5}
-    verdicts = {metric: verdict for metric, *_, verdict in judge(CLAIM, found, "train@gan")}
+    claim = copy.deepcopy(CLAIM)
+    claim["metrics"] |= {"kid": 2.0, "recall": 0.5}
+    found = copy.deepcopy(claim)
+    found["metrics"] |= {"fid": 4.5, "iw": 101.5}
+    del found["metrics"]["kid"]
+    verdicts = {metric: verdict for metric, *_, verdict in judge(claim, found, "train@gan")}
     assert verdicts == {
         "fid": WITHIN,
         "iw": f"{NOT}, first different: train@gan",
-        "iw_se": EXACT,
-        "samples": EXACT,
+        "kid": f"{NOT}, missing",
+        "recall": EXACT,
     }
 
 
-def test_another_protocol_is_refused_but_feature_networks_are_reproduced_too() -> None:
+def test_floors_errors_and_counts_are_no_claims() -> None:
     found = copy.deepcopy(CLAIM)
-    found["protocol"]["protocol"]["features"]["classifier"]["weights_sha256"] = "b"
-    assert list(judge(CLAIM, found, "none"))
-    found["protocol"]["protocol"]["metric"]["name"] = "text"
-    with pytest.raises(ProtocolError, match=r"metric\.name is 'images' and 'text'"):
-        list(judge(CLAIM, found, "none"))
+    found["metrics"] |= {"iw_se": 0.6, "fid_floor": 1.1, "samples": 999}
+    assert [(metric, verdict) for metric, *_, verdict in judge(CLAIM, found, "none")] == [("fid", EXACT), ("iw", EXACT)]
+
+
+def test_under_another_protocol_no_claim_is_reproduced_but_feature_networks_are_reproduced_too() -> None:
+    found = copy.deepcopy(CLAIM)
+    protocol = found["protocol"]["protocol"]
+    protocol["features"]["classifier"]["weights_sha256"] = "b"
+    assert {verdict for *_, verdict in judge(CLAIM, found, "none")} == {EXACT}
+    protocol["versions"]["torch"] = "2.14.0"  # comes after metric.name, and is none of the fields to be named
+    protocol["reference"] = {"sha256": "c"}
+    del found["metrics"]["iw"]
+    expected = f"{NOT}, other protocol: reference.sha256; first different: prepare@images"
+    assert [verdict for *_, verdict in judge(CLAIM, found, "prepare@images")] == [expected, expected]
+
+
+def test_other_versions_are_noted_and_judged_as_usual() -> None:
+    found = copy.deepcopy(CLAIM)
+    found["protocol"]["protocol"]["versions"]["torch"] = "2.14.0"
+    found["metrics"]["iw"] = 101.5
+    assert [row[-1] for row in judge(CLAIM, found, "sample@gan")] == [EXACT, f"{NOT}, first different: sample@gan"]
+    notes = list(note_versions(CLAIM, found))
+    assert notes == ["evaluated with torch 2.14.0, claimed with torch 2.13.0"]
+    assert render([("gan", "fid", 4.0, "", 4.0, EXACT)], notes).splitlines()[-3] == notes[0]
 
 
 def test_the_first_stage_that_differs_is_named_in_the_order_of_the_pipeline() -> None:
@@ -64,12 +153,50 @@ def test_the_first_stage_that_differs_is_named_in_the_order_of_the_pipeline() ->
     assert find_first(claimed, found, "gan", settings) == "features@classifier"
 
 
+def test_what_a_run_reads_is_made_by_its_own_stages() -> None:
+    settings = params.load(ROOT / "params.yaml")
+    assert list_inputs("transformer", settings) == ["fetch@text", "prepare@text", "train@transformer"]
+    assert list_inputs("gan", settings) == ["fetch@images", "prepare@images", "features@classifier", "train@gan"]
+
+
 def test_the_table_counts_each_verdict() -> None:
     rows = [("gan", "fid", 4.0, "", 4.0, EXACT), ("gan", "iw", 1.0, "", 2.0, f"{NOT}, first different: train@gan")]
-    assert render(rows).splitlines()[-1] == "2 claims: 1 bit for bit, 0 within the interval, 1 not"
+    assert render(rows, []).splitlines()[-1] == "2 claims: 1 bit for bit, 0 within the interval, 1 not"
 
 
 @pytest.mark.usefixtures("workdir")
 def test_an_unknown_run_is_refused_before_anything_is_cloned(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "gam"]) == 1
     assert "no run gam; params.yaml has gan, vae, transformer" in capsys.readouterr().err
+
+
+def test_a_project_in_a_subfolder_is_evaluated_from_its_own_cache_with_its_own_outputs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def call(*command: str) -> None:
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+    folder = tmp_path / "own"
+    for name in ("text", "unused", "reports"):
+        (folder / "made" / name).mkdir(parents=True)
+        (folder / "made" / name / "name").write_text(name)
+    for stem, value in CLAIM.items():
+        (folder / "made" / "reports" / f"{stem}.json").write_text(json.dumps(value))
+    (folder / "data" / "features").mkdir(parents=True)
+    (folder / ".gitignore").write_text("/data/\n")
+    (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    YAML().dump({"stages": STAGES}, folder / "dvc.yaml")
+    dvc = [sys.executable, "-m", "dvc"]
+    call("git", "init", "--quiet", str(tmp_path))
+    call(*dvc, "init", "--quiet", "--subdir")
+    call(*dvc, "cache", "dir", "../elsewhere")
+    call(*dvc, "repro", "--quiet")
+    call("git", "add", ".")
+    call("git", "-c", "user.name=test", "-c", "user.email=test@example.invalid", "commit", "--quiet", "-m", "own")
+    lock = reproduce.read_lock(folder)
+    digest = lock["fetch@unused"]["data/raw/unused"]
+    (tmp_path / "elsewhere" / "files" / "md5" / digest[:2] / digest[2:]).unlink()
+    monkeypatch.chdir(folder)
+    assert main(["reproduce", "transformer", "--evaluate"]) == 0
+    rows = [line for line in capfd.readouterr().out.splitlines() if line.startswith("| transformer |")]
+    assert [row.rpartition(" | ")[2] for row in rows] == [f"{EXACT} |"] * 2
