@@ -424,7 +424,7 @@ def time_compilation(size: dict[str, Any]) -> float:
 def measure_rates() -> Iterator[Row]:
     """Floating-point operations a second of each training, as a share of the machine's own matrix product.
 
-    The GAN without its penalties: PyTorch's counter cannot follow gradients of gradients. Its title says so.
+    The GAN without its penalties: PyTorch's counter cannot follow gradients of gradients.
     """
     square = torch.randn(1536, 1536)
     peak = max(2 * 1536**3 / time_it(lambda: square @ square) for _ in range(10))

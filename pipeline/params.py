@@ -59,7 +59,7 @@ def load(path: Path = PATH) -> Params:
     Raises:
         ParamsError: with one line for each key that is unknown, missing, of the wrong type or out of range.
     """
-    raw = _read(path)
+    raw = read_mapping(path, SECTIONS_SAID, FOLDER)
     problems = [f"{key}: unknown section{_nearest(str(key), Params.model_fields)}" for key in raw.keys() - SECTIONS]
     problems += [f"{key}: missing section" for key in SECTIONS if not isinstance(raw.get(key), dict)]
     if problems:
@@ -102,7 +102,7 @@ def load_data(key: str, path: Path = PATH) -> Section:
         ParamsError: as `load`, for this section.
         KeyError: if there is no such section.
     """
-    sections = _read(path).get("data")
+    sections = read_mapping(path, SECTIONS_SAID, FOLDER).get("data")
     if not isinstance(sections, dict):
         raise _error(path, ["data: missing section"])
     problems: list[str] = []
@@ -113,11 +113,22 @@ def load_data(key: str, path: Path = PATH) -> Section:
 
 
 SECTIONS = tuple(Params.model_fields)
+SECTIONS_SAID, FOLDER = f"a mapping with the sections {', '.join(SECTIONS)}", "the project's folder"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path, expected: str, folder: str) -> dict[str, Any]:
+    """Read a YAML file that is a mapping.
+
+    Args:
+        path: the file.
+        expected: what it should be, for the message.
+        folder: where it lies, for the message.
+
+    Raises:
+        ParamsError: if it is missing, no YAML, or no mapping.
+    """
     if not path.exists():
-        msg = f"{path.resolve()}: not found; run from the project's folder"
+        msg = f"{path.resolve()}: not found; run from {folder}"
         raise ParamsError(msg)
     try:
         raw = YAML(typ="safe", pure=True).load(path)
@@ -125,7 +136,7 @@ def _read(path: Path) -> dict[str, Any]:
         msg = f"{path}: not valid YAML: {error}"
         raise ParamsError(msg) from error
     if not isinstance(raw, dict):
-        msg = f"{path}: expected a mapping with the sections {', '.join(SECTIONS)}"
+        msg = f"{path}: expected {expected}, got {raw!r}"
         raise ParamsError(msg)
     return raw
 

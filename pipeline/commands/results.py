@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
-from pipeline.params import Section, check_section
+from pipeline.params import Section, check_section, read_mapping
 from pipeline.protocol import require_equal
 from pipeline.uncertainty import summarize
 
@@ -64,22 +62,12 @@ def read_claims() -> dict[str, Claim]:
     """Return the claims of results.yaml by their names.
 
     Raises:
-        ArtifactError: if the file is not there, or with one line for each claim and key that is not usable.
+        ParamsError: if the file is not there or no mapping.
+        ArtifactError: with one line for each claim and key that is not usable.
     """
-    if not PATH.exists():
-        msg = f"{PATH.resolve()}: not found; run from benchmarks/"
-        raise ArtifactError(msg)
-    try:
-        raw = YAML(typ="safe", pure=True).load(PATH)
-    except YAMLError as error:
-        msg = f"{PATH}: not valid YAML: {error}"
-        raise ArtifactError(msg) from error
-    if not isinstance(raw, dict):
-        msg = f"{PATH}: expected a mapping of claims, got {raw!r}"
-        raise ArtifactError(msg)
     problems: list[str] = []
     claims: dict[str, Claim] = {}
-    for name, values in raw.items():
+    for name, values in read_mapping(PATH, "a mapping of claims", "benchmarks/").items():
         claim = check_section(Claim, values, str(name), problems)
         if isinstance(claim, Claim):
             claims[str(name)] = claim
@@ -199,6 +187,7 @@ def measure_costs(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
 
 def read_speed(speed: dict[str, Any]) -> dict[str, Any]:
     """Return the ratios of speed.py: median, least and largest, repeats, on which machine, and by which commit."""
+    command = enter("python speed.py")
     return {
         name: {
             "value": row["ratio"],
@@ -207,7 +196,7 @@ def read_speed(speed: dict[str, Any]) -> dict[str, Any]:
             "repeats": row["repeats"],
             "detail": row["detail"],
             "wanted": row["wanted"],
-            "command": enter("python speed.py"),
+            "command": command,
             "processor": row["processor"],
             "threads": row["threads"],
             **({"commit": row["commit"]} if "commit" in row else {}),

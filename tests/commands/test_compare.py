@@ -48,6 +48,11 @@ def git(*arguments: str) -> None:
     subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
 
 
+def commit() -> None:
+    git("add", "-A")
+    git("commit", "-qm", "one")
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -187,8 +192,7 @@ def test_the_code_of_a_revision_is_that_of_its_own_lock(capsys: pytest.CaptureFi
     git("init", "-q")
     write("a")
     write_lock(a={"pipeline/models/gan.py": "1"})
-    git("add", "-A")
-    git("commit", "-qm", "one")
+    commit()
     assert "the same training counts twice" in compare(capsys, "a", "HEAD:a")[2]
     write_lock(a={"pipeline/models/gan.py": "2"})
     assert "| metric | a (1 seed) | HEAD:a (1 seed) |" in compare(capsys, "a", "HEAD:a")[1]
@@ -216,8 +220,7 @@ def test_a_project_in_a_subfolder_reads_its_own_revisions(
     monkeypatch.chdir(folder / "benchmarks")
     write("ring", fid=(7.0, 7.0))
     write_lock(ring={"pipeline/models/gan.py": "1"})
-    git("add", "-A")
-    git("commit", "-qm", "one")
+    commit()
     assert "| fid_x | 7 [7, 7]" in compare(capsys, "HEAD:ring")[1]
     write("again", seed=1)
     assert "| metric | HEAD:ring (1 seed) | again (1 seed) |" in compare(capsys, "HEAD:ring", "again")[1]
@@ -229,8 +232,7 @@ def test_a_project_in_a_subfolder_reads_its_own_revisions(
 def test_runs_of_other_revisions_and_experiments_are_read_from_git(capsys: pytest.CaptureFixture[str]) -> None:
     git("init", "-q")
     write("a", seed=0)
-    git("add", "-A")
-    git("commit", "-qm", "one")
+    commit()
     git("tag", "first")
     write("a", seed=1, fid=(7.0, 7.1))
     git("commit", "-qam", "two")
