@@ -27,6 +27,7 @@ RANKS = {
     "uncertainty": 0,
     "checkpoints": 1,
     "sharding": 1,
+    "memo": 1,
     "record": 1,
     "weights": 1,
     "tracking": 2,

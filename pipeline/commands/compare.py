@@ -27,14 +27,15 @@ from pipeline.protocol import require_equal
 from pipeline.uncertainty import MOST_SEEDS, Summary, compare, summarize
 
 INPUTS = ("pipeline/", "data/prepared/")  # of a run's deps in dvc.lock: not the weights, they differ by the seed
-BESIDE = ("_floor", "_real", "_se", "_reliable", "_targets", "_windows", "samples", "modes")
+BESIDE = ("_floor", "_real", "_se", "_reliable")  # endings of what stands beside another metric
+COUNTS = ("_targets", "_windows", "samples", "scored_images", "active_units", "modes")
 HIGHER_IS_BETTER = ("precision", "recall", "isc", "modes_covered", "high_quality")
 LOWER_IS_BETTER = ("fid", "kid", "elbo", "iw", "mode_kl", "validation_", "test_")
 
 
 def is_compared(name: str) -> bool:
     """Say whether a metric has a better and a worse, and is no spread or count beside another one."""
-    return not name.endswith(BESIDE) and not name.startswith("class_share") and "_std_" not in name
+    return not name.endswith(BESIDE + COUNTS) and not name.startswith("class_share") and "_std_" not in name
 
 
 @dataclass(frozen=True)

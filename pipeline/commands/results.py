@@ -146,7 +146,9 @@ def enter(command: str) -> str:
 
 
 def find_counts(metric: str, metrics: dict[str, float]) -> dict[str, float]:
-    """Return the counts that a metric rests on: samples, or targets or random windows, those of its split alone."""
+    """Return the counts that a metric rests on: samples, scored images, targets or random windows of its own split."""
+    if "scored_images" in metrics and f"{metric}_se" in metrics:
+        return {"scored_images": metrics["scored_images"]}
     last = "_windows" if "window" in metric else "_targets"
     counts = {name: metrics[name] for name in metrics if name == "samples" or name.endswith(last)}
     own = metric.partition("_")[0] + last

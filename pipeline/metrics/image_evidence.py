@@ -1,6 +1,6 @@
 """What metrics of images rest on: the images themselves, checked, and what feature networks make of them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,7 +28,8 @@ class Evidence:
 
     generated: S independent sets of uint8 images (N, C, H, W); test, train: as many real ones. networks: by name,
     modules that map uint8 images (B, C, H, W) to features (B, D) and class logits (B, K). scores: a model's scores by
-    name, float64 (N,) or scalars. labelled: the networks whose classes are those of the images.
+    name, float64 (N,) or scalars. labelled: the networks whose classes are those of the images. remembered: by network,
+    `extract` of real images by it that may know the answer from another evaluation.
     """
 
     generated: Sequence[Tensor]
@@ -37,6 +38,11 @@ class Evidence:
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     labelled: Collection[str] = ()
+    remembered: Mapping[str, Callable[[Tensor], "Features"]] = field(default_factory=dict)
+
+    def extract_real(self, name: str, images: Tensor) -> "Features":
+        """Pass real uint8 images (N, C, H, W) through the network `name`."""
+        return self.remembered[name](images) if name in self.remembered else extract(self.networks[name], images)
 
 
 def check_images(name: str, images: Tensor, least: int = LEAST) -> None:

@@ -25,6 +25,9 @@ from pipeline.params import Section
 
 KIND = "images"
 ERRORS = "test images"  # what a standard error <metric>_se is over
+SPLITS = ("test", "train")  # the second one makes the floors
+COUNTS = ("samples", "scored_images")
+NUMBERS = "features, FID's means, KID and distances float32; FID's covariances, Inception Score and scores float64"
 SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of the images, from which FID is extrapolated
 
 
@@ -51,12 +54,13 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
             raise ArtifactError(msg)
     values: dict[str, list[float]] = {"samples": [float(len(evidence.test))]}
     for name, network in evidence.networks.items():
-        test, train = extract(network, evidence.test), extract(network, evidence.train)
-        floors = measure(train.features, test.features, config)
+        test, train = (evidence.extract_real(name, images) for images in (evidence.test, evidence.train))
+        reference = fid_features_to_statistics(test.features)
+        floors = measure(train.features, test.features, config, reference)
         found: list[dict[str, float]] = []
         for images in evidence.generated:
             generated = extract(network, images)
-            distances = measure(generated.features, test.features, config)
+            distances = measure(generated.features, test.features, config, reference)
             ratio = {"fid_ratio": distances["fid"] / floors["fid"]}
             shares = share_classes(generated.logits) if name in evidence.labelled else {}
             found.append(distances | ratio | score_classes(generated.logits, config) | shares)
@@ -70,13 +74,20 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
     for name, score in evidence.scores.items():
         values[name] = [float(score.double().mean())]
         if score.ndim:
+            values["scored_images"] = [float(len(score))]
             values[f"{name}_se"] = [float(score.double().std() / len(score) ** 0.5)]
     return values
 
 
-def measure(features: Tensor, reference: Tensor, config: Config) -> dict[str, float]:
-    """Return fid, fid_infinity, kid, kid_subset_std, precision and recall of features (N, D) and (M, D)."""
-    statistics = fid_features_to_statistics(reference)
+def measure(
+    features: Tensor, reference: Tensor, config: Config, statistics: dict[str, np.ndarray] | None = None
+) -> dict[str, float]:
+    """Return fid, fid_infinity, kid, kid_subset_std, precision and recall of features (N, D) and (M, D).
+
+    statistics: the reference's mean and covariance, if they are known already.
+    """
+    if statistics is None:
+        statistics = fid_features_to_statistics(reference)
     kid = kid_features_to_metric(
         features,
         reference,

@@ -8,7 +8,7 @@ many real test images (`_real`), which shows that floor with the network's own e
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.artifacts import ArtifactError
 from pipeline.metrics.image_evidence import Evidence, Sampling, check_evidence, extract, name_metric
@@ -16,6 +16,9 @@ from pipeline.params import Section
 
 KIND = "images"
 ERRORS = ""  # there are no standard errors
+SPLITS = ("test",)
+COUNTS = ("samples",)
+NUMBERS = "logits float32, shares and KL float64"
 MOST = 10**6  # modes; a network of a thousand classes is none for three channels
 CHANNELWISE = True  # a feature network sees each channel as a picture of its own
 
@@ -39,15 +42,23 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
     check_evidence(evidence)
     values: dict[str, list[float]] = {"samples": [float(len(evidence.test))]}
     for name, network in evidence.networks.items():
-        *generated, real = (measure(*label(network, pictures)) for pictures in (*evidence.generated, evidence.test))
+        generated = [measure(*label(extract(network, spread(images)).logits, images)) for images in evidence.generated]
+        real = measure(*label(evidence.extract_real(name, spread(evidence.test)).logits, evidence.test))
         values |= {name_metric(metric, name): [entry[metric] for entry in generated] for metric in real}
         values |= {name_metric(f"{metric}_real", name): [value] for metric, value in real.items()}
     return values
 
 
-def label(network: nn.Module, pictures: Tensor) -> tuple[Tensor, int]:
-    """Return the mode of each of the uint8 pictures (N, C, H, W), int64 (N,), and how many modes K^C there are."""
-    logits = extract(network, pictures.flatten(0, 1)[:, None]).logits  # (N C, K)
+def spread(pictures: Tensor) -> Tensor:
+    """Return each channel of pictures (N, C, H, W) as a picture of its own, (N C, 1, H, W)."""
+    return pictures.flatten(0, 1)[:, None]
+
+
+def label(logits: Tensor, pictures: Tensor) -> tuple[Tensor, int]:
+    """Return the mode of each of the pictures (N, C, H, W), int64 (N,), and how many modes K^C there are.
+
+    logits: what the network says of each channel, (N C, K).
+    """
     classes, channels = logits.size(1), pictures.size(1)
     if classes**channels > MOST:
         msg = f"metrics.modes: expected at most {MOST} modes, {classes} classes in each of {channels} channels are more"

@@ -17,6 +17,9 @@ from pipeline.params import Section
 
 KIND = "points"
 ERRORS = ""  # there are no standard errors
+SPLITS = ("test",)
+COUNTS = ("samples",)
+NUMBERS = "points float32, metrics float64"
 
 
 class Sampling(Section):

@@ -20,6 +20,9 @@ KIND = "text"
 BLOCKS = 100
 LONGEST = 100.0  # nats a word: a text that costs more, such as a chain of letters without blanks, has no words
 ERRORS = f"{BLOCKS} contiguous blocks of the text"  # what a standard error <metric>_se is over
+SPLITS = ("validation", "test")
+COUNTS = ("targets", "windows")
+NUMBERS = "logits float32, sums of nats float64"
 
 
 class Sampling(Section):

@@ -281,8 +281,8 @@ class Model(LightningModule):
         bound: list[Tensor] = []
         kl: list[Tensor] = []
         means: list[Tensor] = []
-        for part in images.to(self.device).split(20):
-            x = self._observe(part, generator)
+        # What is drawn first is the same for every model that is scored with this generator: the binary images.
+        for x in [self._observe(part, generator) for part in images.to(self.device).split(20)]:
             drawn = [self.draw(network, x, k, generator) for k in _chunks(samples, 50)]
             likelihood, divergence = (torch.cat(parts).double() for parts in zip(*drawn, strict=True))  # (K, B)
             weights = likelihood - divergence

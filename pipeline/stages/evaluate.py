@@ -6,19 +6,22 @@ In reports/runs/<run>/: metrics.json (means over the sets of samples), sets.json
 (what must be equal for the numbers to be comparable).
 """
 
+import hashlib
 import math
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline import artifacts, params, plugins, seals
+from pipeline import artifacts, memo, params, plugins, seals
+from pipeline.metrics.image_evidence import Features, extract
 from pipeline.params import Params, Run
 from pipeline.protocol import hash_protocol
 from pipeline.randomness import make_generator
-from pipeline.record import Record
+from pipeline.record import Record, describe_environment
 from pipeline.stages import run_stage
 from pipeline.tracking import Mirror
 from pipeline.weights import choose_device
@@ -39,7 +42,8 @@ def main(key: str) -> None:
     if broken:
         msg = f"runs.{key}: metrics are not finite: {broken}"
         raise artifacts.ArtifactError(msg)
-    protocol = describe(key, run, settings)
+    counts = {name: value for name, value in values.items() if name.endswith(module.COUNTS)}
+    protocol = describe(module, key, run, settings, counts)
     folder = artifacts.REPORTS / "runs" / key
     artifacts.write_json(folder / "metrics.json", values)
     artifacts.write_json(folder / "protocol.json", protocol)
@@ -54,18 +58,28 @@ def main(key: str) -> None:
         print(f"{key}  {name:36} {value:.6g}")
 
 
-def describe(key: str, run: Run, settings: Params) -> dict[str, Any]:
-    """Return the evaluation protocol with its hash, and beside it what belongs to the run itself."""
+def describe(module: Any, key: str, run: Run, settings: Params, counts: dict[str, float]) -> dict[str, Any]:
+    """Return the evaluation protocol with its hash, and beside it what belongs to the run itself.
+
+    Args:
+        module: the metric's plug-in.
+        key: the run's name.
+        run: what is evaluated.
+        settings: all parameters.
+        counts: how many of what was compared.
+    """
     manifest = artifacts.read_manifest(run.data)
+    hashes = {split: entry["sha256"] for split, entry in manifest["splits"].items()}
     model = artifacts.read_json(artifacts.RUNS / key / "model" / "config.json")
     protocol: dict[str, Any] = {
         "metric": {"name": run.metric, **settings.metrics[run.metric].model_dump()},
         "reference": {
             "source": manifest["source"],
-            "sha256": {name: entry["sha256"] for name, entry in manifest["splits"].items()},
+            "sha256": {split: hashes[split] for split in module.SPLITS if split in hashes},
         },
+        "counts": counts,
         "features": {name: describe_network(name, settings) for name in run.features},
-        "numbers": "samples and features float32, statistics and sums float64",
+        "numbers": module.NUMBERS,
         "versions": {name: version(name) for name in LIBRARIES},
     }
     if "context" in model["config"]:
@@ -74,6 +88,7 @@ def describe(key: str, run: Run, settings: Params) -> dict[str, Any]:
         "model": model["model"],
         "config": model["config"],
         "seed": run.seed,
+        "trained_on": {"source": manifest["source"], "sha256": hashes["train"]},
         "weights": f"averaged, decay {model['config']['ema']}" if model["config"].get("ema") else "last",
     }
     return {"hash": hash_protocol(protocol), "protocol": protocol, "run": carried}
@@ -94,10 +109,11 @@ def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
     chosen = {}
     for split in ("test", "train"):
         images = artifacts.read_split(run.data, split)["images"]
-        chosen[split] = images[make_order(len(images), run.data, split)[: len(generated[0])]]
+        order = make_order(len(images), artifacts.read_manifest(run.data)["splits"][split]["sha256"])
+        chosen[split] = images[order[: len(generated[0])]]
     shape = tuple(generated[0].shape[1:])
     shown = (1, *shape[1:]) if getattr(module, "CHANNELWISE", False) else shape  # to a feature network
-    networks, labelled = {}, set()
+    networks, remembered, labelled = {}, {}, set()
     for name in run.features:
         section = settings.features[name].model_dump()
         plug_in = plugins.load("models", section["network"])
@@ -106,10 +122,24 @@ def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
             msg = f"runs.{key}.features: {name} has learnt images {tuple(learnt['shape'])} of data.{section['data']}, "
             raise artifacts.ArtifactError(msg + f"data.{run.data} has {shown}")
         networks[name] = plug_in.load_features(artifacts.FEATURES / name).to(choose_device())
+        about = {**describe_network(name, settings), **describe_environment(), "code": digest_code()}
+        remembered[name] = partial(extract_real, networks[name], about)
         if section["data"] == run.data and not hasattr(plug_in, "fetch"):  # trained on the labels of these images
             labelled.add(name)
     scores = read_optional(folder / "scores.safetensors")
-    return module.Evidence(generated, chosen["test"], chosen["train"], networks, scores, labelled)
+    return module.Evidence(generated, chosen["test"], chosen["train"], networks, scores, labelled, remembered)
+
+
+def extract_real(network: nn.Module, about: dict[str, Any], images: Tensor) -> Features:
+    """Pass real images through a network, unless what that gives is known from another evaluation."""
+    return Features(**memo.recall(about, images, lambda given: extract(network, given)._asdict()))
+
+
+def digest_code() -> str:
+    """Return the SHA-256 of the code of all models, which feature networks are among, and of what calls them."""
+    folder = Path(plugins.__file__).parent
+    paths = [*sorted((folder / "models").glob("*.py")), folder / "metrics" / "image_evidence.py"]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def gather_points(module: Any, key: str, run: Run, settings: Params) -> Any:
@@ -121,9 +151,9 @@ def gather_points(module: Any, key: str, run: Run, settings: Params) -> Any:
     return module.Evidence(list(generated.values()), test, torch.tensor(known["modes"]), known["deviation"])
 
 
-def make_order(count: int, *purpose: str) -> Tensor:
-    """Return a permutation that is the same for every run, so that all face the same reference images."""
-    return torch.randperm(count, generator=make_generator(0, "reference", *purpose))
+def make_order(count: int, content: str) -> Tensor:
+    """Return a permutation of `count` images by their content, so that all runs face the same reference images."""
+    return torch.randperm(count, generator=make_generator(0, "reference", content))
 
 
 def gather_text(module: Any, key: str, run: Run, settings: Params) -> Any:

@@ -129,15 +129,15 @@ def test_absent_runs_and_metrics_are_named(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.usefixtures("folder")
 def test_metrics_that_a_run_lacks_are_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:
-    write("vae", others={"active_units": 30.0, "iw500_nats": 90.0, "class_share_min_x": 0.1})
+    write("vae", others={"elbo_nats": 95.0, "iw500_nats": 90.0, "active_units": 30.0})
     write("gan", config=2, others={"recall_x": 0.5})
     status, out, _ = compare(capsys, "vae", "gan")
     assert status == 0
     assert [line.split()[1] for line in out.splitlines() if line.startswith("| ")] == ["metric", "fid_x"]
-    assert "\n\nOnly in vae: active_units, iw500_nats\n\nOnly in gan: recall_x\n\n" in out
-    status, out, err = compare(capsys, "vae", "gan", "--metric", "active_units")
+    assert "\n\nOnly in vae: elbo_nats, iw500_nats\n\nOnly in gan: recall_x\n\n" in out
+    status, out, err = compare(capsys, "vae", "gan", "--metric", "elbo_nats")
     assert (status, out) == (1, "")
-    expected = "no metric active_units; there are fid_x, fid_x_floor, samples; active_units is not in gan"
+    expected = "no metric elbo_nats; there are fid_x, fid_x_floor, samples; elbo_nats is not in gan"
     assert expected in err
     assert "Only in" not in compare(capsys, "vae", "gan", "--metric", "fid_x")[1]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.artifacts import ArtifactError
 from pipeline.data.stacked_mnist import stack
 from pipeline.metrics.image_evidence import Evidence, Sampling
-from pipeline.metrics.modes import Config, compute, label, measure
+from pipeline.metrics.modes import Config, compute, label, measure, spread
 
 CONFIG = Config(sampling=Sampling(count=100, sets=1, importance_samples=1))
 
@@ -31,7 +31,7 @@ def make_digits(count: int) -> tuple[Tensor, Tensor]:
 
 def test_a_mode_is_the_class_that_the_data_source_gives_a_stack() -> None:
     pictures, classes = stack(*make_digits(50), 300, torch.Generator().manual_seed(0))
-    modes, total = label(Brightness(), pictures)
+    modes, total = label(Brightness()(spread(pictures))[1], pictures)
     assert total == 1000
     assert torch.equal(modes, classes)
 

@@ -89,6 +89,24 @@ def test_the_bound_of_one_sample_is_the_elbo_and_more_samples_tighten_it() -> No
     assert many["iw"].mean() < many["elbo"].mean()
 
 
+def test_every_model_is_scored_on_the_same_binary_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def draw(network: Any, x: torch.Tensor, samples: int, generator: torch.Generator) -> Any:
+        seen.append(x)
+        return original(network, x, samples, generator)
+
+    images = make_images(50)  # three batches
+    for latent in (3, 5):
+        model = Model(make_config(latent=latent), SPEC, seed=latent)
+        original = model.draw
+        monkeypatch.setattr(model, "draw", draw)
+        model.score(images, 2, torch.Generator().manual_seed(0))
+    first, second = torch.cat(seen).chunk(2)
+    assert set(first.unique().tolist()) == {0, 1}
+    assert torch.equal(first, second)
+
+
 def test_the_bound_approaches_the_exact_likelihood_by_quadrature() -> None:
     # One latent unit: p(x) is an integral over a line, which a fine grid gives to many digits.
     model = Model(make_config(latent=1), SPEC, seed=0)

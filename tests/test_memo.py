@@ -1,0 +1,90 @@
+"""What was made once is found again by content and circumstances, and by nothing else."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline import memo
+
+ABOUT = {"weights": "a", "threads": "1"}
+IMAGES = torch.arange(48, dtype=torch.uint8).view(3, 1, 4, 4)
+
+
+class Double:
+    """Doubles what it gets, and counts how often."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, given: Tensor) -> dict[str, Tensor]:
+        self.calls += 1
+        return {"double": 2 * given.float(), "row": torch.arange(len(given))}
+
+
+@pytest.fixture
+def double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Double:
+    monkeypatch.chdir(tmp_path)
+    return Double()
+
+
+def test_an_equal_tensor_is_recalled_bit_for_bit(double: Double) -> None:
+    first, second = memo.recall(ABOUT, IMAGES, double), memo.recall(dict(ABOUT), IMAGES.clone(), double)
+    assert double.calls == 1
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("about", "given"),
+    [
+        ({**ABOUT, "weights": "b"}, IMAGES),
+        ({**ABOUT, "threads": "2"}, IMAGES),
+        (ABOUT, IMAGES.flip(0)),
+        (ABOUT, IMAGES[:2]),
+        (ABOUT, IMAGES.view(3, 1, 2, 8)),
+        (ABOUT, IMAGES.view(torch.int8)),
+    ],
+    ids=["weights", "threads", "order", "count", "shape", "dtype"],
+)
+def test_whatever_differs_is_made_anew(about: dict[str, str], given: Tensor, double: Double) -> None:
+    memo.recall(ABOUT, IMAGES, double)
+    assert torch.equal(memo.recall(about, given, double)["double"], 2 * given.float())
+    assert double.calls == 2
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [flip, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:40])])
+def test_a_broken_file_is_made_anew(harm: Callable[[Path], object], double: Double) -> None:
+    memo.recall(ABOUT, IMAGES, double)
+    (path,) = memo.FOLDER.glob("*/tensors.safetensors")
+    harm(path)
+    for calls in (2, 2):
+        assert torch.equal(memo.recall(ABOUT, IMAGES, double)["double"], 2 * IMAGES.float())
+        assert double.calls == calls
+
+
+def test_a_folder_that_another_process_made_meanwhile_stays(double: Double) -> None:
+    def race(given: Tensor) -> dict[str, Tensor]:
+        memo.recall(ABOUT, IMAGES, double)
+        return double(given)
+
+    memo.recall(ABOUT, IMAGES, race)
+    memo.recall(ABOUT, IMAGES, double)
+    assert double.calls == 2
+    assert len(list(memo.FOLDER.iterdir())) == 1
+
+
+def test_the_last_used_ones_stay(double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memo, "MOST", 2)
+    for name in ("a", "b", "a", "c", "a"):
+        memo.recall({"name": name}, IMAGES, double)
+    assert double.calls == 3
+    assert len(list(memo.FOLDER.iterdir())) == 2
