@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts, costs, params
 from pipeline.artifacts import ArtifactError
+from pipeline.commands.reproduce import REPORT as REPRODUCTION
 from pipeline.params import Params, Run
 from pipeline.protocol import require_equal
 from pipeline.uncertainty import summarize
@@ -105,8 +106,17 @@ def make_blocks() -> dict[str, str]:
     for name, file in (files | {"speed": "speed.md", "data benchmark": "data.md"}).items():
         if (BENCHMARKS / file).exists():
             blocks[name] = (BENCHMARKS / file).read_text(encoding="utf-8")
+    if REPRODUCTION.exists():
+        blocks["reproduction"] = fold(REPRODUCTION.read_text(encoding="utf-8"))
     blocks["augmentation"] = render_policies(BENCHMARKS / artifacts.REPORTS / "runs")
     return blocks
+
+
+def fold(report: str) -> str:
+    """Return what `pipeline reproduce --save` wrote as what made it, its totals, and a table that a click opens."""
+    made, *table, totals = report.rstrip().splitlines()
+    lines = "\n".join(table).strip()
+    return f"{made} **{totals}**.\n\n<details>\n<summary>Each claim</summary>\n\n{lines}\n\n</details>\n"
 
 
 def fill(text: str, blocks: dict[str, str]) -> str:

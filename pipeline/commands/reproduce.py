@@ -2,6 +2,7 @@
 
     pipeline reproduce                    # every run of params.yaml, from the raw data on
     pipeline reproduce vae --evaluate     # with the committed weights from DVC's cache: samples and metrics alone
+    pipeline reproduce --save             # and write reports/reproduction.md, which `pipeline readme` shows
 
 A claim is a metric of reports/runs/<run>/metrics.json as git has it, with its protocol and its interval: over sample
 sets, or 1.96 standard errors. Floors, spreads and counts beside the metrics have no interval and are no claims. Each
@@ -28,8 +29,10 @@ from pipeline.artifacts import ArtifactError
 from pipeline.commands.compare import is_compared
 from pipeline.params import Params
 from pipeline.protocol import find_differences
+from pipeline.record import describe_environment
 from pipeline.uncertainty import summarize
 
+REPORT = artifacts.REPORTS / "reproduction.md"
 EXACT, WITHIN, NOT = "bit for bit", "within the interval", "**not**"
 DVC = [sys.executable, "-m", "dvc"]
 
@@ -41,6 +44,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="runs of params.yaml; default: all")
     parser.add_argument("--evaluate", action="store_true", help="take the committed weights, do not train")
+    parser.add_argument("--save", action="store_true", help=f"write {REPORT} with the table and what made it")
     options = parser.parse_args(arguments)
     settings = params.load()
     runs = options.runs or list(settings.runs)
@@ -64,8 +68,19 @@ def main(arguments: list[str]) -> int:
             first = find_first(committed, lock, run, settings)
             rows += [(run, *row) for row in judge(claims[run], found, first)]
             notes += [f"{run}: {note}" for note in note_versions(claims[run], found)]
-    print(render(rows, notes), end="")
+    table = render(rows, notes)
+    print(table, end="")
+    if options.save:
+        REPORT.write_text(f"{describe(options, root)}\n\n{table}", encoding="utf-8")
     return int(any(row[-1].startswith(NOT) for row in rows))
+
+
+def describe(options: argparse.Namespace, root: Path) -> str:
+    """Return a sentence with the command, commit and machine of a reproduction."""
+    command = " ".join(["pipeline reproduce", *options.runs, *(["--evaluate"] if options.evaluate else [])])
+    commit = _call(["git", "rev-parse", "--short=12", "HEAD"], root).strip()
+    machine = describe_environment()
+    return f"`{command}` of commit {commit}, on {machine['threads']} threads of an {machine['processor']}:"
 
 
 def read_claims(folder: Path, run: str) -> dict[str, Any]:

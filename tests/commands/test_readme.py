@@ -42,6 +42,14 @@ def test_a_figure_that_was_typed_by_hand_is_found_and_replaced(
     assert path.read_text(encoding="utf-8") == text
 
 
+def test_a_reproduction_is_shown_by_its_totals_and_opened_for_its_claims() -> None:
+    report = "`pipeline reproduce` of commit abc:\n\n| run |\n|---|\n| gan |\n\na note\n\n1 claims: 1 bit for bit\n"
+    text = readme.fold(report)
+    assert text.splitlines()[0] == "`pipeline reproduce` of commit abc: **1 claims: 1 bit for bit**."
+    folded = text.partition("</summary>")[2].partition("</details>")[0]
+    assert folded.strip() == "| run |\n|---|\n| gan |\n\na note"
+
+
 @pytest.mark.usefixtures("project")
 def test_costs_come_from_the_records_and_the_stages_notes() -> None:
     totals = {"seconds": 12.0, "cpu_seconds": 20.0, "peak_memory_mib": 512.0, "kept_parameters": 7}

@@ -197,6 +197,11 @@ def test_a_project_in_a_subfolder_is_evaluated_from_its_own_cache_with_its_own_o
     digest = lock["fetch@unused"]["data/raw/unused"]
     (tmp_path / "elsewhere" / "files" / "md5" / digest[:2] / digest[2:]).unlink()
     monkeypatch.chdir(folder)
-    assert main(["reproduce", "transformer", "--evaluate"]) == 0
-    rows = [line for line in capfd.readouterr().out.splitlines() if line.startswith("| transformer |")]
+    assert main(["reproduce", "transformer", "--evaluate", "--save"]) == 0
+    table = capfd.readouterr().out
+    rows = [line for line in table.splitlines() if line.startswith("| transformer |")]
     assert [row.rpartition(" | ")[2] for row in rows] == [f"{EXACT} |"] * 2
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True).stdout
+    made, _, saved = (folder / "reports" / "reproduction.md").read_text().partition("\n\n")
+    assert made.startswith(f"`pipeline reproduce transformer --evaluate` of commit {commit[:12]}, on ")
+    assert saved == table
