@@ -28,7 +28,10 @@ ASIDE = ("_floor", "_real", "_se")  # suffixes of values that stand beside anoth
 
 @dataclass(frozen=True)
 class Page:
-    """What the report shows of one run: its settings, metrics, the values of each set of samples, its record."""
+    """What the report shows of one run: its settings, metrics, the values of each set of samples, its record.
+
+    about: the record's run.json; empty where git has the numbers, and DVC's cache no record.
+    """
 
     name: str
     model: str
@@ -41,16 +44,14 @@ class Page:
     curves: str
     samples: Path
 
-    @property
-    def totals(self) -> dict[str, float]:
-        """Seconds, CPU seconds, peak memory, parameters."""
-        totals: dict[str, float] = self.about["totals"]
-        return totals
+    def total(self, name: str) -> str:
+        """Return what the training took: seconds, CPU seconds, peak memory, parameters."""
+        return show(round(self.about["totals"][name])) if self.about else ""
 
     @property
     def alarm(self) -> str:
         """What went wrong in the training though it finished; empty if nothing."""
-        return str(self.about["tags"].get("alarm", ""))
+        return str(self.about["tags"].get("alarm", "")) if self.about else ""
 
     def cell(self, name: str) -> str:
         """Return a metric with what stands beside it: 8.91 [8.7, 9.1] (floor 0.92), 95.2 +- 0.7."""
@@ -109,7 +110,7 @@ def main() -> None:
 
 def make_page(name: str, run: Run, source: str) -> Page:
     """Read what the stages left of a run."""
-    folder = artifacts.REPORTS / "runs" / name
+    folder, record = artifacts.REPORTS / "runs" / name, artifacts.RUNS / name / "record" / "run.json"
     return Page(
         name=name,
         model=run.model,
@@ -118,7 +119,7 @@ def make_page(name: str, run: Run, source: str) -> Page:
         seed=run.seed,
         metrics=artifacts.read_json(folder / "metrics.json"),
         sets=artifacts.read_json(folder / "sets.json"),
-        about=artifacts.read_json(artifacts.RUNS / name / "record" / "run.json"),
+        about=artifacts.read_json(record) if record.exists() else {},
         curves=draw_curves(folder / "curves"),
         samples=folder / "samples",
     )

@@ -268,6 +268,17 @@ def test_the_report_shows_student_s_interval_over_the_sets_of_samples() -> None:
     assert page.cell("absent") == ""
 
 
+def test_the_report_shows_numbers_whose_record_is_not_here(workdir: Path) -> None:
+    # As in a clone: git has the numbers, DVC's cache no record.
+    shutil.copytree(ROOT / "reports" / "runs", workdir / "reports" / "runs")
+    report.main()
+    page, readme = (workdir / "reports" / name for name in ("index.html", "README.md"))
+    fid = artifacts.read_json(workdir / "reports" / "runs" / "gan" / "metrics.json")["fid_classifier"]
+    assert f"| fid_classifier | {report.show(fid)} [" in readme.read_text()
+    assert "| training: seconds |  |" in readme.read_text()
+    assert page.read_text().count("its record is not here") == 3
+
+
 def test_references_are_the_same_for_every_run() -> None:
     assert torch.equal(evaluate.make_order(9, "a hash"), evaluate.make_order(9, "a hash"))
     assert not torch.equal(evaluate.make_order(9, "a hash"), evaluate.make_order(9, "another"))
