@@ -26,7 +26,7 @@ from pipeline.params import Section
 KIND = "images"
 ERRORS = "test images"  # what a standard error <metric>_se is over
 SPLITS = ("test", "train")  # the second one makes the floors
-COUNTS = ("samples", "scored_images")
+COUNTS = ("samples",)  # scores are of the whole test split
 NUMBERS = "features, FID's means, KID and distances float32; FID's covariances, Inception Score and scores float64"
 SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of the images, from which FID is extrapolated
 

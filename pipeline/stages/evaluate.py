@@ -42,7 +42,7 @@ def main(key: str) -> None:
     if broken:
         msg = f"runs.{key}: metrics are not finite: {broken}"
         raise artifacts.ArtifactError(msg)
-    counts = {name: value for name, value in values.items() if name.endswith(module.COUNTS)}
+    counts = {name: round(value) for name, value in values.items() if name.endswith(module.COUNTS)}
     protocol = describe(module, key, run, settings, counts)
     folder = artifacts.REPORTS / "runs" / key
     artifacts.write_json(folder / "metrics.json", values)
@@ -58,7 +58,7 @@ def main(key: str) -> None:
         print(f"{key}  {name:36} {value:.6g}")
 
 
-def describe(module: Any, key: str, run: Run, settings: Params, counts: dict[str, float]) -> dict[str, Any]:
+def describe(module: Any, key: str, run: Run, settings: Params, counts: dict[str, int]) -> dict[str, Any]:
     """Return the evaluation protocol with its hash, and beside it what belongs to the run itself.
 
     Args:
