@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -12,6 +12,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.params import Section
 
 LEAST = 50
+Make = Callable[[Tensor], dict[str, Tensor]]
 
 
 class Sampling(Section):
@@ -26,23 +27,25 @@ class Sampling(Section):
 class Evidence:
     """What the numbers rest on.
 
-    generated: S independent sets of uint8 images (N, C, H, W); test, train: as many real ones. networks: by name,
-    modules that map uint8 images (B, C, H, W) to features (B, D) and class logits (B, K). scores: a model's scores by
-    name, float64 (N,) or scalars. labelled: the networks whose classes are those of the images. remembered: by network,
-    `extract` of real images by it that may know the answer from another evaluation.
+    generated: S independent sets of uint8 images (N, C, H, W), test: N real ones, train: disjoint sets of N.
+    networks: by name, modules that map uint8 images (B, C, H, W) to features (B, D) and class logits (B, K). scores: a
+    model's scores by name, float64 (N,) or scalars. labelled: the networks whose classes are those of the images.
+    recall: returns what a function makes of a tensor, and may know it from another evaluation; its first argument says
+    what the function depends on: the network's name, settings.
     """
 
     generated: Sequence[Tensor]
     test: Tensor
-    train: Tensor
+    train: Sequence[Tensor]
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     labelled: Collection[str] = ()
-    remembered: Mapping[str, Callable[[Tensor], "Features"]] = field(default_factory=dict)
+    recall: Callable[[Mapping[str, Any], Tensor, Make], dict[str, Tensor]] = lambda _, given, make: make(given)
 
     def extract_real(self, name: str, images: Tensor) -> "Features":
         """Pass real uint8 images (N, C, H, W) through the network `name`."""
-        return self.remembered[name](images) if name in self.remembered else extract(self.networks[name], images)
+        made = self.recall({"network": name}, images, lambda given: extract(self.networks[name], given)._asdict())
+        return Features(**made)
 
 
 def check_images(name: str, images: Tensor, least: int = LEAST) -> None:
@@ -78,7 +81,9 @@ def check_evidence(evidence: Evidence) -> None:
         ArtifactError: with the set's name.
     """
     named = {f"generated set {index}": images for index, images in enumerate(evidence.generated)}
-    for name, images in {**named, "test": evidence.test, "train": evidence.train}.items():
+    named["test"] = evidence.test
+    named |= {f"training set {index}": images for index, images in enumerate(evidence.train)}
+    for name, images in named.items():
         check_images(name, images)
         if images.shape != evidence.generated[0].shape:
             msg = f"{name}: expected the shape of the generated images {tuple(evidence.generated[0].shape)}, "

@@ -3,11 +3,14 @@
 Heusel et al. 2017 (FID), Chong and Forsyth 2020 (FID extrapolated to infinitely many samples), Binkowski et al. 2018
 (KID, unbiased), Salimans et al. 2016 (IS), Kynkaanniemi et al. 2019 (precision and recall). Each number is named
 <metric>_<feature network> and stands beside its floor: the same metric of real training images against the same real
-test images, with the same counts. Lower is better for FID and KID. Every image passes each network once.
+test images, with the same counts, once for each disjoint set of training images. Lower is better for FID and KID.
+fid_ratio is FID over its floor, set by set, so that its interval has the floor's chance in it. Every image passes each
+network once.
 
 Per-image scores of a model with a likelihood (`scores`: elbo, iw, kl in nats) are averaged, with standard errors.
 """
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -54,21 +57,21 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
             raise ArtifactError(msg)
     values: dict[str, list[float]] = {"samples": [float(len(evidence.test))]}
     for name, network in evidence.networks.items():
-        test, train = (evidence.extract_real(name, images) for images in (evidence.test, evidence.train))
+        test = evidence.extract_real(name, evidence.test)
         reference = fid_features_to_statistics(test.features)
-        floors = measure(train.features, test.features, config, reference)
+        floors = [measure_floor(evidence, name, images, test.features, config) for images in evidence.train]
         found: list[dict[str, float]] = []
-        for images in evidence.generated:
+        for images, floor in zip(evidence.generated, itertools.cycle(floors), strict=False):
             generated = extract(network, images)
             distances = measure(generated.features, test.features, config, reference)
-            ratio = {"fid_ratio": distances["fid"] / floors["fid"]}
+            ratio = {"fid_ratio": distances["fid"] / floor["fid"]}
             shares = share_classes(generated.logits) if name in evidence.labelled else {}
             found.append(distances | ratio | score_classes(generated.logits, config) | shares)
         # Else the covariance is singular and FID is mostly bias.
         reliable = len(evidence.test) > test.features.size(1)
         # IS has no reference set: its counterpart is the value of real test images.
         real = {"isc_real": score_classes(test.logits, config)["isc"], "fid_reliable": float(reliable)}
-        real |= {f"{metric}_floor": value for metric, value in floors.items()}
+        values |= {name_metric(f"{metric}_floor", name): [entry[metric] for entry in floors] for metric in floors[0]}
         values |= {name_metric(metric, name): [entry[metric] for entry in found] for metric in found[0]}
         values |= {name_metric(metric, name): [value] for metric, value in real.items()}
     for name, score in evidence.scores.items():
@@ -77,6 +80,21 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
             values["scored_images"] = [float(len(score))]
             values[f"{name}_se"] = [float(score.double().std() / len(score) ** 0.5)]
     return values
+
+
+def measure_floor(evidence: Evidence, name: str, images: Tensor, test: Tensor, config: Config) -> dict[str, float]:
+    """Measure training images (N, C, H, W) against the features (N, D) of the test images.
+
+    It is the same for every model, and may be known from another evaluation.
+    """
+
+    def make(features: Tensor) -> dict[str, Tensor]:
+        found = measure(features[0], features[1], config)
+        return {metric: torch.tensor(value, dtype=torch.float64) for metric, value in found.items()}
+
+    features = torch.stack([evidence.extract_real(name, images).features, test])
+    made = evidence.recall({"network": name, "floor": config.model_dump()}, features, make)
+    return {metric: value.item() for metric, value in made.items()}
 
 
 def measure(

@@ -8,16 +8,16 @@ In reports/runs/<run>/: metrics.json (means over the sets of samples), sets.json
 
 import hashlib
 import math
-from functools import partial
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import artifacts, memo, params, plugins, seals
-from pipeline.metrics.image_evidence import Features, extract
+from pipeline.metrics.image_evidence import Make
 from pipeline.params import Params, Run
 from pipeline.protocol import hash_protocol
 from pipeline.randomness import make_generator
@@ -103,17 +103,18 @@ def describe_network(name: str, settings: Params) -> dict[str, str]:
 
 
 def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
-    """Read generated, test and as many training images, the feature networks and the model's scores."""
+    """Read generated, test and as many training images, a set for each generated one, networks and scores."""
     folder = artifacts.RUNS / key / "samples"
     generated = list(artifacts.read_tensors(folder / "generated.safetensors").values())
-    chosen = {}
+    count, chosen = len(generated[0]), {}
     for split in ("test", "train"):
         images = artifacts.read_split(run.data, split)["images"]
         order = make_order(len(images), artifacts.read_manifest(run.data)["splits"][split]["sha256"])
-        chosen[split] = images[order[: len(generated[0])]]
+        parts = [part for part in order.split(count) if len(part) == count]
+        chosen[split] = [images[part] for part in parts[: len(generated)] or [order]]
     shape = tuple(generated[0].shape[1:])
     shown = (1, *shape[1:]) if getattr(module, "CHANNELWISE", False) else shape  # to a feature network
-    networks, remembered, labelled = {}, {}, set()
+    networks, circumstances, labelled = {}, {}, set()
     for name in run.features:
         section = settings.features[name].model_dump()
         plug_in = plugins.load("models", section["network"])
@@ -122,23 +123,21 @@ def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
             msg = f"runs.{key}.features: {name} has learnt images {tuple(learnt['shape'])} of data.{section['data']}, "
             raise artifacts.ArtifactError(msg + f"data.{run.data} has {shown}")
         networks[name] = plug_in.load_features(artifacts.FEATURES / name).to(choose_device())
-        about = {**describe_network(name, settings), **describe_environment(), "code": digest_code()}
-        remembered[name] = partial(extract_real, networks[name], about)
+        circumstances[name] = {**describe_network(name, settings), **describe_environment(), "code": digest_code()}
         if section["data"] == run.data and not hasattr(plug_in, "fetch"):  # trained on the labels of these images
             labelled.add(name)
     scores = read_optional(folder / "scores.safetensors")
-    return module.Evidence(generated, chosen["test"], chosen["train"], networks, scores, labelled, remembered)
 
+    def recall(about: Mapping[str, Any], given: Tensor, make: Make) -> dict[str, Tensor]:
+        return memo.recall({**about, **circumstances[about["network"]]}, given, make)
 
-def extract_real(network: nn.Module, about: dict[str, Any], images: Tensor) -> Features:
-    """Pass real images through a network, unless what that gives is known from another evaluation."""
-    return Features(**memo.recall(about, images, lambda given: extract(network, given)._asdict()))
+    return module.Evidence(generated, chosen["test"][0], chosen["train"], networks, scores, labelled, recall)
 
 
 def digest_code() -> str:
-    """Return the SHA-256 of the code of all models, which feature networks are among, and of what calls them."""
+    """Return the SHA-256 of the code of all models, which feature networks are among, and of all metrics."""
     folder = Path(plugins.__file__).parent
-    paths = [*sorted((folder / "models").glob("*.py")), folder / "metrics" / "image_evidence.py"]
+    paths = [path for family in ("models", "metrics") for path in sorted((folder / family).glob("*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 

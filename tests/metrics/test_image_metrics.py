@@ -1,6 +1,10 @@
 """Image metrics against closed forms, other libraries and identities; nonsense is refused."""
 
+import dataclasses
+import json
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +17,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from pipeline.artifacts import ArtifactError
 from pipeline.metrics import images as metrics
-from pipeline.metrics.image_evidence import Evidence, check_images, extract
+from pipeline.metrics.image_evidence import Evidence, Make, check_images, extract
 from pipeline.metrics.images import Config, compute, extrapolate, score_classes
 
 CONFIG = Config.model_validate(
@@ -115,16 +119,36 @@ def test_inception_score_of_even_sure_classes_is_their_number() -> None:
 def test_compute_sets_the_floor_and_the_counts_beside_each_number() -> None:
     scores = {"elbo_nats": torch.tensor([1.0, 2.0, 3.0, 6.0]), "active_units": torch.tensor(5)}
     sets = [draw(0), draw(5)]
-    values = compute(Evidence(sets, draw(1), draw(2), {"pixels": Pixels()}, scores), CONFIG)
+    values = compute(Evidence(sets, draw(1), [draw(2), draw(3)], {"pixels": Pixels()}, scores), CONFIG)
     assert values["samples"] == [400]
-    assert values["fid_pixels_floor"] == [measure(Pixels(), draw(2), draw(1), CONFIG)["fid"]]
+    assert values["fid_pixels_floor"] == [measure(Pixels(), draw(seed), draw(1), CONFIG)["fid"] for seed in (2, 3)]
     assert values["fid_pixels"] == [measure(Pixels(), images, draw(1), CONFIG)["fid"] for images in sets]
-    assert values["fid_pixels_ratio"] == [fid / values["fid_pixels_floor"][0] for fid in values["fid_pixels"]]
+    pairs = zip(values["fid_pixels"], values["fid_pixels_floor"], strict=True)
+    assert values["fid_pixels_ratio"] == [fid / floor for fid, floor in pairs]
     assert values["elbo_nats"] == [3]
     assert values["elbo_nats_se"] == [pytest.approx(torch.tensor([1.0, 2, 3, 6]).std().item() / 2)]
     assert values["active_units"] == [5]
     assert "active_units_se" not in values
     assert values["fid_pixels_reliable"] == [1]
+
+
+def test_what_is_recalled_stands_for_what_would_be_made() -> None:
+    made: dict[str, dict[str, torch.Tensor]] = {}
+
+    def recall(about: Mapping[str, Any], given: torch.Tensor, make: Make) -> dict[str, torch.Tensor]:
+        content = json.dumps([about, given.tolist()], sort_keys=True)
+        if content not in made:
+            made[content] = make(given)
+        return made[content]
+
+    found = []
+    for images, known in ((draw(0), 0), (draw(5), 5)):  # test, two training sets and two floors
+        assert len(made) == known
+        evidence = Evidence([images], draw(1), [draw(2), draw(3)], {"pixels": Pixels()}, recall=recall)
+        found.append(compute(evidence, CONFIG))
+        assert found[-1] == compute(dataclasses.replace(evidence, recall=Evidence.recall), CONFIG)
+    assert len(made) == 5
+    assert found[0]["fid_pixels_floor"] == found[1]["fid_pixels_floor"]
 
 
 def test_torch_fidelity_as_a_whole_gives_the_same_numbers() -> None:
@@ -217,17 +241,17 @@ def test_nonsense_is_refused(images: torch.Tensor, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         check_images("generated", images)
     with pytest.raises(ArtifactError, match=message):
-        compute(Evidence([images], images, images, {}, {}), CONFIG)
+        compute(Evidence([images], images, [images], {}, {}), CONFIG)
 
 
 def test_unequal_counts_are_refused() -> None:
     with pytest.raises(ArtifactError, match="test: expected the shape of the generated images"):
-        compute(Evidence([draw(0)], draw(1, count=300), draw(2), {}, {}), CONFIG)
+        compute(Evidence([draw(0)], draw(1, count=300), [draw(2)], {}, {}), CONFIG)
 
 
 @pytest.mark.parametrize("key", ["kid_subset_size", "isc_splits"])
 def test_more_than_the_images_that_are_compared_are_refused_by_the_key_s_name(key: str) -> None:
-    evidence = Evidence([draw(0, count=60)], draw(1, count=60), draw(2, count=60), {"pixels": Pixels()})
+    evidence = Evidence([draw(0, count=60)], draw(1, count=60), [draw(2, count=60)], {"pixels": Pixels()})
     config = CONFIG.model_copy(update={"kid_subset_size": 60, key: 61})
     with pytest.raises(ArtifactError, match=rf"metrics.images.{key}: expected at most 60, .*, got 61"):
         compute(evidence, config)
@@ -240,13 +264,13 @@ def test_a_network_whose_output_is_not_finite_is_named() -> None:
             return features, logits / 0
 
     with pytest.raises(ArtifactError, match="Broken: the feature network's output is not finite for 400 images"):
-        compute(Evidence([draw(0)], draw(1), draw(2), {"broken": Broken()}), CONFIG)
+        compute(Evidence([draw(0)], draw(1), [draw(2)], {"broken": Broken()}), CONFIG)
 
 
 def test_shares_of_classes_are_given_for_networks_that_know_the_classes_of_the_data() -> None:
     fake = draw(0)
     networks = {"own": Pixels(), "foreign": Pixels()}
-    values = compute(Evidence([fake], draw(1), draw(2), networks, labelled={"own"}), CONFIG)
+    values = compute(Evidence([fake], draw(1), [draw(2)], networks, labelled={"own"}), CONFIG)
     shares = [int((Pixels()(fake)[1].argmax(dim=1) == label).sum()) / 400 for label in range(4)]
     assert values["class_share_min_own"] == [min(shares)]
     assert values["class_share_max_own"] == [max(shares)]
@@ -262,4 +286,4 @@ def test_fewer_samples_than_features_are_marked_unreliable() -> None:
 
     first, second, third = (draw(seed, count=60) for seed in range(3))
     config = CONFIG.model_copy(update={"kid_subset_size": 60})
-    assert compute(Evidence([first], second, third, {"wide": Wide()}, {}), config)["fid_wide_reliable"] == [0]
+    assert compute(Evidence([first], second, [third], {"wide": Wide()}, {}), config)["fid_wide_reliable"] == [0]

@@ -54,7 +54,7 @@ def test_generated_sets_stand_beside_the_real_images() -> None:
     test = stack(*make_digits(50), 200, generator)[0]
     reds = stack(*make_digits(50), 200, generator)[0]
     reds[:, 0] = 228
-    values = compute(Evidence([test, reds], test, test, {"digits": Brightness()}), CONFIG)
+    values = compute(Evidence([test, reds], test, [test], {"digits": Brightness()}), CONFIG)
     assert values["samples"] == [200]
     assert values["modes_covered_digits"][0] == values["modes_covered_digits_real"][0]
     assert values["mode_kl_nats_digits"][0] == pytest.approx(values["mode_kl_nats_digits_real"][0])
@@ -65,7 +65,7 @@ def test_generated_sets_stand_beside_the_real_images() -> None:
 def test_a_run_without_a_network_is_refused() -> None:
     pictures = stack(*make_digits(50), 100, torch.Generator())[0]
     with pytest.raises(ArtifactError, match="expected a feature network that labels the channels, got none"):
-        compute(Evidence([pictures], pictures, pictures), CONFIG)
+        compute(Evidence([pictures], pictures, [pictures]), CONFIG)
 
 
 def test_more_modes_than_can_be_counted_are_refused() -> None:
@@ -75,4 +75,4 @@ def test_more_modes_than_can_be_counted_are_refused() -> None:
 
     pictures = stack(*make_digits(50), 100, torch.Generator())[0]
     with pytest.raises(ArtifactError, match="expected at most 1000000 modes, 1008 classes in each of 3 channels"):
-        compute(Evidence([pictures], pictures, pictures, {"inception": Many()}), CONFIG)
+        compute(Evidence([pictures], pictures, [pictures], {"inception": Many()}), CONFIG)
