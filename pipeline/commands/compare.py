@@ -28,7 +28,7 @@ from pipeline.uncertainty import MOST_SEEDS, Summary, compare, summarize
 
 INPUTS = ("pipeline/", "data/prepared/")  # of a run's deps in dvc.lock: not the weights, they differ by the seed
 BESIDE = ("_floor", "_real", "_se", "_reliable")  # endings of what stands beside another metric
-COUNTS = ("_targets", "_windows", "samples", "scored_images", "active_units", "modes")
+COUNTS = ("_targets", "_windows", "samples", "floor_sets", "scored_images", "active_units", "modes")
 HIGHER_IS_BETTER = ("precision", "recall", "isc", "modes_covered", "high_quality")
 LOWER_IS_BETTER = ("fid", "kid", "elbo", "iw", "mode_kl", "validation_", "test_")
 

@@ -29,7 +29,7 @@ from pipeline.params import Section
 KIND = "images"
 ERRORS = "test images"  # what a standard error <metric>_se is over
 SPLITS = ("test", "train")  # the second one makes the floors
-COUNTS = ("samples",)  # scores are of the whole test split
+COUNTS = ("samples", "floor_sets")  # scores are of the whole test split
 NUMBERS = "features, FID's means, KID and distances float32; FID's covariances, Inception Score and scores float64"
 SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of the images, from which FID is extrapolated
 
@@ -56,6 +56,8 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
             msg = f"metrics.images.{key}: expected at most {len(evidence.test)}, the images compared, got {value}"
             raise ArtifactError(msg)
     values: dict[str, list[float]] = {"samples": [float(len(evidence.test))]}
+    if evidence.networks:
+        values["floor_sets"] = [float(len(evidence.train))]
     for name, network in evidence.networks.items():
         test = evidence.extract_real(name, evidence.test)
         reference = fid_features_to_statistics(test.features)

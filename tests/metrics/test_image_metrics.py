@@ -121,6 +121,7 @@ def test_compute_sets_the_floor_and_the_counts_beside_each_number() -> None:
     sets = [draw(0), draw(5)]
     values = compute(Evidence(sets, draw(1), [draw(2), draw(3)], {"pixels": Pixels()}, scores), CONFIG)
     assert values["samples"] == [400]
+    assert values["floor_sets"] == [2]
     assert values["fid_pixels_floor"] == [measure(Pixels(), draw(seed), draw(1), CONFIG)["fid"] for seed in (2, 3)]
     assert values["fid_pixels"] == [measure(Pixels(), images, draw(1), CONFIG)["fid"] for images in sets]
     pairs = zip(values["fid_pixels"], values["fid_pixels_floor"], strict=True)

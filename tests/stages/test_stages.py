@@ -55,7 +55,7 @@ def test_the_whole_pipeline_gives_equal_bits_twice_and_one_mlflow_run_a_training
         assert all(isinstance(value, int | float) for value in metrics.values())
     protocols = {run: json.loads(first[f"reports/runs/{run}/protocol.json"])["protocol"] for run in RUNS}
     assert protocols["gan"] == protocols["vae"]  # whose FID may be compared
-    assert protocols["gan"]["counts"] == {"samples": 200}
+    assert protocols["gan"]["counts"] == {"samples": 200, "floor_sets": 3}
     assert list(protocols["transformer"]["counts"]) == ["test_targets", "validation_targets"]
     assert list(protocols["transformer"]["reference"]["sha256"]) == ["test", "validation"]
     client, experiment = connect()
