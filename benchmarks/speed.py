@@ -12,6 +12,7 @@ import json
 import operator
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from pipeline import artifacts, plugins
+from pipeline.costs import measure_memory
 from pipeline.data.loading import Examples, LabelledExamples, Steps, TextExamples
 from pipeline.metrics.images import measure_fid
 from pipeline.models.layers import warmup_cosine
@@ -50,7 +52,12 @@ LARGE = {"layers": 6, "heads": 6, "width": 192, "dropout": 0.1}  # the language 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the median, least and largest of `repeats` ratios, and what was to be reached."""
+    """One line of the table: the median, least and largest of `repeats` ratios, and what was to be reached.
+
+    count: what each way does in a repeat, such as "140 steps". seeds: of the models and the data's order; none where
+    nothing is drawn. seconds: the median of each of two ways. peak_memory_mib: of this process or its largest child, at
+    the end of the measurement; measurements before it in the same process count.
+    """
 
     name: str
     title: str
@@ -59,15 +66,28 @@ class Row:
     high: float
     repeats: int
     wanted: str
-    detail: str = ""
+    detail: str
+    count: str
+    seeds: tuple[int, ...]
+    seconds: tuple[float, float] | None
+    peak_memory_mib: float
 
 
 def compare(
-    name: str, title: str, wanted: str, ways: tuple[Callable[[], float], Callable[[], float]], *, repeats: int = 5
+    name: str,
+    title: str,
+    wanted: str,
+    ways: tuple[Callable[[], float], Callable[[], float]],
+    *,
+    count: str,
+    seeds: tuple[int, ...] = (0,),
+    detail: str = "",
+    repeats: int = 5,
 ) -> Row:
     """Measure both ways in turn; the ratio is the first one's seconds over the second one's."""
     ratios, medians = take_turns(ways, repeats)
-    return summarize(name, title, wanted, ratios, "{:.4g} s against {:.4g} s".format(*medians))
+    detail = "; ".join(filter(None, ["{:.4g} s against {:.4g} s".format(*medians), detail]))
+    return summarize(name, title, wanted, ratios, detail, count=count, seeds=seeds, seconds=medians)
 
 
 def take_turns(
@@ -79,9 +99,22 @@ def take_turns(
     return ratios, (statistics.median(first), statistics.median(second))
 
 
-def summarize(name: str, title: str, wanted: str, ratios: list[float], detail: str = "") -> Row:
-    """Return the row of some ratios."""
-    return Row(name, title, statistics.median(ratios), min(ratios), max(ratios), len(ratios), wanted, detail)
+def summarize(
+    name: str,
+    title: str,
+    wanted: str,
+    ratios: list[float],
+    detail: str = "",
+    *,
+    count: str,
+    seeds: tuple[int, ...] = (0,),
+    seconds: tuple[float, float] | None = None,
+) -> Row:
+    """Return the row of some ratios; called when the measurement ends, for it looks at the memory."""
+    memory = max(measure_memory(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    middle = statistics.median(ratios)
+    found = middle, min(ratios), max(ratios), len(ratios)
+    return Row(name, title, *found, wanted, detail, count, seeds, seconds, memory)
 
 
 def time_it(action: Callable[[], object]) -> float:
@@ -164,9 +197,8 @@ def time_bare(steps: int, *, compile_it: bool = False, whole: bool = False, **ch
 def measure_overhead() -> Iterator[Row]:
     """Lightning's and the pipeline's share of a step; nothing is recorded, tracking has a row of its own."""
     ways = partial(time_pipeline, "transformer", 150), partial(time_bare, 150)
-    yield compare(
-        "step_over_bare", "training step: pipeline against a plain PyTorch loop, language model", "<= 1.05", ways
-    )
+    title = "training step: pipeline against a plain PyTorch loop, language model"
+    yield compare("step_over_bare", title, "<= 1.05", ways, count=f"{150 - SKIPPED} steps")
 
 
 class PlainGPT(nn.Module):
@@ -224,8 +256,9 @@ def validate(network: nn.Module, context: int) -> float:
 
 def measure_plain(steps: int = 500) -> Iterator[Row]:
     """Loss after equal steps, and after equal seconds, against a plain GPT-2-style module; three seeds."""
-    equal_steps, equal_seconds, texts = [], [], []
-    for seed in range(3):
+    equal_steps, equal_seconds, texts, times = [], [], [], []
+    seeds = (0, 1, 2)
+    for seed in seeds:
         model, examples = make("transformer", seed, steps=steps)
         config = model.config
         seconds = time_it(lambda: list(train_bare(model, examples, steps)))  # noqa: B023
@@ -233,16 +266,24 @@ def measure_plain(steps: int = 500) -> Iterator[Row]:
         sizes = (config.layers, config.heads, config.width, config.context, model.network.head.out_features)
         torch.manual_seed(seed)
         plain = PlainGPT(*sizes)
-        theirs_seconds = train_plain(plain, examples, steps, config)
+        plain_seconds = train_plain(plain, examples, steps, config)
         equal_steps.append(ours / validate(plain, config.context))
         torch.manual_seed(seed)
         longer = PlainGPT(*sizes)
-        train_plain(longer, examples, round(steps * seconds / theirs_seconds), config)
+        longer_seconds = train_plain(longer, examples, round(steps * seconds / plain_seconds), config)
         equal_seconds.append(ours / validate(longer, config.context))
         texts.append(f"{ours:.3f}")
+        times.append((seconds, plain_seconds, longer_seconds))
+    first, second, third = (statistics.median(way) for way in zip(*times, strict=True))
     title = f"validation loss after {steps} steps at nanoGPT's laptop size, against a plain GPT-2 module with AdamW"
-    yield summarize("loss_equal_steps", f"{title}, equal steps", "< 1", equal_steps, f"{', '.join(texts)} nats")
-    yield summarize("loss_equal_seconds", f"{title}, equal seconds", "< 1", equal_seconds)
+    about: dict[str, Any] = {"count": f"{steps} steps", "seeds": seeds}
+    detail = f"{', '.join(texts)} nats"
+    yield summarize(
+        "loss_equal_steps", f"{title}, equal steps", "< 1", equal_steps, detail, seconds=(first, second), **about
+    )
+    yield summarize(
+        "loss_equal_seconds", f"{title}, equal seconds", "< 1", equal_seconds, seconds=(first, third), **about
+    )
 
 
 class TimedRecord(Record):
@@ -292,7 +333,7 @@ def measure_tracking(steps: int = 600) -> Iterator[Row]:
         starts.append(before)
     title = "share of a training's wall time that the record and MLflow's threads take, once the run is open"
     detail = f"and {max(starts):.2g} s until then"
-    yield summarize("tracking_share", title, "<= 0.01", shares, detail)
+    yield summarize("tracking_share", title, "<= 0.01", shares, detail, count=f"{steps} steps")
 
 
 def measure_cache() -> Iterator[Row]:
@@ -326,7 +367,7 @@ def compare_cache(name: str, count: int, length: int = 256, **size: int) -> Row:
     ways = partial(time_it, without), partial(time_it, with_cache)
     texts = "one text" if count == 1 else f"{count} texts at once"
     title = f"{length} tokens of {texts} by {count_millions(model)} million parameters: whole passes against KV cache"
-    return compare(name, title, ">= 10", ways, repeats=3 if count > 1 else 5)
+    return compare(name, title, ">= 10", ways, count=f"{count * length:,} tokens", repeats=3 if count > 1 else 5)
 
 
 def measure_distances(count: int = 4000) -> Iterator[Row]:
@@ -345,10 +386,9 @@ def measure_distances(count: int = 4000) -> Iterator[Row]:
         gaps = [abs(value - values[0]) / values[0] for value in values[1:]]
         detail = f"relative differences {gaps[0]:.1g} of torch-fidelity, {gaps[1]:.1g} of scipy"
         ways = partial(time_it, lambda: measure_fid(features[0], second)), partial(time_it, theirs)  # noqa: B023
-        row = compare(
-            f"fid_{size}_over_scipy", f"FID in {size} dimensions against scipy's matrix root", "< 1", ways, repeats=3
-        )
-        yield Row(**{**asdict(row), "detail": f"{row.detail}; {detail}"})
+        title = f"FID in {size} dimensions against scipy's matrix root"
+        about = f"{count:,} features a side"
+        yield compare(f"fid_{size}_over_scipy", title, "< 1", ways, count=about, seeds=(0, 1), detail=detail, repeats=3)
 
 
 def require_reproduced() -> None:
@@ -371,7 +411,8 @@ def measure_dvc() -> Iterator[Row]:
         subprocess.run([sys.executable, "-m", "dvc", command, "--quiet"], cwd=HERE.parent, check=True)
 
     ways = partial(time_it, partial(run, "repro")), partial(time_it, partial(run, "status"))
-    yield compare("repro_over_status", "`dvc repro` with nothing to do against `dvc status`", "<= 2", ways)
+    title = "`dvc repro` with nothing to do against `dvc status`"
+    yield compare("repro_over_status", title, "<= 2", ways, count="1 command", seeds=())
 
 
 def measure_seeds(steps: int = 200) -> Iterator[Row]:
@@ -387,9 +428,8 @@ def measure_seeds(steps: int = 200) -> Iterator[Row]:
             subprocess.run([*child, str(torch.get_num_threads())], check=True)
 
     ways = partial(time_it, together), partial(time_it, in_turn)
-    yield compare(
-        "together_over_in_turn", "two seeds at once, a thread each, against in turn on all", "< 1", ways, repeats=3
-    )
+    title = "two seeds at once, a thread each, against in turn on all"
+    yield compare("together_over_in_turn", title, "< 1", ways, count=f"2 x {steps} steps", repeats=3)
 
 
 def measure_compile() -> Iterator[Row]:
@@ -408,7 +448,8 @@ def measure_compile() -> Iterator[Row]:
             detail += f", which {compilation / (eager - compiled):.0f} steps save"
         model, _ = make("transformer", **size)
         title = f"training step of {count_millions(model)} million parameters: torch.compile of the loss against eager"
-        yield summarize(name, title, "< 1 to be used", ratios, detail)
+        count = f"{steps - SKIPPED} steps"
+        yield summarize(name, title, "< 1 to be used", ratios, detail, count=count, seconds=medians)
 
 
 def time_compilation(size: dict[str, Any]) -> float:
@@ -438,7 +479,7 @@ def measure_rates() -> Iterator[Row]:
         detail = f"{each / 1e9:.3g} GFLOP a step; matrix product {peak / 1e9:.3g} GFLOP/s"
         what = f"{kind} without its penalties" if changes else kind
         title = f"share of the matrix product's rate that training {what} reaches"
-        yield summarize(f"rate_{kind}", title, ">= 0.5", rates, detail)
+        yield summarize(f"rate_{kind}", title, ">= 0.5", rates, detail, count=f"{60 - SKIPPED} steps")
 
 
 MEASURES: dict[str, Callable[[], Iterator[Row]]] = {
@@ -493,14 +534,19 @@ def is_missed(row: dict[str, Any]) -> bool:
 
 def render(rows: dict[str, dict[str, Any]]) -> str:
     """Return the Markdown table."""
-    lines = ["| compared | ratio | least to largest | repeats | wanted | | on |", "|---|---:|---:|---:|---:|---|---|"]
-    line = "| {title} (`{name}`) | {found} | {low:.3g} to {high:.3g} | {repeats} | {wanted} | {detail} | {on} |"
+    lines = [
+        "| compared | ratio | least to largest | repeats | of | wanted | | on |",
+        "|---|---:|---:|---:|---:|---:|---|---|",
+    ]
+    line = (
+        "| {title} (`{name}`) | {found} | {low:.3g} to {high:.3g} | {repeats} | {count} | {wanted} | {detail} | {on} |"
+    )
     for row in rows.values():
         on = f"{row['processor']}, {row['threads']} threads"
         if "commit" in row:  # rows of older versions have none
             on += f", commit `{row['commit']}`"
         found = f"{row['ratio']:.3g}{' (missed)' if is_missed(row) else ''}"
-        lines.append(line.format(**row, found=found, on=on))
+        lines.append(line.format(**{"count": ""} | row, found=found, on=on))  # nor a count
     return "\n".join(lines) + "\n"
 
 

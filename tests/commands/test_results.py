@@ -3,6 +3,7 @@
 import importlib
 import re
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -204,11 +205,21 @@ def test_costs_stay_where_the_records_are_gone_and_the_value_is_the_same(
 def test_the_ratios_of_speed_are_results_too() -> None:
     row = {"name": "a_over_b", "title": "t", "ratio": 1.1, "low": 1.0, "high": 1.2, "repeats": 5, "wanted": "<= 2"}
     row |= {"detail": "d", "processor": "p", "threads": "2", "torch": "t"}
-    artifacts.write_json(Path("speed.json"), {"rows": {"a_over_b": row, "c_over_d": row | {"commit": "1a2b3c4"}}})
+    later = {
+        "count": "200 steps",
+        "seeds": [0, 1],
+        "seconds": [1.1, 1.0],
+        "peak_memory_mib": 512.5,
+        "commit": "1a2b3c4",
+    }
+    one_way = later | {"seeds": [], "seconds": None}  # nothing is drawn, nothing compared
+    rows = {"a_over_b": row, "c_over_d": row | later, "share": row | one_way}
+    artifacts.write_json(Path("speed.json"), {"rows": rows})
     assert main(["results"]) == 0
     found = artifacts.read_json(Path("results.json"))
-    assert found["c_over_d"] == found["a_over_b"] | {"commit": "1a2b3c4"}
-    assert found["a_over_b"] == {
+    assert found["c_over_d"] == found["a_over_b"] | later
+    assert found["share"].keys() == found["c_over_d"].keys() - {"seeds", "seconds"}
+    assert found["a_over_b"] == {  # a row of an older version, which has none of these
         "value": 1.1,
         "interval": [1.0, 1.2],
         "interval_is": "least to largest of the repeats",
@@ -237,6 +248,22 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("speed")
 
 
+def test_a_row_of_speed_says_what_was_counted_and_is_read_as_it_is_written(speed: Any, tmp_path: Path) -> None:
+    ways = [2.0, 3.0, 4.0], [1.0, 1.0, 1.0]
+    first, second = (iter(seconds).__next__ for seconds in ways)
+    row = speed.compare("a_over_b", "t", "<= 2", (first, second), count="9 steps", seeds=(4, 5), detail="d", repeats=3)
+    assert (row.ratio, row.low, row.high, row.repeats) == (3, 2, 4, 3)
+    assert (row.detail, row.count, row.seeds, row.seconds) == ("3 s against 1 s; d", "9 steps", (4, 5), (3, 1))
+    assert row.peak_memory_mib > 50  # of a process that has imported torch
+    about = {"processor": "p", "threads": "2", "torch": "t", "commit": "1a2b3c4"}
+    artifacts.write_json(tmp_path / "speed.json", {"rows": {"a_over_b": asdict(row) | about}})
+    rows = artifacts.read_json(tmp_path / "speed.json")["rows"]
+    found = results.read_speed({"rows": rows})["a_over_b"]
+    assert (found["value"], found["count"], found["seeds"], found["seconds"]) == (3, "9 steps", [4, 5], [3, 1])
+    assert found["peak_memory_mib"] == row.peak_memory_mib
+    assert "| 3 (missed) | 2 to 4 | 3 | 9 steps | <= 2 | 3 s against 1 s; d |" in speed.render(rows)
+
+
 def test_speed_marks_what_is_missed_and_names_the_commit(speed: Any) -> None:
     row = {"name": "a", "title": "t", "low": 0.1, "high": 9.0, "repeats": 3, "detail": "", "torch": "t"}
     row |= {"processor": "p", "threads": "2"}
@@ -244,6 +271,7 @@ def test_speed_marks_what_is_missed_and_names_the_commit(speed: Any) -> None:
     rows = {text: row | {"ratio": ratio, "wanted": text} for text, ratio in wanted.items()}
     rows["none"]["commit"] = "1a2b3c4"
     lines = speed.render(rows).splitlines()
+    assert {line.count("|") for line in lines} == {9}  # with an empty count: the rows are of an older version
     cells = [line.split(" | ") for line in lines[2:]]
     assert [cell[1] for cell in cells] == ["1", "0.414 (missed)", "1 (missed)", "0.9", "0.02 (missed)", "1"]
     assert [cell[-1] for cell in cells[-2:]] == ["p, 2 threads |", "p, 2 threads, commit `1a2b3c4` |"]
@@ -262,7 +290,9 @@ def test_speed_notes_the_commit_and_whether_files_differ(
     for command in (["init"], ["add", "file"], ["commit", "-m", "c"], ["tag", "-a", "v1", "-m", "t"]):
         git(*command)
     commit = git("rev-parse", "--short", "HEAD")
-    monkeypatch.setattr(speed, "MEASURES", {"one": lambda: iter([speed.summarize("one", "t", "< 1", [0.5])])})
+    monkeypatch.setattr(
+        speed, "MEASURES", {"one": lambda: iter([speed.summarize("one", "t", "< 1", [0.5], count="1 step")])}
+    )
     monkeypatch.setattr("sys.argv", ["speed.py"])
     speed.main()
     assert artifacts.read_json(tmp_path / "speed.json")["rows"]["one"]["commit"] == commit
