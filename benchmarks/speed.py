@@ -29,6 +29,7 @@ import scipy.linalg
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import Callback
+from pytorch_lightning.profilers import Profiler
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,13 +41,15 @@ from pipeline.data.loading import Examples, LabelledExamples, Steps, TextExample
 from pipeline.metrics.images import measure_fid
 from pipeline.models.layers import warmup_cosine
 from pipeline.randomness import make_generator
-from pipeline.record import Record, describe_environment
+from pipeline.record import Record, describe_environment, describe_lineage
 from pipeline.tracking import Mirror
-from pipeline.training import Recorder, fit
+from pipeline.training import LOGGED_LINES, Recorder, fit
 
 HERE = Path(__file__).parent
 SKIPPED = 10  # steps of a training that are not timed: allocator, threads
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+LENGTH = 2400  # steps of lm_shakespeare_0
+SMALL = {"layers": 2, "batch_size": 4}  # the language model at about 20 ms a step on two threads of a Xeon
 LARGE = {"layers": 6, "heads": 6, "width": 192, "dropout": 0.1}  # the language model of 30 minutes
 
 
@@ -149,22 +152,79 @@ class Clock(Callback):
             self.seconds = time.perf_counter() - self.started
 
 
-def time_pipeline(kind: str, steps: int, callbacks: list[Callback] | None = None, **changes: Any) -> float:
-    """Train by the pipeline's own loop."""
+class Waits(Profiler):
+    """Seconds in which Lightning's loop waited for a batch, which the same thread makes: order, reading, conversion."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+
+    def start(self, action_name: str) -> None:
+        """Note when a batch is asked for."""
+        if action_name.endswith("train_dataloader_next"):
+            self.asked = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        """Add up until it is there."""
+        if action_name.endswith("train_dataloader_next"):
+            self.seconds += time.perf_counter() - self.asked
+
+
+class Watched(Callback):
+    """Hands the trainer a profiler for the steps that a Clock counts."""
+
+    def __init__(self, profiler: Profiler) -> None:
+        self.profiler = profiler
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        """Begin with the step after SKIPPED."""
+        if index + 1 == SKIPPED:
+            trainer.profiler = self.profiler
+
+
+def time_pipeline(
+    kind: str, steps: int, callbacks: list[Callback] | None = None, state: Path | None = None, **changes: Any
+) -> float:
+    """Train by the pipeline's own loop; return the seconds from step SKIPPED on."""
     model, examples = make(kind, steps=steps, **changes)
     clock = Clock()
-    parts = [*([Recorder(None, steps)] if callbacks is None else callbacks), clock]
-    size = model.config.batch_size
+    train(model, examples, steps, [*([Recorder(None, steps)] if callbacks is None else callbacks), clock], state)
+    return clock.seconds
+
+
+def train(model: Any, examples: Examples, steps: int, callbacks: list[Callback], state: Path | None = None) -> None:
+    """Call the pipeline's own loop as its stages do."""
     fit(
         model,
         examples,
         steps=steps,
-        batch_size=size,
+        batch_size=model.config.batch_size,
         seed=0,
         clip_norm=getattr(model.config, "clip_norm", None),
-        callbacks=parts,
+        state=state,
+        callbacks=callbacks,
     )
-    return clock.seconds
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """Return what a record is opened with, as the stage `train` has it."""
+    config = model.config.model_dump()
+    about = {"parameters": {f"model.{name}": value for name, value in config.items()}, "config": {"model": config}}
+    return {"name": "speed", "tags": describe_lineage(), "datasets": [], "environment": describe_environment(), **about}
+
+
+def make_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a new folder on the disk where trainings have their state: another one may be memory."""
+    artifacts.STATE.mkdir(exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=artifacts.STATE.resolve(), prefix="speed-")
+
+
+def time_recorded(steps: int) -> float:
+    """Train the small language model with a record and resume state; lines are as rare as in LENGTH steps."""
+    with make_folder() as folder:
+        state = Path(folder)
+        record = Record(state / "record", describe(make("transformer", **SMALL)[0]))
+        return time_pipeline("transformer", steps, [Recorder(record, LENGTH)], state, **SMALL)
 
 
 def train_bare(model: Any, examples: Examples, steps: int, *, compile_it: bool = False) -> Iterator[float]:
@@ -194,11 +254,39 @@ def time_bare(steps: int, *, compile_it: bool = False, whole: bool = False, **ch
     return time.perf_counter() - start
 
 
-def measure_overhead() -> Iterator[Row]:
-    """Lightning's and the pipeline's share of a step; nothing is recorded, tracking has a row of its own."""
-    ways = partial(time_pipeline, "transformer", 150), partial(time_bare, 150)
-    title = "training step: pipeline against a plain PyTorch loop, language model"
-    yield compare("step_over_bare", title, "<= 1.05", ways, count=f"{150 - SKIPPED} steps")
+def measure_overhead(steps: int = 300) -> Iterator[Row]:
+    """Lightning's and the pipeline's share of a step, with the record; MLflow has a row of its own.
+
+    Without the eight previews of a training, which are samples and scores: a plain loop would have to make them, too.
+    """
+    ways = partial(time_recorded, steps), partial(time_bare, steps, **SMALL)
+    ratios, medians = take_turns(ways, 5)
+    ours, bare = (1000 * seconds / (steps - SKIPPED) for seconds in medians)
+    title = "training step: pipeline with its record, without MLflow, against a plain PyTorch loop, language model"
+    detail = f"{ours:.3g} ms a step against {bare:.3g} ms; a line of the record every {LENGTH // LOGGED_LINES} steps"
+    count = f"{steps - SKIPPED} steps"
+    yield summarize("step_over_bare", title, "<= 1.05", ratios, detail, count=count, seconds=medians)
+
+
+def measure_data(steps: int = 150) -> Iterator[Row]:
+    """The share of a training's seconds in which its loop waits for batches; the other models are in the detail."""
+    sizes: dict[str, dict[str, Any]] = {"transformer": SMALL, "gan": {}, "vae": {}}
+    times = {kind: [time_waits(kind, steps, **size) for _ in range(5)] for kind, size in sizes.items()}
+    shares = {kind: [waited / seconds for waited, seconds in found] for kind, found in times.items()}
+    waited, seconds = (statistics.median(part) for part in zip(*times["transformer"], strict=True))
+    each = (steps - SKIPPED) / 1000
+    detail = f"{waited / each:.2g} ms of {seconds / each:.3g} ms a step; "
+    detail += ", ".join(f"{statistics.median(shares[kind]):.2g} of the {kind.upper()}'s" for kind in ("gan", "vae"))
+    title = "seconds that the training loop waits for its batches, over the seconds of the training, language model"
+    about: dict[str, Any] = {"count": f"{steps - SKIPPED} steps", "seconds": (waited, seconds)}
+    yield summarize("data_share", title, "<= 0.05", shares["transformer"], detail, **about)
+
+
+def time_waits(kind: str, steps: int, **changes: Any) -> tuple[float, float]:
+    """Train by the pipeline's own loop; return the seconds of waiting for batches, and all, from step SKIPPED on."""
+    waits = Waits()
+    seconds = time_pipeline(kind, steps, [Recorder(None, steps), Watched(waits)], **changes)
+    return waits.seconds, seconds
 
 
 class PlainGPT(nn.Module):
@@ -484,6 +572,7 @@ def measure_rates() -> Iterator[Row]:
 
 MEASURES: dict[str, Callable[[], Iterator[Row]]] = {
     "overhead": measure_overhead,
+    "data": measure_data,
     "plain": measure_plain,
     "tracking": measure_tracking,
     "cache": measure_cache,

@@ -5,6 +5,7 @@ import re
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -322,3 +323,21 @@ def test_speed_says_in_the_title_that_a_gan_has_no_penalties(speed: Any, monkeyp
     titles = {row.name: row.title for row in speed.measure_rates()}
     assert "training gan without its penalties" in titles["rate_gan"]
     assert "penalties" not in titles["rate_vae"] + titles["rate_transformer"]
+
+
+def test_speed_divides_the_waiting_for_batches_by_the_training(speed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"transformer": (0.4, 20.0), "gan": (0.3, 30.0), "vae": (0.1, 20.0)}
+    monkeypatch.setattr(speed, "time_waits", lambda kind, *_, **__: times[kind])
+    (row,) = speed.measure_data(110)
+    assert (row.name, row.ratio, row.count, row.seconds) == ("data_share", 0.02, "100 steps", (0.4, 20))
+    assert row.detail == "4 ms of 200 ms a step; 0.01 of the GAN's, 0.005 of the VAE's"
+
+
+def test_speed_counts_the_seconds_of_fetching_a_batch_alone(speed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([1.0, 1.5, 7.0, 7.25])
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    waits = speed.Waits()
+    for action in ("[_TrainingEpochLoop].train_dataloader_next", "run_training_batch") * 2:
+        with waits.profile(action):
+            pass
+    assert waits.seconds == 0.75
