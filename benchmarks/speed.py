@@ -44,6 +44,7 @@ from pipeline.randomness import make_generator
 from pipeline.record import Record, describe_environment, describe_lineage
 from pipeline.tracking import Mirror
 from pipeline.training import LOGGED_LINES, Recorder, fit
+from pipeline.weights import save_model
 
 HERE = Path(__file__).parent
 SKIPPED = 10  # steps of a training that are not timed: allocator, threads
@@ -385,43 +386,81 @@ class TimedRecord(Record):
 
 
 class Spent(Callback):
-    """What tracking had cost at a quarter of the training, when MLflow's run is open, and at its end, with the time."""
+    """What MLflow's threads had taken when its run was open, and at the training's end, with the time of each."""
 
-    def __init__(self, record: TimedRecord, mirror: Mirror) -> None:
-        self.record, self.mirror = record, mirror
+    def __init__(self, mirror: Mirror) -> None:
+        self.mirror = mirror
         self.seen: list[tuple[float, float]] = []
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         """Read the clocks where it counts."""
-        if index + 1 in {trainer.num_training_batches // 4, trainer.num_training_batches}:
-            assert self.mirror.run_id
+        if index + 1 == trainer.num_training_batches or (self.mirror.run_id and not self.seen):
             clocks = [time.pthread_getcpuclockid(thread.ident) for thread in self.mirror.threads if thread.ident]
-            self.seen.append((time.perf_counter(), self.record.seconds + sum(map(time.clock_gettime, clocks))))
+            self.seen.append((time.perf_counter(), sum(map(time.clock_gettime, clocks))))
 
 
-def measure_tracking(steps: int = 600) -> Iterator[Row]:
-    """The share of a training's wall time that the record and MLflow's threads take.
+def measure_tracking(steps: int = LENGTH) -> Iterator[Row]:
+    """MLflow's share of a training's wall time, both from the record's opening to the end of MLflow's run.
 
-    Processor time of the threads counts as if the training had stood still for it. With and without them in turn, as
-    the other rows do it, differ by less than this machine's noise.
+    Each training is a process, as a stage is: MLflow imports much when it is first used. All three write to one store,
+    which the first one makes. Processor time of MLflow's threads counts as if the training had stood still for it, and
+    at the end, when the training waits for them, wall time. With and without them in turn, as the other rows do it,
+    differ by less than this machine's noise.
     """
-    shares, starts = [], []
-    for _ in range(3):
-        with tempfile.TemporaryDirectory() as folder:
-            about = {"name": "speed", "parameters": {}, "config": {}, "tags": {}, "datasets": [], "environment": {}}
-            record = TimedRecord(Path(folder) / "record", about)
-            mirror = Mirror(record).start()
-            spent = Spent(record, mirror)
-            time_pipeline("transformer", steps, [Recorder(record, steps), spent])
-            record.finish("FINISHED")
-            mirror.close()
-            assert not mirror.failed
-        (began, before), (ended, after) = spent.seen
-        shares.append((after - before) / (ended - began))
-        starts.append(before)
-    title = "share of a training's wall time that the record and MLflow's threads take, once the run is open"
-    detail = f"and {max(starts):.2g} s until then"
-    yield summarize("tracking_share", title, "<= 0.01", shares, detail, count=f"{steps} steps")
+    with make_folder() as folder:
+        times = [time_tracking(Path(folder), str(index), steps) for index in range(3)]
+    spent = [found["start"] + found["steps"] + found["close"] for found in times]
+    shares = [part / found["wall"] for part, found in zip(spent, times, strict=True)]
+    middle = {name: statistics.median(found[name] for found in times) for name in times[0]}
+    detail = (
+        f"{middle['start']:.2g} s until the run is open and {middle['close']:.2g} s at the end, with the model, "
+        f"whatever the length; {middle['steps'] / middle['between']:.2g} of the time between; not counted: "
+        f"{middle['record']:.2g} s for the record's lines, {time_import():.2g} s to import MLflow"
+    )
+    title = f"MLflow's seconds, start and end included, over the wall time of a language model's {steps:,} steps"
+    seconds = statistics.median(spent), middle["wall"]
+    yield summarize("tracking_share", title, "<= 0.01", shares, detail, count=f"{steps:,} steps", seconds=seconds)
+
+
+def time_tracking(store: Path, name: str, steps: int) -> dict[str, float]:
+    """Train in a process of its own that writes to the MLflow store in a folder; return what `track` found."""
+    command = [sys.executable, "-c", f"import speed; speed.track({str(store / name)!r}, {steps})"]
+    mine = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    subprocess.run(command, cwd=HERE, env=mine | {"DVC_ROOT": str(store)}, check=True)
+    return artifacts.read_json(store / name / "spent.json")
+
+
+def track(folder: str, steps: int) -> None:
+    """Train as the stage does, but for what previews compute, and write down what MLflow takes.
+
+    In spent.json, seconds: `start` of MLflow until its run is open, `steps` of it from then to the last step, which are
+    `between` apart, `close` of it at the end; `wall` from the record's opening on, `record` of writing lines.
+    """
+    state = Path(folder)
+    model, examples = make("transformer", steps=steps)
+    began = time.perf_counter()
+    record = TimedRecord(state / "record", describe(model))
+    mirror = Mirror(record).start()
+    spent = Spent(mirror)
+    recorder = Recorder(record, steps, lambda step: record.text("samples", step, 400 * "x"))
+    train(model, examples, steps, [recorder, spent], state)
+    tokenizer = artifacts.read_json(artifacts.PREPARED / "shakespeare" / "tokenizer.json")
+    save_model(state / "model", "transformer", model, model.config, artifacts.read_spec("shakespeare"), tokenizer)
+    record.finish("FINISHED")
+    close = time_it(partial(mirror.close, model=state / "model"))
+    wall = time.perf_counter() - began
+    assert not mirror.failed
+    (opened, start), (ended, whole) = spent.seen  # one, if the training ended before the run was open
+    found = {"start": start, "steps": whole - start, "between": ended - opened, "close": close, "wall": wall}
+    artifacts.write_json(state / "spent.json", found | {"record": record.seconds})
+
+
+def time_import() -> float:
+    """Time what importing MLflow adds to a training's process; the median of three."""
+    code = "import time, pipeline.training; start = time.perf_counter(); import pipeline.tracking; "
+    command = [sys.executable, "-c", code + "print(time.perf_counter() - start)"]
+    found = [subprocess.run(command, cwd=HERE, stdout=subprocess.PIPE, check=True).stdout for _ in range(3)]
+    return statistics.median(map(float, found))
 
 
 def measure_cache() -> Iterator[Row]:

@@ -341,3 +341,19 @@ def test_speed_counts_the_seconds_of_fetching_a_batch_alone(speed: Any, monkeypa
         with waits.profile(action):
             pass
     assert waits.seconds == 0.75
+
+
+def test_speed_counts_the_start_and_the_end_of_mlflow(
+    speed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = {"start": 2.0, "steps": 0.5, "between": 90.0, "close": 1.5, "record": 0.9}
+    times = {str(index): found | {"wall": wall} for index, wall in enumerate((100.0, 200.0, 400.0))}
+    monkeypatch.setattr(speed, "time_tracking", lambda _store, name, _steps: times[name])
+    monkeypatch.setattr(speed, "time_import", lambda: 3.0)
+    (row,) = speed.measure_tracking(2400)
+    assert (row.ratio, row.low, row.high, row.seconds, row.count) == (0.02, 0.01, 0.04, (4, 200), "2,400 steps")
+    assert row.detail == (
+        "2 s until the run is open and 1.5 s at the end, with the model, whatever the length; 0.0056 of the time "
+        "between; not counted: 0.9 s for the record's lines, 3 s to import MLflow"
+    )
