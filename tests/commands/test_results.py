@@ -357,3 +357,10 @@ def test_speed_counts_the_start_and_the_end_of_mlflow(
         "2 s until the run is open and 1.5 s at the end, with the model, whatever the length; 0.0056 of the time "
         "between; not counted: 0.9 s for the record's lines, 3 s to import MLflow"
     )
+
+
+def test_speed_compares_no_ways_that_give_other_values(speed: Any) -> None:
+    row = speed.compare_values("a", "t", (lambda: 2.0, lambda: 2.000001), "1 image", repeats=1)
+    assert row.detail.endswith("; FID 2, relative difference 5e-07")
+    with pytest.raises(AssertionError, match=r"a: 2\.0 against 2\.1"):
+        speed.compare_values("a", "t", (lambda: 2.0, lambda: 2.1), "1 image")
