@@ -1,6 +1,6 @@
 """Speed, side by side in one run: each number is a ratio of two ways to do the same thing, on this machine, now.
 
-    cd benchmarks && dvc repro prepare@shakespeare prepare@digits && python speed.py
+    cd benchmarks && dvc repro prepare@shakespeare prepare@digits features@mnist_classifier && python speed.py
     python speed.py --only cache fid          # some of them
 
 Pairs are measured in turn, several times: the table has the median ratio, and the smallest and largest. Writes
@@ -12,6 +12,7 @@ import json
 import operator
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -22,35 +23,52 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import scipy.linalg
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import Callback
+from pytorch_lightning.profilers import Profiler
 from ruamel.yaml import YAML
 from torch import Tensor, nn
+from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
+from torch_fidelity import calculate_metrics, register_feature_extractor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from pipeline import artifacts, plugins
+from pipeline import artifacts, memo, plugins
+from pipeline.costs import measure_memory
 from pipeline.data.loading import Examples, LabelledExamples, Steps, TextExamples
+from pipeline.metrics.image_evidence import extract
 from pipeline.metrics.images import measure_fid
+from pipeline.models.classifier import load_features
 from pipeline.models.layers import warmup_cosine
 from pipeline.randomness import make_generator
-from pipeline.record import Record, describe_environment
+from pipeline.record import Record, describe_environment, describe_lineage
+from pipeline.stages.evaluate import digest_code
 from pipeline.tracking import Mirror
-from pipeline.training import Recorder, fit
+from pipeline.training import LOGGED_LINES, Recorder, fit
+from pipeline.weights import save_model
 
 HERE = Path(__file__).parent
 SKIPPED = 10  # steps of a training that are not timed: allocator, threads
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+LENGTH = 2400  # steps of lm_shakespeare_0
+SMALL = {"layers": 2, "batch_size": 4}  # the language model at about 20 ms a step on two threads of a Xeon
 LARGE = {"layers": 6, "heads": 6, "width": 192, "dropout": 0.1}  # the language model of 30 minutes
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the median, least and largest of `repeats` ratios, and what was to be reached."""
+    """One line of the table: the median, least and largest of `repeats` ratios, and what was to be reached.
+
+    count: what each way does in a repeat, such as "140 steps". seeds: of the models and the data's order; none where
+    nothing is drawn. seconds: the median of each of two ways. peak_memory_mib: of this process or its largest child, at
+    the end of the measurement; measurements before it in the same process count.
+    """
 
     name: str
     title: str
@@ -59,15 +77,28 @@ class Row:
     high: float
     repeats: int
     wanted: str
-    detail: str = ""
+    detail: str
+    count: str
+    seeds: tuple[int, ...]
+    seconds: tuple[float, float] | None
+    peak_memory_mib: float
 
 
 def compare(
-    name: str, title: str, wanted: str, ways: tuple[Callable[[], float], Callable[[], float]], *, repeats: int = 5
+    name: str,
+    title: str,
+    wanted: str,
+    ways: tuple[Callable[[], float], Callable[[], float]],
+    *,
+    count: str,
+    seeds: tuple[int, ...] = (0,),
+    detail: str = "",
+    repeats: int = 5,
 ) -> Row:
     """Measure both ways in turn; the ratio is the first one's seconds over the second one's."""
     ratios, medians = take_turns(ways, repeats)
-    return summarize(name, title, wanted, ratios, "{:.4g} s against {:.4g} s".format(*medians))
+    detail = "; ".join(filter(None, ["{:.4g} s against {:.4g} s".format(*medians), detail]))
+    return summarize(name, title, wanted, ratios, detail, count=count, seeds=seeds, seconds=medians)
 
 
 def take_turns(
@@ -79,9 +110,22 @@ def take_turns(
     return ratios, (statistics.median(first), statistics.median(second))
 
 
-def summarize(name: str, title: str, wanted: str, ratios: list[float], detail: str = "") -> Row:
-    """Return the row of some ratios."""
-    return Row(name, title, statistics.median(ratios), min(ratios), max(ratios), len(ratios), wanted, detail)
+def summarize(
+    name: str,
+    title: str,
+    wanted: str,
+    ratios: list[float],
+    detail: str = "",
+    *,
+    count: str,
+    seeds: tuple[int, ...] = (0,),
+    seconds: tuple[float, float] | None = None,
+) -> Row:
+    """Return the row of some ratios; called when the measurement ends, for it looks at the memory."""
+    memory = max(measure_memory(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    middle = statistics.median(ratios)
+    found = middle, min(ratios), max(ratios), len(ratios)
+    return Row(name, title, *found, wanted, detail, count, seeds, seconds, memory)
 
 
 def time_it(action: Callable[[], object]) -> float:
@@ -116,22 +160,79 @@ class Clock(Callback):
             self.seconds = time.perf_counter() - self.started
 
 
-def time_pipeline(kind: str, steps: int, callbacks: list[Callback] | None = None, **changes: Any) -> float:
-    """Train by the pipeline's own loop."""
+class Waits(Profiler):
+    """Seconds in which Lightning's loop waited for a batch, which the same thread makes: order, reading, conversion."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+
+    def start(self, action_name: str) -> None:
+        """Note when a batch is asked for."""
+        if action_name.endswith("train_dataloader_next"):
+            self.asked = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        """Add up until it is there."""
+        if action_name.endswith("train_dataloader_next"):
+            self.seconds += time.perf_counter() - self.asked
+
+
+class Watched(Callback):
+    """Hands the trainer a profiler for the steps that a Clock counts."""
+
+    def __init__(self, profiler: Profiler) -> None:
+        self.profiler = profiler
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        """Begin with the step after SKIPPED."""
+        if index + 1 == SKIPPED:
+            trainer.profiler = self.profiler
+
+
+def time_pipeline(
+    kind: str, steps: int, callbacks: list[Callback] | None = None, state: Path | None = None, **changes: Any
+) -> float:
+    """Train by the pipeline's own loop; return the seconds from step SKIPPED on."""
     model, examples = make(kind, steps=steps, **changes)
     clock = Clock()
-    parts = [*([Recorder(None, steps)] if callbacks is None else callbacks), clock]
-    size = model.config.batch_size
+    train(model, examples, steps, [*([Recorder(None, steps)] if callbacks is None else callbacks), clock], state)
+    return clock.seconds
+
+
+def train(model: Any, examples: Examples, steps: int, callbacks: list[Callback], state: Path | None = None) -> None:
+    """Call the pipeline's own loop as its stages do."""
     fit(
         model,
         examples,
         steps=steps,
-        batch_size=size,
+        batch_size=model.config.batch_size,
         seed=0,
         clip_norm=getattr(model.config, "clip_norm", None),
-        callbacks=parts,
+        state=state,
+        callbacks=callbacks,
     )
-    return clock.seconds
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """Return what a record is opened with, as the stage `train` has it."""
+    config = model.config.model_dump()
+    about = {"parameters": {f"model.{name}": value for name, value in config.items()}, "config": {"model": config}}
+    return {"name": "speed", "tags": describe_lineage(), "datasets": [], "environment": describe_environment(), **about}
+
+
+def make_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a new folder on the disk where trainings have their state: another one may be memory."""
+    artifacts.STATE.mkdir(exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=artifacts.STATE.resolve(), prefix="speed-")
+
+
+def time_recorded(steps: int) -> float:
+    """Train the small language model with a record and resume state; lines are as rare as in LENGTH steps."""
+    with make_folder() as folder:
+        state = Path(folder)
+        record = Record(state / "record", describe(make("transformer", **SMALL)[0]))
+        return time_pipeline("transformer", steps, [Recorder(record, LENGTH)], state, **SMALL)
 
 
 def train_bare(model: Any, examples: Examples, steps: int, *, compile_it: bool = False) -> Iterator[float]:
@@ -161,12 +262,39 @@ def time_bare(steps: int, *, compile_it: bool = False, whole: bool = False, **ch
     return time.perf_counter() - start
 
 
-def measure_overhead() -> Iterator[Row]:
-    """Lightning's and the pipeline's share of a step; nothing is recorded, tracking has a row of its own."""
-    ways = partial(time_pipeline, "transformer", 150), partial(time_bare, 150)
-    yield compare(
-        "step_over_bare", "training step: pipeline against a plain PyTorch loop, language model", "<= 1.05", ways
-    )
+def measure_overhead(steps: int = 300) -> Iterator[Row]:
+    """Lightning's and the pipeline's share of a step, with the record; MLflow has a row of its own.
+
+    Without the eight previews of a training, which are samples and scores: a plain loop would have to make them, too.
+    """
+    ways = partial(time_recorded, steps), partial(time_bare, steps, **SMALL)
+    ratios, medians = take_turns(ways, 5)
+    ours, bare = (1000 * seconds / (steps - SKIPPED) for seconds in medians)
+    title = "training step: pipeline with its record, without MLflow, against a plain PyTorch loop, language model"
+    detail = f"{ours:.3g} ms a step against {bare:.3g} ms; a line of the record every {LENGTH // LOGGED_LINES} steps"
+    count = f"{steps - SKIPPED} steps"
+    yield summarize("step_over_bare", title, "<= 1.05", ratios, detail, count=count, seconds=medians)
+
+
+def measure_data(steps: int = 150) -> Iterator[Row]:
+    """The share of a training's seconds in which its loop waits for batches; the other models are in the detail."""
+    sizes: dict[str, dict[str, Any]] = {"transformer": SMALL, "gan": {}, "vae": {}}
+    times = {kind: [time_waits(kind, steps, **size) for _ in range(5)] for kind, size in sizes.items()}
+    shares = {kind: [waited / seconds for waited, seconds in found] for kind, found in times.items()}
+    waited, seconds = (statistics.median(part) for part in zip(*times["transformer"], strict=True))
+    each = (steps - SKIPPED) / 1000
+    detail = f"{waited / each:.2g} ms of {seconds / each:.3g} ms a step; "
+    detail += ", ".join(f"{statistics.median(shares[kind]):.2g} of the {kind.upper()}'s" for kind in ("gan", "vae"))
+    title = "seconds that the training loop waits for its batches, over the seconds of the training, language model"
+    about: dict[str, Any] = {"count": f"{steps - SKIPPED} steps", "seconds": (waited, seconds)}
+    yield summarize("data_share", title, "<= 0.05", shares["transformer"], detail, **about)
+
+
+def time_waits(kind: str, steps: int, **changes: Any) -> tuple[float, float]:
+    """Train by the pipeline's own loop; return the seconds of waiting for batches, and all, from step SKIPPED on."""
+    waits = Waits()
+    seconds = time_pipeline(kind, steps, [Recorder(None, steps), Watched(waits)], **changes)
+    return waits.seconds, seconds
 
 
 class PlainGPT(nn.Module):
@@ -224,8 +352,9 @@ def validate(network: nn.Module, context: int) -> float:
 
 def measure_plain(steps: int = 500) -> Iterator[Row]:
     """Loss after equal steps, and after equal seconds, against a plain GPT-2-style module; three seeds."""
-    equal_steps, equal_seconds, texts = [], [], []
-    for seed in range(3):
+    equal_steps, equal_seconds, texts, times = [], [], [], []
+    seeds = (0, 1, 2)
+    for seed in seeds:
         model, examples = make("transformer", seed, steps=steps)
         config = model.config
         seconds = time_it(lambda: list(train_bare(model, examples, steps)))  # noqa: B023
@@ -233,16 +362,24 @@ def measure_plain(steps: int = 500) -> Iterator[Row]:
         sizes = (config.layers, config.heads, config.width, config.context, model.network.head.out_features)
         torch.manual_seed(seed)
         plain = PlainGPT(*sizes)
-        theirs_seconds = train_plain(plain, examples, steps, config)
+        plain_seconds = train_plain(plain, examples, steps, config)
         equal_steps.append(ours / validate(plain, config.context))
         torch.manual_seed(seed)
         longer = PlainGPT(*sizes)
-        train_plain(longer, examples, round(steps * seconds / theirs_seconds), config)
+        longer_seconds = train_plain(longer, examples, round(steps * seconds / plain_seconds), config)
         equal_seconds.append(ours / validate(longer, config.context))
         texts.append(f"{ours:.3f}")
+        times.append((seconds, plain_seconds, longer_seconds))
+    first, second, third = (statistics.median(way) for way in zip(*times, strict=True))
     title = f"validation loss after {steps} steps at nanoGPT's laptop size, against a plain GPT-2 module with AdamW"
-    yield summarize("loss_equal_steps", f"{title}, equal steps", "< 1", equal_steps, f"{', '.join(texts)} nats")
-    yield summarize("loss_equal_seconds", f"{title}, equal seconds", "< 1", equal_seconds)
+    about: dict[str, Any] = {"count": f"{steps} steps", "seeds": seeds}
+    detail = f"{', '.join(texts)} nats"
+    yield summarize(
+        "loss_equal_steps", f"{title}, equal steps", "< 1", equal_steps, detail, seconds=(first, second), **about
+    )
+    yield summarize(
+        "loss_equal_seconds", f"{title}, equal seconds", "< 1", equal_seconds, seconds=(first, third), **about
+    )
 
 
 class TimedRecord(Record):
@@ -256,43 +393,81 @@ class TimedRecord(Record):
 
 
 class Spent(Callback):
-    """What tracking had cost at a quarter of the training, when MLflow's run is open, and at its end, with the time."""
+    """What MLflow's threads had taken when its run was open, and at the training's end, with the time of each."""
 
-    def __init__(self, record: TimedRecord, mirror: Mirror) -> None:
-        self.record, self.mirror = record, mirror
+    def __init__(self, mirror: Mirror) -> None:
+        self.mirror = mirror
         self.seen: list[tuple[float, float]] = []
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         """Read the clocks where it counts."""
-        if index + 1 in {trainer.num_training_batches // 4, trainer.num_training_batches}:
-            assert self.mirror.run_id
+        if index + 1 == trainer.num_training_batches or (self.mirror.run_id and not self.seen):
             clocks = [time.pthread_getcpuclockid(thread.ident) for thread in self.mirror.threads if thread.ident]
-            self.seen.append((time.perf_counter(), self.record.seconds + sum(map(time.clock_gettime, clocks))))
+            self.seen.append((time.perf_counter(), sum(map(time.clock_gettime, clocks))))
 
 
-def measure_tracking(steps: int = 600) -> Iterator[Row]:
-    """The share of a training's wall time that the record and MLflow's threads take.
+def measure_tracking(steps: int = LENGTH) -> Iterator[Row]:
+    """MLflow's share of a training's wall time, both from the record's opening to the end of MLflow's run.
 
-    Processor time of the threads counts as if the training had stood still for it. With and without them in turn, as
-    the other rows do it, differ by less than this machine's noise.
+    Each training is a process, as a stage is: MLflow imports much when it is first used. All three write to one store,
+    which the first one makes. Processor time of MLflow's threads counts as if the training had stood still for it, and
+    at the end, when the training waits for them, wall time. With and without them in turn, as the other rows do it,
+    differ by less than this machine's noise.
     """
-    shares, starts = [], []
-    for _ in range(3):
-        with tempfile.TemporaryDirectory() as folder:
-            about = {"name": "speed", "parameters": {}, "config": {}, "tags": {}, "datasets": [], "environment": {}}
-            record = TimedRecord(Path(folder) / "record", about)
-            mirror = Mirror(record).start()
-            spent = Spent(record, mirror)
-            time_pipeline("transformer", steps, [Recorder(record, steps), spent])
-            record.finish("FINISHED")
-            mirror.close()
-            assert not mirror.failed
-        (began, before), (ended, after) = spent.seen
-        shares.append((after - before) / (ended - began))
-        starts.append(before)
-    title = "share of a training's wall time that the record and MLflow's threads take, once the run is open"
-    detail = f"and {max(starts):.2g} s until then"
-    yield summarize("tracking_share", title, "<= 0.01", shares, detail)
+    with make_folder() as folder:
+        times = [time_tracking(Path(folder), str(index), steps) for index in range(3)]
+    spent = [found["start"] + found["steps"] + found["close"] for found in times]
+    shares = [part / found["wall"] for part, found in zip(spent, times, strict=True)]
+    middle = {name: statistics.median(found[name] for found in times) for name in times[0]}
+    detail = (
+        f"{middle['start']:.2g} s until the run is open and {middle['close']:.2g} s at the end, with the model, "
+        f"whatever the length; {middle['steps'] / middle['between']:.2g} of the time between; not counted: "
+        f"{middle['record']:.2g} s for the record's lines, {time_import():.2g} s to import MLflow"
+    )
+    title = f"MLflow's seconds, start and end included, over the wall time of a language model's {steps:,} steps"
+    seconds = statistics.median(spent), middle["wall"]
+    yield summarize("tracking_share", title, "<= 0.01", shares, detail, count=f"{steps:,} steps", seconds=seconds)
+
+
+def time_tracking(store: Path, name: str, steps: int) -> dict[str, float]:
+    """Train in a process of its own that writes to the MLflow store in a folder; return what `track` found."""
+    command = [sys.executable, "-c", f"import speed; speed.track({str(store / name)!r}, {steps})"]
+    mine = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    subprocess.run(command, cwd=HERE, env=mine | {"DVC_ROOT": str(store)}, check=True)
+    return artifacts.read_json(store / name / "spent.json")
+
+
+def track(folder: str, steps: int) -> None:
+    """Train as the stage does, but for what previews compute, and write down what MLflow takes.
+
+    In spent.json, seconds: `start` of MLflow until its run is open, `steps` of it from then to the last step, which are
+    `between` apart, `close` of it at the end; `wall` from the record's opening on, `record` of writing lines.
+    """
+    state = Path(folder)
+    model, examples = make("transformer", steps=steps)
+    began = time.perf_counter()
+    record = TimedRecord(state / "record", describe(model))
+    mirror = Mirror(record).start()
+    spent = Spent(mirror)
+    recorder = Recorder(record, steps, lambda step: record.text("samples", step, 400 * "x"))
+    train(model, examples, steps, [recorder, spent], state)
+    tokenizer = artifacts.read_json(artifacts.PREPARED / "shakespeare" / "tokenizer.json")
+    save_model(state / "model", "transformer", model, model.config, artifacts.read_spec("shakespeare"), tokenizer)
+    record.finish("FINISHED")
+    close = time_it(partial(mirror.close, model=state / "model"))
+    wall = time.perf_counter() - began
+    assert not mirror.failed
+    (opened, start), (ended, whole) = spent.seen  # one, if the training ended before the run was open
+    found = {"start": start, "steps": whole - start, "between": ended - opened, "close": close, "wall": wall}
+    artifacts.write_json(state / "spent.json", found | {"record": record.seconds})
+
+
+def time_import() -> float:
+    """Time what importing MLflow adds to a training's process; the median of three."""
+    code = "import time, pipeline.training; start = time.perf_counter(); import pipeline.tracking; "
+    command = [sys.executable, "-c", code + "print(time.perf_counter() - start)"]
+    found = [subprocess.run(command, cwd=HERE, stdout=subprocess.PIPE, check=True).stdout for _ in range(3)]
+    return statistics.median(map(float, found))
 
 
 def measure_cache() -> Iterator[Row]:
@@ -326,11 +501,11 @@ def compare_cache(name: str, count: int, length: int = 256, **size: int) -> Row:
     ways = partial(time_it, without), partial(time_it, with_cache)
     texts = "one text" if count == 1 else f"{count} texts at once"
     title = f"{length} tokens of {texts} by {count_millions(model)} million parameters: whole passes against KV cache"
-    return compare(name, title, ">= 10", ways, repeats=3 if count > 1 else 5)
+    return compare(name, title, ">= 10", ways, count=f"{count * length:,} tokens", repeats=3 if count > 1 else 5)
 
 
 def measure_distances(count: int = 4000) -> Iterator[Row]:
-    """FID from features that are there: the pipeline's way against scipy's matrix root, and how far they agree."""
+    """FID by the pipeline against scipy's matrix root and torch-fidelity, and how far they agree."""
     for size in (128, 1024):
         features = [torch.randn(count, size, generator=make_generator(index, "speed")) + index / 10 for index in (0, 1)]
         first, second = (fid_features_to_statistics(part) for part in features)
@@ -345,10 +520,103 @@ def measure_distances(count: int = 4000) -> Iterator[Row]:
         gaps = [abs(value - values[0]) / values[0] for value in values[1:]]
         detail = f"relative differences {gaps[0]:.1g} of torch-fidelity, {gaps[1]:.1g} of scipy"
         ways = partial(time_it, lambda: measure_fid(features[0], second)), partial(time_it, theirs)  # noqa: B023
-        row = compare(
-            f"fid_{size}_over_scipy", f"FID in {size} dimensions against scipy's matrix root", "< 1", ways, repeats=3
+        title = f"FID in {size} dimensions against scipy's matrix root"
+        about = f"{count:,} features a side"
+        yield compare(f"fid_{size}_over_scipy", title, "< 1", ways, count=about, seeds=(0, 1), detail=detail, repeats=3)
+    yield compare_features()
+    yield compare_images()
+
+
+class Classifier(FeatureExtractorBase):
+    """The feature network mnist_classifier as torch-fidelity takes one."""
+
+    def __init__(self, name: str, features_list: list[str], **settings: object) -> None:
+        super().__init__(name, features_list)
+        self.network = load_features(artifacts.FEATURES / "mnist_classifier")
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        """Name the layers."""
+        return ("features",)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        """Name the layer that FID compares; torch-fidelity asks for no other metric here."""
+        del metric
+        return "features"
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the features of uint8 images."""
+        return (self.network(images)[0],)
+
+
+def read_pictures(count: int) -> tuple[Tensor, Tensor]:
+    """Return training images of MNIST, in the place of generated ones, and as many test images."""
+    generated, real = (artifacts.read_split("mnist", split)["images"][:count] for split in ("train", "test"))
+    return generated, real
+
+
+def compare_features(count: int = 10_000) -> Row:
+    """FID from features that are there, where the pipeline knows the real side's statistics."""
+    network = load_features(artifacts.FEATURES / "mnist_classifier")
+    features, reference = (extract(network, images).features for images in read_pictures(count))
+    known = fid_features_to_statistics(reference)
+
+    def ours() -> float:
+        return measure_fid(features, known)
+
+    def theirs() -> float:
+        both = fid_features_to_statistics(features), fid_features_to_statistics(reference)
+        return float(fid_statistics_to_metric(*both, verbose=False)["frechet_inception_distance"])
+
+    title = "FID from features in 128 dimensions, real side's statistics known, against torch-fidelity from both sides"
+    return compare_values("fid_features_over_torch_fidelity", title, (ours, theirs), f"{count:,} features a side")
+
+
+def compare_images(count: int = 10_000) -> Row:
+    """FID of one set of images, where the pipeline remembers the real side's features as the stage `evaluate` does."""
+    generated, real = read_pictures(count)
+    folder = artifacts.FEATURES / "mnist_classifier"
+
+    def ours() -> float:
+        network = load_features(folder)
+        weights = artifacts.digest(artifacts.find_weights(folder))
+        about = {"weights": weights, **describe_environment(), "code": digest_code()}
+        kept = memo.recall(about, real, lambda given: extract(network, given)._asdict())
+        known = fid_features_to_statistics(kept["features"])
+        return measure_fid(extract(network, generated).features, known)
+
+    def theirs() -> float:
+        found = calculate_metrics(
+            input1=Subset(generated, range(count)),
+            input2=Subset(real, range(count)),
+            fid=True,
+            feature_extractor="mnist_classifier",
+            batch_size=250,  # as `extract`
+            save_cpu_ram=True,  # no worker processes: for images in memory it is faster without
+            cuda=torch.cuda.is_available(),
+            cache=False,
+            verbose=False,
         )
-        yield Row(**{**asdict(row), "detail": f"{row.detail}; {detail}"})
+        return float(found["frechet_inception_distance"])
+
+    register_feature_extractor("mnist_classifier", Classifier)
+    with tempfile.TemporaryDirectory() as kept, mock.patch.object(memo, "FOLDER", Path(kept)):
+        title = "FID from images, real side's features remembered, against torch-fidelity, which extracts both sides"
+        name, about = "fid_images_over_torch_fidelity", f"{count:,} images a side"
+        return compare_values(name, title, (ours, theirs), about, repeats=3)
+
+
+def compare_values(
+    name: str, title: str, ways: tuple[Callable[[], float], Callable[[], float]], count: str, *, repeats: int = 5
+) -> Row:
+    """Compare two ways to one value, which must agree to a millionth; each is called once before it is timed."""
+    first, second = (way() for way in ways)
+    gap = abs(first - second) / second
+    assert gap <= 1e-6, f"{name}: {first} against {second}"
+    detail = f"FID {first:.6g}, relative difference {gap:.1g}"
+    timed = partial(time_it, ways[0]), partial(time_it, ways[1])
+    return compare(name, title, "< 1", timed, count=count, seeds=(), detail=detail, repeats=repeats)
 
 
 def require_reproduced() -> None:
@@ -371,7 +639,8 @@ def measure_dvc() -> Iterator[Row]:
         subprocess.run([sys.executable, "-m", "dvc", command, "--quiet"], cwd=HERE.parent, check=True)
 
     ways = partial(time_it, partial(run, "repro")), partial(time_it, partial(run, "status"))
-    yield compare("repro_over_status", "`dvc repro` with nothing to do against `dvc status`", "<= 2", ways)
+    title = "`dvc repro` with nothing to do against `dvc status`"
+    yield compare("repro_over_status", title, "<= 2", ways, count="1 command", seeds=())
 
 
 def measure_seeds(steps: int = 200) -> Iterator[Row]:
@@ -387,9 +656,8 @@ def measure_seeds(steps: int = 200) -> Iterator[Row]:
             subprocess.run([*child, str(torch.get_num_threads())], check=True)
 
     ways = partial(time_it, together), partial(time_it, in_turn)
-    yield compare(
-        "together_over_in_turn", "two seeds at once, a thread each, against in turn on all", "< 1", ways, repeats=3
-    )
+    title = "two seeds at once, a thread each, against in turn on all"
+    yield compare("together_over_in_turn", title, "< 1", ways, count=f"2 x {steps} steps", repeats=3)
 
 
 def measure_compile() -> Iterator[Row]:
@@ -408,7 +676,8 @@ def measure_compile() -> Iterator[Row]:
             detail += f", which {compilation / (eager - compiled):.0f} steps save"
         model, _ = make("transformer", **size)
         title = f"training step of {count_millions(model)} million parameters: torch.compile of the loss against eager"
-        yield summarize(name, title, "< 1 to be used", ratios, detail)
+        count = f"{steps - SKIPPED} steps"
+        yield summarize(name, title, "< 1 to be used", ratios, detail, count=count, seconds=medians)
 
 
 def time_compilation(size: dict[str, Any]) -> float:
@@ -438,11 +707,12 @@ def measure_rates() -> Iterator[Row]:
         detail = f"{each / 1e9:.3g} GFLOP a step; matrix product {peak / 1e9:.3g} GFLOP/s"
         what = f"{kind} without its penalties" if changes else kind
         title = f"share of the matrix product's rate that training {what} reaches"
-        yield summarize(f"rate_{kind}", title, ">= 0.5", rates, detail)
+        yield summarize(f"rate_{kind}", title, ">= 0.5", rates, detail, count=f"{60 - SKIPPED} steps")
 
 
 MEASURES: dict[str, Callable[[], Iterator[Row]]] = {
     "overhead": measure_overhead,
+    "data": measure_data,
     "plain": measure_plain,
     "tracking": measure_tracking,
     "cache": measure_cache,
@@ -493,14 +763,19 @@ def is_missed(row: dict[str, Any]) -> bool:
 
 def render(rows: dict[str, dict[str, Any]]) -> str:
     """Return the Markdown table."""
-    lines = ["| compared | ratio | least to largest | repeats | wanted | | on |", "|---|---:|---:|---:|---:|---|---|"]
-    line = "| {title} (`{name}`) | {found} | {low:.3g} to {high:.3g} | {repeats} | {wanted} | {detail} | {on} |"
+    lines = [
+        "| compared | ratio | least to largest | repeats | of | wanted | | on |",
+        "|---|---:|---:|---:|---:|---:|---|---|",
+    ]
+    line = (
+        "| {title} (`{name}`) | {found} | {low:.3g} to {high:.3g} | {repeats} | {count} | {wanted} | {detail} | {on} |"
+    )
     for row in rows.values():
         on = f"{row['processor']}, {row['threads']} threads"
         if "commit" in row:  # rows of older versions have none
             on += f", commit `{row['commit']}`"
         found = f"{row['ratio']:.3g}{' (missed)' if is_missed(row) else ''}"
-        lines.append(line.format(**row, found=found, on=on))
+        lines.append(line.format(**{"count": ""} | row, found=found, on=on))  # nor a count
     return "\n".join(lines) + "\n"
 
 

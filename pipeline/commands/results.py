@@ -27,6 +27,7 @@ from pipeline.uncertainty import summarize
 
 PATH, SPEED = Path("results.yaml"), Path("speed.json")
 COSTS = ("training_seconds", "cpu_seconds", "peak_memory_mib", "processor", "threads", "commits")
+LATER = ("count", "seeds", "seconds", "peak_memory_mib", "commit")  # what older rows of speed.json lack
 
 
 class Claim(Section):
@@ -188,7 +189,7 @@ def measure_costs(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_speed(speed: dict[str, Any]) -> dict[str, Any]:
-    """Return the ratios of speed.py: median, least and largest, repeats, on which machine, and by which commit."""
+    """Return the ratios of speed.py: median, least and largest, of what, on which machine, and by which commit."""
     command = enter("python speed.py")
     return {
         name: {
@@ -201,7 +202,7 @@ def read_speed(speed: dict[str, Any]) -> dict[str, Any]:
             "command": command,
             "processor": row["processor"],
             "threads": row["threads"],
-            **({"commit": row["commit"]} if "commit" in row else {}),
+            **{key: row[key] for key in LATER if row.get(key)},
         }
         for name, row in speed["rows"].items()
     }
