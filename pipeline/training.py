@@ -36,7 +36,7 @@ from pipeline import artifacts, checkpoints, plugins, processes, sharding
 from pipeline.data.loading import Data, Examples
 from pipeline.preemption import SIGNALS, PreemptedError
 from pipeline.processes import HardwareError, Pulse
-from pipeline.randomness import derive_seed
+from pipeline.randomness import derive_seed, seed_global
 from pipeline.record import Record
 
 log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ class Progress(Callback):
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
         """Seed PyTorch, NumPy and Python."""
         seed = derive_seed(self.seed, "global", index, trainer.global_rank)
-        torch.manual_seed(seed)
+        seed_global(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is the point
         random.seed(seed)
         self.pulse.beat(index + 1)

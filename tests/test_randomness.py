@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 
-from pipeline.randomness import derive_seed, make_generator, normal, seeded
+from pipeline.randomness import derive_seed, make_generator, normal, seed_global, seeded
+from pipeline.weights import choose_device
 
 
 def test_a_seed_is_the_first_63_bits_of_the_sha256_of_its_words() -> None:
@@ -53,6 +54,15 @@ def test_normal_has_mean_0_variance_1_and_float32() -> None:
     # 20,000 draws: the standard errors are 0.007 and 0.01, the limits five of them.
     assert abs(float(drawn.mean())) < 0.036
     assert abs(float(drawn.var()) - 1) < 0.05
+
+
+def test_seed_global_is_manual_seed_on_every_device() -> None:
+    drawn = []
+    with torch.random.fork_rng():
+        for seed in (torch.manual_seed, seed_global):
+            seed(12)
+            drawn.append([torch.rand(8, device=device) for device in ("cpu", choose_device())])
+    assert all(torch.equal(first, second) for first, second in zip(*drawn, strict=True))
 
 
 def test_seeded_is_manual_seed_inside() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pipeline.artifacts import ArtifactError, ImageSpec
 from pipeline.models.layers import from_bytes, shift_images, warmup_cosine
 from pipeline.params import Section
-from pipeline.randomness import make_generator, seeded, this_part
+from pipeline.randomness import make_generator, seed_global, seeded, this_part
 from pipeline.weights import load_model
 
 KINDS = ("images",)
@@ -93,7 +93,7 @@ class Model(LightningModule):
         """Return the mean cross-entropy and the accuracy of one batch."""
         generator = make_generator(self.seed, "shift", batch_idx, device=self.device)
         part = this_part()
-        torch.manual_seed(generator.initial_seed() + part.rank)  # dropout has no generator argument
+        seed_global(generator.initial_seed() + part.rank)  # dropout has no generator argument
         images = shift_images(batch["images"], self.config.shift, generator, part)
         _, logits = self.network(from_bytes(images))
         accuracy = (logits.argmax(dim=1) == batch["labels"]).float().mean()

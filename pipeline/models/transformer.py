@@ -29,7 +29,7 @@ from pipeline.models.decoding import Decoder, choose, require_room
 from pipeline.models.layers import Muon, make_average, token_nats, warmup_cosine
 from pipeline.params import Section
 from pipeline.processes import HardwareError
-from pipeline.randomness import make_generator, seeded
+from pipeline.randomness import derive_seed, seed_global, seeded
 
 KINDS = ("text",)
 
@@ -201,7 +201,7 @@ class Model(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss of one batch."""
         if self.config.dropout:
-            torch.manual_seed(make_generator(self.seed, "dropout", batch_idx, self.global_rank).initial_seed())
+            seed_global(derive_seed(self.seed, "dropout", batch_idx, self.global_rank))
         return {"loss": (self.compiled or self.loss)(batch)}
 
     def optimizer_step(self, *arguments: Any, **settings: Any) -> None:

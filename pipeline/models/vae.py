@@ -22,7 +22,7 @@ from pipeline.artifacts import ImageSpec
 from pipeline.models.flow import Flow
 from pipeline.models.layers import make_average, shift_images, warmup_cosine
 from pipeline.params import Section
-from pipeline.randomness import WHOLE, Part, derive_seed, make_generator, normal, seeded, share, this_part
+from pipeline.randomness import WHOLE, Part, derive_seed, make_generator, normal, seed_global, seeded, share, this_part
 
 KINDS = ("images",)
 
@@ -216,7 +216,7 @@ class Model(LightningModule):
         """Return the loss in nats an image, and its parts."""
         config = self.config
         part = this_part()
-        torch.manual_seed(derive_seed(self.seed, "noise", batch_idx, part.rank))  # dropout has no generator argument
+        seed_global(derive_seed(self.seed, "noise", batch_idx, part.rank))  # dropout has no generator argument
         generator = make_generator(self.seed, "noise", batch_idx, 0, device=self.device)
         x = self._observe(shift_images(batch["images"], config.shift, generator, part), generator, part)
         if config.importance_samples > 1:
