@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline import artifacts, checkpoints
+from pipeline import artifacts, checkpoints, memo
 from pipeline.record import Record
 from pipeline.tracking import Mirror
 
@@ -140,7 +140,7 @@ def find_partial_files() -> Iterator[Leftover]:
         for path in sorted([*root.rglob("*.tmp"), *root.rglob("*.part")]):
             if trained & {*path.parents} or any(parent.suffix == ".tmp" for parent in path.parents):
                 continue  # the state of a running training; the content of what is named already
-            if runs and root != artifacts.STATE:
+            if runs and (root != artifacts.STATE or memo.FOLDER in path.parents):
                 yield Leftover(str(path), "a stage runs, and may be writing it now")
                 continue
             remove = partial(shutil.rmtree, path) if path.is_dir() else path.unlink

@@ -212,7 +212,7 @@ def test_committed_numbers_are_reproduced_bit_for_bit_from_the_raw_data_and_from
         assert all(row.endswith("| bit for bit |") for row in rows), output
 
 
-def test_the_committed_numbers_of_the_language_model_are_reproduced_on_this_machine() -> None:
+def test_the_last_commit_s_numbers_of_the_language_model_are_reproduced_on_this_machine() -> None:
     output = run(ROOT, sys.executable, "-m", "pipeline", "reproduce", "transformer", cold=True)
     totals = re.search(r"^(\d+) claims: (\d+) bit for bit, (\d+) within the interval, 0 not$", output, re.MULTILINE)
     assert totals, output

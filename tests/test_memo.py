@@ -1,5 +1,10 @@
 """What was made once is found again by content and circumstances, and by nothing else."""
 
+import os
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import memo
+from pipeline import memo, seals
+from tests.conftest import ROOT
 
 ABOUT = {"weights": "a", "threads": "1"}
 IMAGES = torch.arange(48, dtype=torch.uint8).view(3, 1, 4, 4)
@@ -61,11 +67,24 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("harm", [flip, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:40])])
-def test_a_broken_file_is_made_anew(harm: Callable[[Path], object], double: Double) -> None:
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def fill(path: Path) -> None:
+    path.write_bytes(b"[]")
+
+
+@pytest.mark.parametrize("harm", [flip, cut, empty, fill, Path.unlink])
+@pytest.mark.parametrize("name", ["tensors.safetensors", seals.SEAL])
+def test_a_broken_file_is_made_anew(name: str, harm: Callable[[Path], object], double: Double) -> None:
     memo.recall(ABOUT, IMAGES, double)
-    (path,) = memo.FOLDER.glob("*/tensors.safetensors")
-    harm(path)
+    (folder,) = memo.FOLDER.iterdir()
+    harm(folder / name)
     for calls in (2, 2):
         assert torch.equal(memo.recall(ABOUT, IMAGES, double)["double"], 2 * IMAGES.float())
         assert double.calls == calls
@@ -74,17 +93,48 @@ def test_a_broken_file_is_made_anew(harm: Callable[[Path], object], double: Doub
 def test_a_folder_that_another_process_made_meanwhile_stays(double: Double) -> None:
     def race(given: Tensor) -> dict[str, Tensor]:
         memo.recall(ABOUT, IMAGES, double)
+        (folder,) = memo.FOLDER.iterdir()
+        (folder / "theirs").touch()
         return double(given)
 
     memo.recall(ABOUT, IMAGES, race)
     memo.recall(ABOUT, IMAGES, double)
     assert double.calls == 2
+    assert [path.name for path in memo.FOLDER.glob("*/theirs")] == ["theirs"]
     assert len(list(memo.FOLDER.iterdir())) == 1
 
 
+def test_a_disk_that_takes_nothing_costs_time_alone(
+    double: Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(memo, "FOLDER", tmp_path / "file" / "real")
+    for calls in (1, 2):
+        assert torch.equal(memo.recall(ABOUT, IMAGES, double)["double"], 2 * IMAGES.float())
+        assert double.calls == calls
+
+
+def test_several_processes_keep_and_forget_at_the_same_time(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; from pipeline import memo; memo.MOST = 2000\n"
+        "for step in range(60):\n"
+        "    given = torch.full((20,), step % 7)\n"
+        "    assert torch.equal(memo.recall({}, given, lambda x: {'y': 2 * x})['y'], 2 * given)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment) for _ in range(3)]
+    assert [process.wait() for process in started] == [0, 0, 0]
+
+
 def test_the_last_used_ones_stay(double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memo, "MOST", 2)
-    for name in ("a", "b", "a", "c", "a"):
+    memo.recall({"name": "size"}, IMAGES, double)
+    (folder,) = memo.FOLDER.iterdir()
+    monkeypatch.setattr(memo, "MOST", 2 * sum(path.stat().st_size for path in folder.iterdir()))
+    shutil.rmtree(folder)
+    for age, name in enumerate(("a", "b", "a", "c", "a")):
         memo.recall({"name": name}, IMAGES, double)
-    assert double.calls == 3
+        for path in memo.FOLDER.iterdir():  # as if each had come a minute after the one before
+            if path.stat().st_mtime > time.time() - 60:
+                os.utime(path, (0, 1e9 + 60 * age))
+    assert double.calls == 1 + 3
     assert len(list(memo.FOLDER.iterdir())) == 2

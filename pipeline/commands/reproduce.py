@@ -58,6 +58,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:
         clone = Path(folder) / "clone"
         _call(["git", "clone", "--quiet", str(root), str(clone)], root)
+        made = describe(options, clone)
         project = clone / _call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
         claims = {run: read_claims(project, run) for run in runs}
         committed = read_lock(project)
@@ -71,16 +72,16 @@ def main(arguments: list[str]) -> int:
     table = render(rows, notes)
     print(table, end="")
     if options.save:
-        REPORT.write_text(f"{describe(options, root)}\n\n{table}", encoding="utf-8")
+        REPORT.write_text(f"{made}\n\n{table}", encoding="utf-8")
     return int(any(row[-1].startswith(NOT) for row in rows))
 
 
-def describe(options: argparse.Namespace, root: Path) -> str:
-    """Return a sentence with the command, commit and machine of a reproduction."""
+def describe(options: argparse.Namespace, clone: Path) -> str:
+    """Return the beginning of a sentence, with the command, commit and machine of a reproduction."""
     command = " ".join(["pipeline reproduce", *options.runs, *(["--evaluate"] if options.evaluate else [])])
-    commit = _call(["git", "rev-parse", "--short=12", "HEAD"], root).strip()
+    commit = _call(["git", "rev-parse", "--short=12", "HEAD"], clone).strip()
     machine = describe_environment()
-    return f"`{command}` of commit {commit}, on {machine['threads']} threads of an {machine['processor']}:"
+    return f"`{command}` of commit {commit}, {machine['processor']}, {machine['threads']} threads:"
 
 
 def read_claims(folder: Path, run: str) -> dict[str, Any]:

@@ -30,7 +30,10 @@ KIND = "images"
 ERRORS = "test images"  # what a standard error <metric>_se is over
 SPLITS = ("test", "train")  # the second one makes the floors
 COUNTS = ("samples", "floor_sets")  # scores are of the whole test split
-NUMBERS = "features, FID's means, KID and distances float32; FID's covariances, Inception Score and scores float64"
+NUMBERS = (
+    "features, FID's means, KID, distances and log-likelihoods float32; "
+    "FID's covariances, Inception Score, bounds and means of scores float64"
+)
 SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of the images, from which FID is extrapolated
 
 
@@ -45,7 +48,7 @@ class Config(Section):
 
 
 def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
-    """Return every metric of every network, one value a generated set; floors, counts and scores have one value.
+    """Return every metric of every network: floors for each training set, counts and scores once, others for each set.
 
     Raises:
         ArtifactError: if the images are nonsense, too few for the config, or a network's output is not finite.
@@ -95,7 +98,7 @@ def measure_floor(evidence: Evidence, name: str, images: Tensor, test: Tensor, c
         return {metric: torch.tensor(value, dtype=torch.float64) for metric, value in found.items()}
 
     features = torch.stack([evidence.extract_real(name, images).features, test])
-    made = evidence.recall({"network": name, "floor": config.model_dump()}, features, make)
+    made = evidence.recall({"network": name, "floor": config.model_dump(exclude={"sampling"})}, features, make)
     return {metric: value.item() for metric, value in made.items()}
 
 

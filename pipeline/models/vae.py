@@ -266,6 +266,13 @@ class Model(LightningModule):
         mean, _ = network.encode(images.to(self.device).float() / 255)
         return _to_bytes(network.decode(mean))
 
+    def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return uint8 images (N, C, H, W) as the likelihood sees them: drawn black or white, or as they are.
+
+        `score` draws nothing more of what this returns.
+        """
+        return (self._observe(images, generator) * 255).round().byte()
+
     @torch.inference_mode()
     def score(self, images: Tensor, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Score held-out uint8 images (N, C, H, W), in nats an image.
@@ -281,8 +288,8 @@ class Model(LightningModule):
         bound: list[Tensor] = []
         kl: list[Tensor] = []
         means: list[Tensor] = []
-        # What is drawn first is the same for every model that is scored with this generator: the binary images.
-        for x in [self._observe(part, generator) for part in images.to(self.device).split(20)]:
+        for part in images.to(self.device).split(20):
+            x = self._observe(part, generator)
             drawn = [self.draw(network, x, k, generator) for k in _chunks(samples, 50)]
             likelihood, divergence = (torch.cat(parts).double() for parts in zip(*drawn, strict=True))  # (K, B)
             weights = likelihood - divergence

@@ -2,8 +2,8 @@
 
     python -m pipeline.stages.evaluate gan
 
-In reports/runs/<run>/: metrics.json (means over the sets of samples), sets.json (the value of each set), protocol.json
-(what must be equal for the numbers to be comparable).
+In reports/runs/<run>/: metrics.json (means over the sets of samples), sets.json (the value of each set; of floors, of
+each set of training images), protocol.json (what must be equal for the numbers to be comparable).
 """
 
 import hashlib
@@ -97,24 +97,25 @@ def describe(module: Any, key: str, run: Run, settings: Params, counts: dict[str
 def describe_network(name: str, settings: Params) -> dict[str, str]:
     """Return what makes a feature network's numbers comparable: its kind, its weights, what it does to an image."""
     plug_in = settings.features[name].model_dump()["network"]
-    weights = artifacts.find_weights(artifacts.FEATURES / name)
-    preprocessing = plugins.load("models", plug_in).PREPROCESSING
-    return {"network": plug_in, "weights_sha256": artifacts.digest(weights), "preprocessing": preprocessing}
+    folder = artifacts.FEATURES / name
+    return {
+        "network": plug_in,
+        "weights_sha256": artifacts.digest(artifacts.find_weights(folder)),
+        "config_sha256": artifacts.digest(folder / "config.json"),
+        "preprocessing": plugins.load("models", plug_in).PREPROCESSING,
+    }
 
 
 def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
-    """Read generated, test and as many training images, a set for each generated one, networks and scores."""
+    """Read generated and test images, a set of training images for each generated one, networks and scores."""
     folder = artifacts.RUNS / key / "samples"
     generated = list(artifacts.read_tensors(folder / "generated.safetensors").values())
-    count, chosen = len(generated[0]), {}
-    for split in ("test", "train"):
-        images = artifacts.read_split(run.data, split)["images"]
-        order = make_order(len(images), artifacts.read_manifest(run.data)["splits"][split]["sha256"])
-        parts = [part for part in order.split(count) if len(part) == count]
-        chosen[split] = [images[part] for part in parts[: len(generated)] or [order]]
+    test, *_ = read_real(run.data, "test", len(generated[0]), 1)
+    train = read_real(run.data, "train", len(generated[0]), len(generated)) if "train" in module.SPLITS else []
     shape = tuple(generated[0].shape[1:])
     shown = (1, *shape[1:]) if getattr(module, "CHANNELWISE", False) else shape  # to a feature network
     networks, circumstances, labelled = {}, {}, set()
+    machine = {**describe_environment(), "code": digest_code()}
     for name in run.features:
         section = settings.features[name].model_dump()
         plug_in = plugins.load("models", section["network"])
@@ -123,7 +124,7 @@ def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
             msg = f"runs.{key}.features: {name} has learnt images {tuple(learnt['shape'])} of data.{section['data']}, "
             raise artifacts.ArtifactError(msg + f"data.{run.data} has {shown}")
         networks[name] = plug_in.load_features(artifacts.FEATURES / name).to(choose_device())
-        circumstances[name] = {**describe_network(name, settings), **describe_environment(), "code": digest_code()}
+        circumstances[name] = {**describe_network(name, settings), **machine}
         if section["data"] == run.data and not hasattr(plug_in, "fetch"):  # trained on the labels of these images
             labelled.add(name)
     scores = read_optional(folder / "scores.safetensors")
@@ -131,7 +132,15 @@ def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
     def recall(about: Mapping[str, Any], given: Tensor, make: Make) -> dict[str, Tensor]:
         return memo.recall({**about, **circumstances[about["network"]]}, given, make)
 
-    return module.Evidence(generated, chosen["test"][0], chosen["train"], networks, scores, labelled, recall)
+    return module.Evidence(generated, test, train, networks, scores, labelled, recall)
+
+
+def read_real(name: str, split: str, count: int, most: int) -> list[Tensor]:
+    """Read up to `most` disjoint sets of `count` images, in an order by the split's content; a short split as it is."""
+    images = artifacts.read_split(name, split)["images"]
+    order = make_order(len(images), artifacts.read_manifest(name)["splits"][split]["sha256"])
+    parts = [part for part in order.split(count)[:most] if len(part) == count]
+    return [images[part] for part in parts or [order]]
 
 
 def digest_code() -> str:

@@ -55,8 +55,9 @@ def sample_images(run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Pa
         return
     samples = sampling["importance_samples"]
     images = artifacts.read_split(run.data, "test")["images"]
-    # All runs face the same binarised images.
-    scores = model.score(images, samples, make_generator(0, "score", device=model.device))
+    # All runs face the same binary images, on a GPU, too.
+    observed = model.observe(images, make_generator(0, "observe"))
+    scores = model.score(observed, samples, make_generator(run.seed, "score", device=model.device))
     named = {
         "elbo_nats": scores["elbo"],
         f"iw{samples}_nats": scores["iw"],

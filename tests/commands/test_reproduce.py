@@ -203,5 +203,5 @@ def test_a_project_in_a_subfolder_is_evaluated_from_its_own_cache_with_its_own_o
     assert [row.rpartition(" | ")[2] for row in rows] == [f"{EXACT} |"] * 2
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True).stdout
     made, _, saved = (folder / "reports" / "reproduction.md").read_text().partition("\n\n")
-    assert made.startswith(f"`pipeline reproduce transformer --evaluate` of commit {commit[:12]}, on ")
+    assert made.startswith(f"`pipeline reproduce transformer --evaluate` of commit {commit[:12]}, ")
     assert saved == table

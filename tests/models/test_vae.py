@@ -89,22 +89,18 @@ def test_the_bound_of_one_sample_is_the_elbo_and_more_samples_tighten_it() -> No
     assert many["iw"].mean() < many["elbo"].mean()
 
 
-def test_every_model_is_scored_on_the_same_binary_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[torch.Tensor] = []
-
-    def draw(network: Any, x: torch.Tensor, samples: int, generator: torch.Generator) -> Any:
-        seen.append(x)
-        return original(network, x, samples, generator)
-
-    images = make_images(50)  # three batches
-    for latent in (3, 5):
-        model = Model(make_config(latent=latent), SPEC, seed=latent)
-        original = model.draw
-        monkeypatch.setattr(model, "draw", draw)
-        model.score(images, 2, torch.Generator().manual_seed(0))
-    first, second = torch.cat(seen).chunk(2)
-    assert set(first.unique().tolist()) == {0, 1}
-    assert torch.equal(first, second)
+def test_what_the_likelihood_observes_is_black_or_white_with_the_grey_level_as_chance() -> None:
+    model = Model(make_config(), SPEC, seed=0)
+    levels = torch.tensor([0, 51, 204, 255], dtype=torch.uint8).view(1, 1, 2, 2)
+    observed = model.observe(levels.expand(10_000, 1, 2, 2), torch.Generator().manual_seed(0))
+    assert set(observed.unique().tolist()) == {0, 255}
+    means = observed.float().mean(dim=0).flatten() / 255  # the standard errors of the second and third are 0.004
+    torch.testing.assert_close(means, torch.tensor([0.0, 0.2, 0.8, 1.0]), rtol=0, atol=0.02)
+    # Once more changes nothing: `score` may draw again.
+    assert torch.equal(model.observe(observed, torch.Generator().manual_seed(1)), observed)
+    grey = Model(make_config(likelihood="discretized_logistic"), SPEC, seed=0)
+    every = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8)
+    assert torch.equal(grey.observe(every, torch.Generator()), every)
 
 
 def test_the_bound_approaches_the_exact_likelihood_by_quadrature() -> None:

@@ -7,6 +7,7 @@ import shutil
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -15,9 +16,10 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline import artifacts, params, seals
+from pipeline import artifacts, memo, params, plugins, seals
 from pipeline.artifacts import ArtifactError
-from pipeline.models import inception, transformer
+from pipeline.metrics.image_evidence import extract
+from pipeline.models import inception, transformer, vae
 from pipeline.randomness import make_generator
 from pipeline.stages import evaluate, features, fetch, prepare, report, sample, train
 from pipeline.tracking import connect
@@ -86,13 +88,13 @@ def test_the_whole_pipeline_gives_equal_bits_twice_and_one_mlflow_run_a_training
         assert list(once) == list(again)
         assert once[0] != once[1]
 
-    shutil.rmtree(workdir / "data")
-    shutil.rmtree(workdir / "reports")
+    # Test and training images passed the classifier once, for both runs; and the floors.
+    floors = len(json.loads(first["reports/runs/gan/sets.json"])["fid_classifier_floor"])
+    assert len(list((workdir / memo.FOLDER).iterdir())) == 1 + 2 * floors
+    for folder in ("data", "reports", memo.FOLDER):
+        shutil.rmtree(workdir / folder)
     run_all()
     second = snapshot(workdir)
-    # Test and training images passed the classifier once, for two runs twice; and the floors.
-    floors = len(json.loads(first["reports/runs/gan/sets.json"])["fid_classifier_floor"])
-    assert len(list((workdir / ".state" / "real").iterdir())) == 1 + 2 * floors
     assert second.keys() == first.keys()
     assert [name for name in first if first[name] != second[name]] == []
 
@@ -285,6 +287,65 @@ def test_the_report_shows_numbers_whose_record_is_not_here(workdir: Path) -> Non
     assert page.read_text().count("its record is not here") == 3
 
 
-def test_references_are_the_same_for_every_run() -> None:
-    assert torch.equal(evaluate.make_order(9, "a hash"), evaluate.make_order(9, "a hash"))
-    assert not torch.equal(evaluate.make_order(9, "a hash"), evaluate.make_order(9, "another"))
+@pytest.mark.usefixtures("tiny")
+def test_real_images_are_chosen_by_content_and_remembered_by_the_network_s_weights(
+    workdir: Path, edit_params: Callable[..., None]
+) -> None:
+    def gather() -> Any:
+        settings = params.load()
+        return evaluate.gather_images(plugins.load("metrics", "images"), "gan", settings.runs["gan"], settings)
+
+    def read(split: str) -> set[bytes]:
+        return {image.numpy().tobytes() for image in artifacts.read_split("images", split)["images"]}
+
+    fetch.main("images")
+    prepare.main("images")
+    edit_params({"features.classifier.steps": 2})
+    features.main("classifier")
+    sets = {str(index): torch.zeros(300, 1, 28, 28, dtype=torch.uint8) for index in range(2)}
+    artifacts.write_tensors(artifacts.RUNS / "gan" / "samples" / "generated.safetensors", sets)
+    evidence = gather()
+    test, *train = ({image.numpy().tobytes() for image in images} for images in (evidence.test, *evidence.train))
+    assert len(test) == 300
+    assert test < read("test")
+    assert len(train) == 2
+    assert len(train[0] | train[1]) == 600  # disjoint
+    assert train[0] | train[1] < read("train")
+
+    shutil.copytree(workdir / artifacts.PREPARED / "images", workdir / artifacts.PREPARED / "others")
+    own = {"source": "mnist5k", "path": "data/own/pictures", "split_seed": 0, "validation": 0.125}
+    edit_params({"data.others": own, "runs.gan.data": "others"})
+    renamed = gather()
+    assert torch.equal(renamed.test, evidence.test)
+    assert all(torch.equal(*pair) for pair in zip(renamed.train, evidence.train, strict=True))
+
+    for seed, folders in ((0, 1), (0, 1), (1, 2)):
+        edit_params({"features.classifier.seed": seed})
+        features.main("classifier")
+        evidence = gather()
+        found = evidence.extract_real("classifier", evidence.test)
+        assert torch.equal(found.logits, extract(evidence.networks["classifier"], evidence.test).logits)
+        assert len(list((workdir / memo.FOLDER).iterdir())) == folders
+
+
+@pytest.mark.usefixtures("tiny")
+def test_runs_of_all_seeds_are_scored_on_the_same_binary_images(
+    edit_params: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[torch.Tensor] = []
+    score = vae.Model.score
+
+    def watch(self: vae.Model, images: torch.Tensor, samples: int, generator: torch.Generator) -> Any:
+        scored.append(images)
+        return score(self, images, samples, generator)
+
+    fetch.main("images")
+    prepare.main("images")
+    train.main("vae")
+    monkeypatch.setattr(vae.Model, "score", watch)
+    for seed in (0, 1):
+        edit_params({"runs.vae.seed": seed})
+        sample.main("vae")
+    first, second = scored
+    assert first.unique().tolist() == [0, 255]
+    assert torch.equal(first, second)
