@@ -78,10 +78,19 @@ def read_lock(revision: str) -> dict[str, Any]:
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     if revision:
         text = _show(revision, str(path)).stdout
+    return parse_lock(text, f"{revision}{':' * bool(revision)}{path}")
+
+
+def parse_lock(text: str, place: str) -> dict[str, Any]:
+    """Return the stages of a dvc.lock's text.
+
+    Raises:
+        ArtifactError: if it is no YAML; the message names the place.
+    """
     try:
         lock = YAML(typ="safe", pure=True).load(text) or {}
     except YAMLError as error:
-        msg = f"{revision}{':' * bool(revision)}{path}: not YAML: {error}"
+        msg = f"{place}: not YAML: {error}"
         raise ArtifactError(msg) from error
     stages: dict[str, Any] = lock.get("stages", {})
     return stages

@@ -22,11 +22,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
-from pipeline.commands.compare import is_compared
+from pipeline.commands.compare import is_compared, parse_lock
 from pipeline.params import Params
 from pipeline.protocol import find_differences
 from pipeline.record import describe_environment
@@ -197,7 +195,7 @@ def derive_interval(metric: str, metrics: Mapping[str, float]) -> tuple[float, f
 
 def read_lock(folder: Path) -> dict[str, dict[str, str]]:
     """Return the md5 of each output of each stage in a checkout's dvc.lock."""
-    stages = YAML(typ="safe", pure=True).load(folder / "dvc.lock")["stages"]
+    stages = parse_lock((folder / "dvc.lock").read_text(encoding="utf-8"), "dvc.lock")
     return {name: {out["path"]: out["md5"] for out in stage.get("outs", [])} for name, stage in stages.items()}
 
 

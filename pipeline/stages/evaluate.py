@@ -110,7 +110,7 @@ def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
     """Read generated and test images, a set of training images for each generated one, networks and scores."""
     folder = artifacts.RUNS / key / "samples"
     generated = list(artifacts.read_tensors(folder / "generated.safetensors").values())
-    test, *_ = read_real(run.data, "test", len(generated[0]), 1)
+    (test,) = read_real(run.data, "test", len(generated[0]), 1)
     train = read_real(run.data, "train", len(generated[0]), len(generated)) if "train" in module.SPLITS else []
     shape = tuple(generated[0].shape[1:])
     shown = (1, *shape[1:]) if getattr(module, "CHANNELWISE", False) else shape  # to a feature network
@@ -145,8 +145,7 @@ def read_real(name: str, split: str, count: int, most: int) -> list[Tensor]:
 
 def digest_code() -> str:
     """Return the SHA-256 of the code of all models, which feature networks are among, and of all metrics."""
-    folder = Path(plugins.__file__).parent
-    paths = [path for family in ("models", "metrics") for path in sorted((folder / family).glob("*.py"))]
+    paths = [path for family in ("models", "metrics") for path in sorted((plugins.PACKAGE / family).glob("*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
