@@ -28,7 +28,7 @@ test-slow: .venv/installed  ## run the slow tests: DVC in a fresh clone, several
 	OMP_NUM_THREADS=1 python -m pytest -m slow --faults --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 benchmark: .venv/installed  ## run the benchmarks, write the README's tables
-	cd benchmarks && dvc repro && pipeline results && cd .. && pipeline readme
+	cd benchmarks && dvc repro -P && cd .. && pipeline readme
 
 benchmark-inception: .venv/installed  ## FID by the published Inception weights: needs them, better with a GPU
 	cd benchmarks/inception && dvc repro && pipeline results && cd ../.. && pipeline readme

@@ -11,6 +11,11 @@ from types import ModuleType
 
 PACKAGE = Path(__file__).parent
 FAMILIES = ("models", "data", "metrics")
+NEEDED = {  # beside Config; what else a plug-in may have, CONTRIBUTING.md tells
+    "models": ("KINDS",),
+    "data": ("fetch", "prepare"),
+    "metrics": ("KIND", "ERRORS", "SPLITS", "COUNTS", "NUMBERS", "Evidence", "compute"),
+}
 
 
 def names(family: str) -> list[str]:
@@ -28,10 +33,14 @@ def load(family: str, name: str) -> ModuleType:
     """Import the plug-in `name` of `family`.
 
     Raises:
-        ValueError: if there is no such file; the message lists those that exist.
+        ValueError: if there is no such file, the message lists those that exist; or if it lacks a name that is needed.
     """
     known = names(family)
     if name not in known:
         msg = f"no {family} plug-in {name!r}: pipeline/{family}/ has {', '.join(known)}"
         raise ValueError(msg)
-    return importlib.import_module(f"pipeline.{family}.{name}")
+    module = importlib.import_module(f"pipeline.{family}.{name}")
+    if absent := [needed for needed in NEEDED[family] if not hasattr(module, needed)]:
+        msg = f"pipeline/{family}/{name}.py: expected {', '.join(NEEDED[family])}; it lacks {', '.join(absent)}"
+        raise ValueError(msg)
+    return module

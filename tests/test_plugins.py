@@ -64,11 +64,30 @@ def test_listing_imports_no_plug_in() -> None:
     assert run_python(code, ROOT) == "[]"
 
 
-def test_a_new_file_is_a_plug_in_without_another_change(tmp_path: Path) -> None:
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A package `pipeline` with nothing but the finding of plug-ins; returns its folder of data."""
     (tmp_path / "pipeline" / "data").mkdir(parents=True)
     for name in ("__init__.py", "versions.py", "plugins.py", "data/__init__.py"):
         shutil.copy(ROOT / "pipeline" / name, tmp_path / "pipeline" / name)
-    (tmp_path / "pipeline" / "data" / "zeros.py").write_text('"""Zeros."""\n\n\nclass Config:\n    size = 3\n')
-    (tmp_path / "pipeline" / "data" / "shared.py").write_text('"""No plug-in."""\n\nConfigure = 1\n')
+    return tmp_path / "pipeline" / "data"
+
+
+def test_a_new_file_is_a_plug_in_without_another_change(package: Path, tmp_path: Path) -> None:
+    zeros = '"""Zeros."""\n\n\nclass Config:\n    size = 3\n\n\nfetch = prepare = print\n'
+    (package / "zeros.py").write_text(zeros)
+    (package / "shared.py").write_text('"""No plug-in."""\n\nConfigure = 1\n')
     code = "from pipeline import plugins; print(plugins.names('data'), plugins.load('data', 'zeros').Config.size)"
     assert run_python(code, tmp_path) == "['zeros'] 3"
+
+
+def test_a_plug_in_without_what_its_family_needs_is_refused_when_it_is_loaded(package: Path, tmp_path: Path) -> None:
+    (package / "half.py").write_text('"""Half."""\n\n\nclass Config:\n    pass\n\n\nfetch = print\n')
+    code = "from pipeline import plugins\ntry: plugins.load('data', 'half')\nexcept ValueError as error: print(error)"
+    assert run_python(code, tmp_path) == "pipeline/data/half.py: expected fetch, prepare; it lacks prepare"
+
+
+@pytest.mark.parametrize("family", plugins.FAMILIES)
+def test_every_plug_in_has_what_its_family_needs(family: str) -> None:
+    for name in plugins.names(family):
+        plugins.load(family, name)

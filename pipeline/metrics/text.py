@@ -19,7 +19,7 @@ from pipeline.params import Section
 KIND = "text"
 BLOCKS = 100
 LONGEST = 100.0  # nats a word: a text that costs more, such as a chain of letters without blanks, has no words
-ERRORS = f"{BLOCKS} contiguous blocks of the text"  # what a standard error <metric>_se is over
+ERRORS = f"{BLOCKS} contiguous blocks of the text, or the random windows"  # what a standard error <metric>_se is over
 SPLITS = ("validation", "test")
 COUNTS = ("targets", "windows")
 NUMBERS = "logits float32, sums of nats float64"
@@ -96,6 +96,8 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
         if len(windows):  # the protocol of nanoGPT's figures, for comparison alone: targets count by chance
             values[f"{split}_windows"] = len(windows)
             values[f"{split}_window_nats"] = float(windows.double().mean())
+            if len(windows) > 1:  # they are drawn independently
+                values[f"{split}_window_nats_se"] = float(windows.double().std() / len(windows) ** 0.5)
     return {name: [value] for name, value in values.items()}
 
 

@@ -2,7 +2,9 @@
 
 import importlib
 import re
+import shutil
 import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import pytest
 from pipeline import artifacts
 from pipeline.__main__ import main
 from pipeline.commands import results
+from tests import forks
 from tests.conftest import ROOT
 
 CLAIM = """
@@ -364,3 +367,23 @@ def test_speed_compares_no_ways_that_give_other_values(speed: Any) -> None:
     assert row.detail.endswith("; FID 2, relative difference 5e-07")
     with pytest.raises(AssertionError, match=r"a: 2\.0 against 2\.1"):
         speed.compare_values("a", "t", (lambda: 2.0, lambda: 2.1), "1 image")
+
+
+@pytest.mark.slow
+def test_the_benchmarks_last_stage_writes_them_and_keeps_costs_of_trainings_that_are_gone(runs: Path) -> None:
+    def repro() -> str:
+        command = [sys.executable, "-m", "dvc", "repro", "-P"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=forks.environment()).stdout
+
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], check=True)
+    Path("pipeline").symlink_to(ROOT / "pipeline")
+    Path("results").mkdir()
+    shutil.copy(ROOT / "benchmarks" / "results" / "dvc.yaml", "results")
+    artifacts.write_json(Path("speed.json"), {"rows": {}})
+    assert "Running stage" in repro()
+    before = artifacts.read_json(Path("results.json"))
+    assert Path("results.md").exists()
+    assert "Running stage" not in repro()
+    shutil.rmtree(runs / artifacts.RUNS / "one" / "record")
+    assert "Running stage" in repro()
+    assert artifacts.read_json(Path("results.json")) == before

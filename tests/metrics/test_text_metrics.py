@@ -88,9 +88,12 @@ def test_the_excess_is_over_what_the_true_model_pays_in_percent_of_the_entropy_r
     assert "test_excess_percent" not in compute(Evidence({"test": torch.ones(100)}, sizes(101)), CONFIG)
 
 
-def test_random_windows_have_a_mean() -> None:
+def test_random_windows_have_a_mean_and_its_standard_error() -> None:
     nats = torch.ones(40, dtype=torch.float64)
     windows = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
     values = compute(Evidence({"test": nats}, sizes(41), windows={"test": windows}), CONFIG)
     assert (values["test_windows"], values["test_window_nats"]) == ([4], [2.5])
+    assert values["test_window_nats_se"] == [pytest.approx((5 / 3) ** 0.5 / 2)]  # variance 5/3 of four values
+    one = compute(Evidence({"test": nats}, sizes(41), windows={"test": windows[:1]}), CONFIG)
+    assert "test_window_nats_se" not in one
     assert "test_window_nats" not in compute(Evidence({"test": nats}, sizes(41)), CONFIG)
