@@ -3,7 +3,7 @@
 A metric's values form a table: one row a training seed, one column a set of samples. Training and sampling variance are
 told apart by a one-way random-effects analysis of variance; intervals are Student's t over the seeds' means, because
 sets of one training are no independent trainings. FID is never bootstrapped: resampling with replacement repeats
-images, and its interval then excludes FID's own value.
+images, and its interval then excludes FID's own value. Numbers are shown with four digits.
 """
 
 import math
@@ -106,3 +106,8 @@ def count_seeds(difference: float, spread: float) -> int:
     widths = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1) * spread / np.sqrt(seeds)
     enough = seeds[widths < abs(difference)]
     return int(enough[0]) if len(enough) else 0
+
+
+def show(value: float) -> str:
+    """Return a number with four significant digits, counts in full."""
+    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.4g}"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.uncertainty import MOST_SEEDS, compare, count_seeds, summarize
+from pipeline.uncertainty import MOST_SEEDS, compare, count_seeds, show, summarize
 
 
 def simulate(
@@ -102,3 +102,11 @@ def test_equal_constants_are_the_same_however_their_means_are_rounded(constant: 
 def test_tables_with_holes_are_refused(table: list[list[float]]) -> None:
     with pytest.raises(ValueError, match="equally many sets"):
         summarize(table)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(26000.0, "26,000"), (4.03272, "4.033"), (0.0013, "0.0013"), (-0.547287, "-0.5473"), (1e12, "1e+12"), (0.0, "0")],
+)
+def test_numbers_have_four_digits_and_counts_all_of_theirs(value: float, text: str) -> None:
+    assert show(value) == text

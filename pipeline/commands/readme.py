@@ -20,7 +20,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.commands.reproduce import REPORT as REPRODUCTION
 from pipeline.params import Params, Run
 from pipeline.protocol import require_equal
-from pipeline.uncertainty import summarize
+from pipeline.uncertainty import show, summarize
 
 README, COSTS, BENCHMARKS = Path("README.md"), artifacts.REPORTS / "costs.json", Path("benchmarks")
 SHOWN = {  # metrics of the table, and what must be known of them
@@ -133,11 +133,6 @@ def fill(text: str, blocks: dict[str, str]) -> str:
         parts[2] = content
         text = "".join(parts)
     return text
-
-
-def show(value: float) -> str:
-    """Return a number with four significant digits, counts in full."""
-    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
 
 
 def render_costs(known: dict[str, Any]) -> str:

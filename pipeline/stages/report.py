@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from pipeline import artifacts, params, plugins
 from pipeline.params import Run
 from pipeline.stages import run_stage
-from pipeline.uncertainty import summarize
+from pipeline.uncertainty import show, summarize
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
@@ -149,11 +149,6 @@ HEADLINES = {
         ]
     )
 }
-
-
-def show(value: float) -> str:
-    """Return a number with four significant digits, counts in full."""
-    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.4g}"
 
 
 def draw_curves(folder: Path) -> str:

@@ -23,6 +23,7 @@ from pipeline.models import inception, transformer, vae
 from pipeline.randomness import make_generator
 from pipeline.stages import evaluate, features, fetch, prepare, report, sample, train
 from pipeline.tracking import connect
+from pipeline.uncertainty import show
 from tests.conftest import ROOT
 
 RUNS = ("gan", "vae", "transformer")
@@ -282,7 +283,7 @@ def test_the_report_shows_numbers_whose_record_is_not_here(workdir: Path) -> Non
     report.main()
     page, readme = (workdir / "reports" / name for name in ("index.html", "README.md"))
     fid = artifacts.read_json(workdir / "reports" / "runs" / "gan" / "metrics.json")["fid_classifier"]
-    assert f"| fid_classifier | {report.show(fid)} [" in readme.read_text()
+    assert f"| fid_classifier | {show(fid)} [" in readme.read_text()
     assert "| training: seconds |  |" in readme.read_text()
     assert page.read_text().count("its record is not here") == 3
 
