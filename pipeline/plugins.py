@@ -10,12 +10,12 @@ from pathlib import Path
 from types import ModuleType
 
 PACKAGE = Path(__file__).parent
-FAMILIES = ("models", "data", "metrics")
-NEEDED = {  # beside Config; what else a plug-in may have, CONTRIBUTING.md tells
+NEEDED = {  # by family, beside Config; what else a plug-in may have, CONTRIBUTING.md tells
     "models": ("KINDS",),
     "data": ("fetch", "prepare"),
     "metrics": ("KIND", "ERRORS", "SPLITS", "COUNTS", "NUMBERS", "Evidence", "compute"),
 }
+FAMILIES = tuple(NEEDED)
 
 
 def names(family: str) -> list[str]:
