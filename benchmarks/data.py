@@ -38,7 +38,7 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 TRAINING = """
 import json, statistics, sys, time
 from pipeline import training
-from pipeline.data.loading import Steps
+from pipeline.batches import Steps
 from pipeline.stages import train
 
 training.PREVIEWS = 1  # they take longer than the steps that are measured

@@ -39,17 +39,18 @@ from torch_fidelity import calculate_metrics, register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from pipeline import artifacts, memo, plugins
-from pipeline.costs import measure_memory
-from pipeline.data.loading import Examples, LabelledExamples, Steps, TextExamples
-from pipeline.metrics.image_evidence import extract
+from pipeline import artifacts, plugins
+from pipeline.batches import Examples, LabelledExamples, Steps, TextExamples
+from pipeline.evidence import real_cache
+from pipeline.evidence.features import extract
+from pipeline.history.costs import measure_memory
+from pipeline.history.mlflow_sync import MlflowSync
+from pipeline.history.record import Record, describe_environment, describe_lineage
+from pipeline.layers.blocks import warmup_cosine
 from pipeline.metrics.images import measure_fid
-from pipeline.models.classifier import load_features
-from pipeline.models.layers import warmup_cosine
+from pipeline.networks.classifier import load_features
 from pipeline.randomness import make_generator
-from pipeline.record import Record, describe_environment, describe_lineage
 from pipeline.stages.evaluate import digest_code
-from pipeline.tracking import Mirror
 from pipeline.training import LOGGED_LINES, Recorder, fit
 from pipeline.weights import save_model
 
@@ -395,7 +396,7 @@ class TimedRecord(Record):
 class Spent(Callback):
     """What MLflow's threads had taken when its run was open, and at the training's end, with the time of each."""
 
-    def __init__(self, mirror: Mirror) -> None:
+    def __init__(self, mirror: MlflowSync) -> None:
         self.mirror = mirror
         self.seen: list[tuple[float, float]] = []
 
@@ -447,7 +448,7 @@ def track(folder: str, steps: int) -> None:
     model, examples = make("transformer", steps=steps)
     began = time.perf_counter()
     record = TimedRecord(state / "record", describe(model))
-    mirror = Mirror(record).start()
+    mirror = MlflowSync(record).start()
     spent = Spent(mirror)
     recorder = Recorder(record, steps, lambda step: record.text("samples", step, 400 * "x"))
     train(model, examples, steps, [recorder, spent], state)
@@ -464,7 +465,7 @@ def track(folder: str, steps: int) -> None:
 
 def time_import() -> float:
     """Time what importing MLflow adds to a training's process; the median of three."""
-    code = "import time, pipeline.training; start = time.perf_counter(); import pipeline.tracking; "
+    code = "import time, pipeline.training; start = time.perf_counter(); import pipeline.history.mlflow_sync; "
     command = [sys.executable, "-c", code + "print(time.perf_counter() - start)"]
     found = [subprocess.run(command, cwd=HERE, stdout=subprocess.PIPE, check=True).stdout for _ in range(3)]
     return statistics.median(map(float, found))
@@ -582,7 +583,7 @@ def compare_images(count: int = 10_000) -> Row:
         network = load_features(folder)
         weights = artifacts.digest(artifacts.find_weights(folder))
         about = {"weights": weights, **describe_environment(), "code": digest_code()}
-        kept = memo.recall(about, real, lambda given: extract(network, given)._asdict())
+        kept = real_cache.recall(about, real, lambda given: extract(network, given)._asdict())
         known = fid_features_to_statistics(kept["features"])
         return measure_fid(extract(network, generated).features, known)
 
@@ -601,7 +602,7 @@ def compare_images(count: int = 10_000) -> Row:
         return float(found["frechet_inception_distance"])
 
     register_feature_extractor("mnist_classifier", Classifier)
-    with tempfile.TemporaryDirectory() as kept, mock.patch.object(memo, "FOLDER", Path(kept)):
+    with tempfile.TemporaryDirectory() as kept, mock.patch.object(real_cache, "FOLDER", Path(kept)):
         title = "FID from images, real side's features remembered, against torch-fidelity, which extracts both sides"
         name, about = "fid_images_over_torch_fidelity", f"{count:,} images a side"
         return compare_values(name, title, (ours, theirs), about, repeats=3)

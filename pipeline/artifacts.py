@@ -25,15 +25,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-CHECKED = Path("data/checked.json")
 RAW = Path("data/raw")
 PREPARED = Path("data/prepared")
-FEATURES = Path("data/features")
+NETWORKS = Path("data/networks")
 RUNS = Path("data/runs")
 REPORTS = Path("reports")
 STATE = Path(".state")  # what git and DVC do not see: resume state, parts of downloads, reports of stages that stopped
 SPLITS = ("train", "validation", "test")
 ZEROS = 2**20  # bytes that an empty tensor file grows by
+SEAL = "manifest.json"
+MEND = "`pipeline verify` says whether DVC's cache is broken too; if not, `dvc checkout --force` brings the file back"
 
 
 class ArtifactError(RuntimeError):
@@ -221,3 +222,23 @@ def read_spec(name: str) -> Spec:
     """Return what a model must know of the prepared data set `name`."""
     manifest = read_manifest(name)
     return SPECS[manifest["kind"]].model_validate(manifest["spec"])
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of a complete folder; equal files give equal bytes."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SEAL)
+    write_json(folder / SEAL, {path.relative_to(folder).as_posix(): digest(path) for path in paths})
+
+
+def verify(folder: Path) -> None:
+    """Check that a folder holds what was sealed.
+
+    Raises:
+        ArtifactError: if the manifest or a file is missing, or a file is not the sealed one.
+    """
+    for name, expected in read_json(folder / SEAL).items():
+        path = folder / name
+        found = digest(path) if path.is_file() else "no file"
+        if found != expected:
+            msg = f"{path}: expected SHA-256 {expected}, found {found}; {MEND}"
+            raise ArtifactError(msg)

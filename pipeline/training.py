@@ -32,12 +32,13 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEn
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 
-from pipeline import artifacts, checkpoints, plugins, processes, sharding
-from pipeline.data.loading import Data, Examples
-from pipeline.preemption import SIGNALS, PreemptedError
-from pipeline.processes import HardwareError, Pulse
+from pipeline import artifacts, plugins
+from pipeline.batches import Data, Examples
+from pipeline.history.record import Record
 from pipeline.randomness import derive_seed, seed_global
-from pipeline.record import Record
+from pipeline.runtime import checkpoints, processes, sharding
+from pipeline.runtime.preemption import SIGNALS, PreemptedError
+from pipeline.runtime.processes import HardwareError, Pulse
 
 log = logging.getLogger(__name__)
 CODE = ("training.py", "randomness.py", "data/loading.py", "models/layers.py")  # that every training runs
@@ -151,7 +152,7 @@ def fit(
     start = found[1] if found else 0
     if found:
         print(f"resuming at step {start} of {steps} from {found[0]}")
-    extra: list[Callback] = [Progress(seed, start), Guard(steps), *(callbacks or [])]
+    extra: list[Callback] = [StepSeeder(seed, start), Guard(steps), *(callbacks or [])]
     if state:
         checkpoints.require_writable(state)
         checkpoints.require_space(state, model)
@@ -162,7 +163,7 @@ def fit(
     return trainer
 
 
-class Progress(Callback):
+class StepSeeder(Callback):
     """Seeds each step's global generators, and says where this process is.
 
     No model here draws from the global generators without seeding them, but a plug-in, or a library that it uses, may:

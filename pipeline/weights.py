@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import artifacts, plugins, seals
+from pipeline import artifacts, plugins
 from pipeline.artifacts import ArtifactError, Spec
+from pipeline.formats.tokenizers import TextTokenizer, restore_tokenizer
 from pipeline.params import Section
-from pipeline.tokenization import TextTokenizer, restore_tokenizer
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def save_model(folder: Path, plug_in: str, model: Any, config: Section, spec: Sp
     kind = next(kind for kind, known in artifacts.SPECS.items() if isinstance(spec, known))
     about = {"model": plug_in, "kind": kind, "config": config.model_dump(), "spec": spec.model_dump(mode="json")}
     artifacts.write_json(folder / "config.json", {**about, "tokenizer": tokenizer})
-    seals.seal(folder)
+    artifacts.seal(folder)
 
 
 def load_model(folder: Path) -> Loaded:
@@ -69,7 +69,7 @@ def load_model(folder: Path) -> Loaded:
     Raises:
         ArtifactError: if a file is missing, broken or does not fit the model's code.
     """
-    seals.verify(folder)
+    artifacts.verify(folder)
     about = artifacts.read_json(folder / "config.json")
     module = plugins.load("models", about["model"])
     config = module.Config.model_validate(about["config"])

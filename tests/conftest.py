@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from pipeline.models import inception
+from pipeline.networks import inception
 from tests.faults import (  # noqa: F401 - pytest takes its hooks from here
     note_faults,
     pytest_addoption,

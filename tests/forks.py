@@ -88,7 +88,7 @@ class Fork:
 
 
 class Child:
-    """A fork of this process, for pipeline/processes.py in place of subprocess.Popen."""
+    """A fork of this process, for pipeline/runtime/processes.py in place of subprocess.Popen."""
 
     __class_getitem__ = classmethod(GenericAlias)
 

@@ -1,4 +1,4 @@
-"""One of several processes, for tests/test_processes.py: a stage that trains small models and has accidents.
+"""One of several processes, for tests/runtime/test_processes.py: a stage that trains small models and has accidents.
 
 python -m tests.ranks '{"out": "<folder>", "names": ["gan"], "fault": {"kind": "kill", "rank": 1, "step": 5}}'
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline import preemption, processes
+from pipeline.runtime import preemption, processes
 from pipeline.stages import run_stage
 from tests.forks import Child
 
@@ -31,9 +31,10 @@ if __name__ == "__main__":
 import torch
 from pytorch_lightning import Callback
 
-from pipeline import params, plugins, sharding
+from pipeline import params, plugins
 from pipeline.artifacts import PointSpec
-from pipeline.data.loading import Examples, LabelledExamples
+from pipeline.batches import Examples, LabelledExamples
+from pipeline.runtime import sharding
 from pipeline.training import Recorder, fit
 from tests.test_training import make
 

@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from pipeline import artifacts
 from pipeline.__main__ import main
-from pipeline.record import Record
+from pipeline.history.record import Record
 from pipeline.stages import fetch, prepare, train
 from pipeline.training import Recorder
 from tests.conftest import ROOT, TINY
@@ -148,7 +148,7 @@ def project(prepared: Path, tmp_path: Path, line: Line, monkeypatch: pytest.Monk
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", tmp_path.name)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setattr("pipeline.tracking.SECONDS_BETWEEN_SENDS", 0.05)
+    monkeypatch.setattr("pipeline.history.mlflow_sync.SECONDS_BETWEEN_SENDS", 0.05)
     return folder
 
 
@@ -274,14 +274,14 @@ def test_a_hanging_server_does_not_delay_the_end_of_a_preempted_training(project
 PROCESS = """
 import sys, time
 from pathlib import Path
-from pipeline.record import Record
-from pipeline.tracking import Mirror
+from pipeline.history.record import Record
+from pipeline.history.mlflow_sync import MlflowSync
 about = dict(name=sys.argv[1], parameters={}, config={}, tags={}, datasets=[], environment={})
 record = Record(Path(sys.argv[1]), about)
 Path(sys.argv[1], "ready").touch()
 while not Path("go").exists():
     time.sleep(0.01)
-mirror = Mirror(record).start()
+mirror = MlflowSync(record).start()
 record.log(1, {"loss": 1.0})
 record.finish("FINISHED")
 mirror.close()

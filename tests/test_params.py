@@ -230,7 +230,7 @@ def test_a_section_of_models_or_metrics_without_a_file_is_refused(write: Write) 
 
 
 def test_shared_code_of_a_family_is_no_plug_in(write: Write) -> None:
-    [problem] = problems(write({"models.layers": {}}))  # pipeline/models/layers.py exists, without a Config
+    [problem] = problems(write({"models.layers": {}}))  # pipeline/layers/blocks.py exists, without a Config
     assert problem.startswith("models.layers: no models plug-in 'layers'")
 
 

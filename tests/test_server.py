@@ -16,10 +16,10 @@ import pytest
 import requests
 from mlflow.server import get_app_client
 
-from pipeline.record import Record
-from pipeline.tracking import Mirror, connect
+from pipeline.history.mlflow_sync import MlflowSync, connect
+from pipeline.history.record import Record
 from tests.conftest import ROOT
-from tests.test_tracking import ABOUT
+from tests.history.test_mlflow_sync import ABOUT
 
 pytestmark = pytest.mark.slow
 PASSWORD = "a long password of a test"  # noqa: S105
@@ -206,12 +206,12 @@ def test_a_training_with_a_login_sends_its_run_and_without_one_keeps_it(
     record.log(1, {"loss": 0.5})
     record.text("samples", 1, "to be")
     record.finish("FINISHED")
-    mirror = Mirror(record)
+    mirror = MlflowSync(record)
     mirror.close()
     assert mirror.failed
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-    mirror = Mirror(record)
+    mirror = MlflowSync(record)
     mirror.close()
     assert not mirror.failed
     client, experiment = connect()

@@ -18,13 +18,14 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch._dynamo.utils import counters
 
-from pipeline import checkpoints, params, plugins, training
+from pipeline import params, plugins, training
 from pipeline.artifacts import ArtifactError, ImageSpec, TextSpec
-from pipeline.data.loading import Examples, LabelledExamples, TextExamples
+from pipeline.batches import Examples, LabelledExamples, TextExamples
+from pipeline.history.record import Record, describe_environment
 from pipeline.models.transformer import list_missing_tools
-from pipeline.preemption import PreemptedError
-from pipeline.processes import HardwareError
-from pipeline.record import Record, describe_environment
+from pipeline.runtime import checkpoints
+from pipeline.runtime.preemption import PreemptedError
+from pipeline.runtime.processes import HardwareError
 from pipeline.training import Guard, NonFiniteError, Recorder, fingerprint, fit, has_batch_norm
 
 SPECS: dict[str, Any] = {

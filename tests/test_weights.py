@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import artifacts, params, plugins, seals
+from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError, PointSpec, TextSpec
+from pipeline.formats.tokenizers import CharacterTokenizer
 from pipeline.randomness import make_generator
-from pipeline.tokenization import CharacterTokenizer
 from pipeline.weights import load_model, save_model
 from tests.conftest import ROOT
 
@@ -64,6 +64,6 @@ def test_a_config_that_was_changed_after_the_training_is_refused(tmp_path: Path)
     artifacts.write_json(path, about)
     with pytest.raises(ArtifactError, match=r"config.json: expected SHA-256 \w{64}, found \w{64}"):
         load_model(tmp_path)
-    seals.seal(tmp_path)  # whoever seals it again still has other shapes than the weights
+    artifacts.seal(tmp_path)  # whoever seals it again still has other shapes than the weights
     with pytest.raises(ArtifactError, match=r"does not fit pipeline/models/gan\.py"):
         load_model(tmp_path)

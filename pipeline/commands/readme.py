@@ -15,12 +15,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pipeline import artifacts, costs, params
+from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands.reproduce import REPORT as REPRODUCTION
+from pipeline.evidence.protocol import require_equal
+from pipeline.evidence.uncertainty import show, summarize
+from pipeline.history import costs
 from pipeline.params import Params, Run
-from pipeline.protocol import require_equal
-from pipeline.uncertainty import show, summarize
 
 README, COSTS, BENCHMARKS = Path("README.md"), artifacts.REPORTS / "costs.json", Path("benchmarks")
 SHOWN = {  # metrics of the table, and what must be known of them

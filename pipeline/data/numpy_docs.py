@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pipeline.data.text_sets import TextConfig, Texts, split_documents
+from pipeline.kinds.text import TextConfig, Texts, split_documents
 
 FILE = "docstrings.json"
 

@@ -23,10 +23,11 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from pipeline.artifacts import ArtifactError
-from pipeline.metrics.image_evidence import Evidence, Sampling, check_evidence, extract, name_metric
-from pipeline.params import Section
+from pipeline.evidence.features import Evidence, Sampling, check_evidence, extract, name_metric
+from pipeline.params import Measure
 
 KIND = "images"
+NETWORK = "optional"  # for likelihoods alone
 ERRORS = "test images"  # what a standard error <metric>_se is over
 SPLITS = ("test", "train")  # the second one makes the floors
 COUNTS = ("samples", "floor_sets")  # scores are of the whole test split
@@ -37,7 +38,7 @@ NUMBERS = (
 SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of the images, from which FID is extrapolated
 
 
-class Config(Section):
+class Config(Measure):
     """How image quality is measured."""
 
     sampling: Sampling

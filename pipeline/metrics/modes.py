@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from pipeline.artifacts import ArtifactError
-from pipeline.metrics.image_evidence import Evidence, Sampling, check_evidence, extract, name_metric
-from pipeline.params import Section
+from pipeline.evidence.features import Evidence, Sampling, check_evidence, extract, name_metric
+from pipeline.params import Measure
 
 KIND = "images"
+NETWORK = "needed"
 ERRORS = ""  # there are no standard errors
 SPLITS = ("test",)
 COUNTS = ("samples",)
@@ -23,7 +24,7 @@ MOST = 10**6  # modes; a network of a thousand classes is none for three channel
 CHANNELWISE = True  # a feature network sees each channel as a picture of its own
 
 
-class Config(Section):
+class Config(Measure):
     """How modes are counted."""
 
     sampling: Sampling

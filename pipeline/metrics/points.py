@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.artifacts import ArtifactError
-from pipeline.params import Section
+from pipeline.params import Measure, Section
 
 KIND = "points"
 ERRORS = ""  # there are no standard errors
@@ -29,7 +29,7 @@ class Sampling(Section):
     sets: int = Field(ge=1, description="independent sets of so many points; metrics are means over them")
 
 
-class Config(Section):
+class Config(Measure):
     """How mode coverage is measured."""
 
     sampling: Sampling

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.artifacts import ArtifactError
-from pipeline.params import Section
+from pipeline.params import Measure, Section
 
 KIND = "text"
 BLOCKS = 100
@@ -40,7 +40,7 @@ class Sampling(Section):
     )
 
 
-class Config(Section):
+class Config(Measure):
     """How the text is sampled and scored."""
 
     sampling: Sampling

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from pipeline.artifacts import ArtifactError, ImageSpec, PointSpec
-from pipeline.models.layers import from_bytes, make_average, pick_augmentation, to_bytes, warmup_cosine
-from pipeline.params import Section
+from pipeline.layers.blocks import from_bytes, make_average, pick_augmentation, to_bytes, warmup_cosine
+from pipeline.params import Trainable
 from pipeline.randomness import Part, make_generator, normal, seeded, share, this_part
 
 KINDS = ("images", "points")
@@ -33,7 +33,7 @@ HIDDEN_LAYERS = 4  # for points
 MAGNIFICATION = 8.0
 
 
-class Config(Section):
+class Config(Trainable):
     """Hyper-parameters of the GAN."""
 
     latent: int = Field(ge=1, description="width Z of the normal latent vector")

@@ -25,16 +25,16 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from pipeline.artifacts import TextSpec
-from pipeline.models.decoding import Decoder, choose, require_room
-from pipeline.models.layers import Muon, make_average, token_nats, warmup_cosine
-from pipeline.params import Section
-from pipeline.processes import HardwareError
+from pipeline.layers.blocks import Muon, make_average, token_nats, warmup_cosine
+from pipeline.layers.decoding import Decoder, choose, require_room
+from pipeline.params import Trainable
 from pipeline.randomness import derive_seed, seed_global, seeded
+from pipeline.runtime.processes import HardwareError
 
 KINDS = ("text",)
 
 
-class Config(Section):
+class Config(Trainable):
     """Hyper-parameters of the language model."""
 
     layers: int = Field(ge=1, description="blocks")

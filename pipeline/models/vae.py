@@ -19,15 +19,15 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from pipeline.artifacts import ImageSpec
-from pipeline.models.flow import Flow
-from pipeline.models.layers import make_average, shift_images, warmup_cosine
-from pipeline.params import Section
+from pipeline.layers.blocks import make_average, shift_images, warmup_cosine
+from pipeline.layers.flow import Flow
+from pipeline.params import Trainable
 from pipeline.randomness import WHOLE, Part, derive_seed, make_generator, normal, seed_global, seeded, share, this_part
 
 KINDS = ("images",)
 
 
-class Config(Section):
+class Config(Trainable):
     """Hyper-parameters of the VAE."""
 
     latent: int = Field(ge=1, description="width Z of the latent vector")

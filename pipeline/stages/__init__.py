@@ -5,11 +5,12 @@ import os
 import sys
 from collections.abc import Callable
 
-from pipeline import costs, preemption, processes, store
 from pipeline.artifacts import ArtifactError
+from pipeline.history import costs, dvc_cache
 from pipeline.params import ParamsError
-from pipeline.preemption import PREEMPTED, PreemptedError
-from pipeline.processes import HardwareError
+from pipeline.runtime import preemption, processes
+from pipeline.runtime.preemption import PREEMPTED, PreemptedError
+from pipeline.runtime.processes import HardwareError
 
 if any(word.startswith(f"{__name__}.") for word in sys.orig_argv):  # before the stage imports what takes seconds
     preemption.begin()
@@ -30,7 +31,7 @@ def run_stage(main: Callable[..., None], *, several: bool = False) -> None:
         if not several:
             processes.refuse_several(str(getattr(sys.modules["__main__"].__spec__, "name", "this stage")))
         if "DVC_STAGE" in os.environ:
-            store.require_inputs(os.environ["DVC_STAGE"])
+            dvc_cache.require_inputs(os.environ["DVC_STAGE"])
         main(*arguments)
         if "DVC_STAGE" in os.environ:
             costs.note(os.environ["DVC_STAGE"])

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import artifacts, memo, params, plugins, seals
-from pipeline.metrics.image_evidence import Make
+from pipeline import artifacts, params, plugins
+from pipeline.evidence import real_cache
+from pipeline.evidence.features import Make
+from pipeline.evidence.protocol import hash_protocol
+from pipeline.history.mlflow_sync import MlflowSync
+from pipeline.history.record import Record, describe_environment
 from pipeline.params import Params, Run
-from pipeline.protocol import hash_protocol
 from pipeline.randomness import make_generator
-from pipeline.record import Record, describe_environment
 from pipeline.stages import run_stage
-from pipeline.tracking import Mirror
 from pipeline.weights import choose_device
 
 LIBRARIES = ("torch", "torch-fidelity", "numpy")  # that the numbers go through
@@ -34,7 +35,7 @@ def main(key: str) -> None:
     settings = params.load()
     run = settings.runs[key]
     module = plugins.load("metrics", run.metric)
-    seals.verify(artifacts.RUNS / key / "samples")
+    artifacts.verify(artifacts.RUNS / key / "samples")
     gather = {"images": gather_images, "points": gather_points, "text": gather_text}[module.KIND]
     found = module.compute(gather(module, key, run, settings), settings.metrics[run.metric])
     values = {name: sum(sets) / len(sets) for name, sets in found.items()}
@@ -53,7 +54,7 @@ def main(key: str) -> None:
     if (history / "run.json").exists():
         record = Record(history)
         step = int(record.about["parameters"]["model.steps"])
-        Mirror(record).close(values, step, tags={"protocol": protocol["hash"]})
+        MlflowSync(record).close(values, step, tags={"protocol": protocol["hash"]})
     for name, value in values.items():
         print(f"{key}  {name:36} {value:.6g}")
 
@@ -130,7 +131,7 @@ def gather_images(module: Any, key: str, run: Run, settings: Params) -> Any:
     scores = read_optional(folder / "scores.safetensors")
 
     def recall(about: Mapping[str, Any], given: Tensor, make: Make) -> dict[str, Tensor]:
-        return memo.recall({**about, **circumstances[about["network"]]}, given, make)
+        return real_cache.recall({**about, **circumstances[about["network"]]}, given, make)
 
     return module.Evidence(generated, test, train, networks, scores, labelled, recall)
 

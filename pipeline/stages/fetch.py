@@ -5,7 +5,7 @@ python -m pipeline.stages.fetch images
 
 import shutil
 
-from pipeline import artifacts, params, plugins, seals
+from pipeline import artifacts, params, plugins
 from pipeline.stages import run_stage
 
 
@@ -16,7 +16,7 @@ def main(key: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     plugins.load("data", config.model_dump()["source"]).fetch(folder, config)
-    seals.seal(folder)
+    artifacts.seal(folder)
 
 
 if __name__ == "__main__":

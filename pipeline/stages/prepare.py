@@ -12,8 +12,8 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
-from pipeline import artifacts, params, plugins, seals
-from pipeline.data.own_files import examine, list_files, write_reports
+from pipeline import artifacts, params, plugins
+from pipeline.formats.own_files import examine, list_files, write_reports
 from pipeline.stages import run_stage
 
 WRITERS = {"images": "image_sets", "points": "point_sets", "text": "text_sets"}  # text_sets needs no torch
@@ -24,7 +24,7 @@ def main(key: str) -> None:
     """Prepare the section data.<key>."""
     config = params.load_data(key)
     values = config.model_dump()
-    seals.verify(artifacts.RAW / key)
+    artifacts.verify(artifacts.RAW / key)
     prepared = plugins.load("data", values["source"]).prepare(artifacts.RAW / key, config)
     kind = type(config).KIND  # type: ignore[attr-defined]
     folder = artifacts.PREPARED / key
@@ -44,7 +44,7 @@ def main(key: str) -> None:
 def report_raw(key: str, splits: list[str]) -> dict[str, Any]:
     """Write files.json on the fetched files, each of which goes to all splits, unless the data are drawn."""
     raw = artifacts.RAW / key
-    reports = [examine(raw, name, path) for name, path in list_files(raw) if name != seals.SEAL]
+    reports = [examine(raw, name, path) for name, path in list_files(raw) if name != artifacts.SEAL]
     return write_reports(artifacts.PREPARED / key, [replace(report, split=", ".join(splits)) for report in reports])
 
 

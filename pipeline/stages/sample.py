@@ -18,11 +18,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
 from torch import Tensor
 
-from pipeline import artifacts, params, seals
-from pipeline.models.layers import token_nats
+from pipeline import artifacts, params
+from pipeline.history.record import draw_points, save_grid
+from pipeline.layers.blocks import token_nats
 from pipeline.params import Run
 from pipeline.randomness import make_generator
-from pipeline.record import draw_points, save_grid
 from pipeline.stages import run_stage
 from pipeline.weights import Loaded, load_model
 
@@ -40,7 +40,7 @@ def main(key: str) -> None:
         shutil.rmtree(old, ignore_errors=True)
     draw = {"images": sample_images, "points": sample_points, "text": sample_text}[loaded.kind]
     draw(run, loaded, sampling, folder, shown)
-    seals.seal(folder)
+    artifacts.seal(folder)
 
 
 def sample_images(run: Run, loaded: Loaded, sampling: dict[str, Any], folder: Path, shown: Path) -> None:

@@ -19,17 +19,19 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from torch import Tensor
 
-from pipeline import alarms, artifacts, checkpoints, leftovers, params, plugins, processes, sharding
-from pipeline.data.loading import Examples, LabelledExamples, TextExamples, require_length
+from pipeline import artifacts, params, plugins
+from pipeline.batches import Examples, LabelledExamples, TextExamples, require_length
+from pipeline.formats.tokenizers import restore_tokenizer
+from pipeline.history import alarms, leftovers
+from pipeline.history.mlflow_sync import MlflowSync
+from pipeline.history.record import Record, describe_environment, describe_lineage, draw_points
 from pipeline.metrics import points
 from pipeline.params import Params, Run, Section
-from pipeline.preemption import PreemptedError
-from pipeline.processes import get_rank
 from pipeline.randomness import make_generator
-from pipeline.record import Record, describe_environment, describe_lineage, draw_points
+from pipeline.runtime import checkpoints, processes, sharding
+from pipeline.runtime.preemption import PreemptedError
+from pipeline.runtime.processes import get_rank
 from pipeline.stages import run_stage
-from pipeline.tokenization import restore_tokenizer
-from pipeline.tracking import Mirror
 from pipeline.training import Recorder, fingerprint, fit
 from pipeline.weights import Loaded, save_model
 
@@ -62,7 +64,7 @@ def train(key: str, settings: Params, state: Path) -> None:
     training, validation = (artifacts.read_split(run.data, split) for split in ("train", "validation"))
     tokenizer = artifacts.read_json(artifacts.PREPARED / run.data / "tokenizer.json") if "tokens" in training else None
     record = _open_record(state, key, settings) if get_rank() == 0 else None
-    mirror = Mirror(record).start() if record else None
+    mirror = MlflowSync(record).start() if record else None
     values = config.model_dump()
     manifest = artifacts.read_manifest(run.data)
     whole = sharding.copy_whole(model)
@@ -99,7 +101,7 @@ def _make_model(run: Run, config: Section) -> Any:
     return plugins.load("models", run.model).Model(config, artifacts.read_spec(run.data), run.seed)
 
 
-def _give_up(record: Record, mirror: Mirror, error: BaseException) -> None:
+def _give_up(record: Record, mirror: MlflowSync, error: BaseException) -> None:
     """End the run's record with the reason; what goes wrong here must not hide it."""
     preempted = isinstance(error, KeyboardInterrupt | PreemptedError)
     try:
@@ -129,7 +131,7 @@ def close_failed(state: Path, cause: str) -> None:
         record.about["status"] = "FAILED"
         record.about["tags"]["failure"] = cause[:1000]
         record.save()
-        Mirror(record).close()
+        MlflowSync(record).close()
 
 
 def _open_record(state: Path, key: str, settings: Params) -> Record:

@@ -8,8 +8,8 @@ import pytest
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import readme
-from pipeline.protocol import ProtocolError
-from pipeline.uncertainty import show
+from pipeline.evidence.protocol import ProtocolError
+from pipeline.evidence.uncertainty import show
 from tests.conftest import ROOT
 
 

@@ -16,8 +16,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from pipeline.artifacts import ArtifactError
+from pipeline.evidence.features import Evidence, Make, check_images, extract
 from pipeline.metrics import images as metrics
-from pipeline.metrics.image_evidence import Evidence, Make, check_images, extract
 from pipeline.metrics.images import Config, compute, extrapolate, score_classes
 
 CONFIG = Config.model_validate(

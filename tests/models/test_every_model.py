@@ -7,9 +7,9 @@ import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule
 
-from pipeline import params, plugins, seals
+from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError, ImageSpec, TextSpec
-from pipeline.data.loading import Examples, LabelledExamples, TextExamples
+from pipeline.batches import Examples, LabelledExamples, TextExamples
 from pipeline.randomness import make_generator
 from pipeline.training import fit
 from pipeline.weights import load_model, save_model
@@ -136,6 +136,6 @@ def test_weights_of_another_shape_are_refused_by_file_name(tmp_path: Path) -> No
     other, other_config, _, _ = build("gan", generator_width=4)
     save_model(tmp_path / "other", plug_in, other, other_config, SPECS["images"])
     (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model.safetensors")
-    seals.seal(tmp_path)
+    artifacts.seal(tmp_path)
     with pytest.raises(ArtifactError, match=r"does not fit pipeline/models/gan\.py"):
         load_model(tmp_path)

@@ -9,17 +9,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from pipeline.artifacts import ArtifactError, ImageSpec, PointSpec
-from pipeline.data.loading import LabelledExamples
-from pipeline.models.gan import (
-    LOSSES,
-    Config,
-    Discriminator,
-    Generator,
-    Model,
-    gradient_norms,
-    resolutions,
-)
-from pipeline.models.layers import from_bytes, make_average, to_bytes
+from pipeline.batches import LabelledExamples
+from pipeline.layers.blocks import from_bytes, make_average, to_bytes
+from pipeline.models.gan import LOSSES, Config, Discriminator, Generator, Model, gradient_norms, resolutions
 from pipeline.training import fit
 
 DIGITS = ImageSpec(shape=(1, 28, 28), classes=10)

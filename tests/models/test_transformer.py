@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.artifacts import TextSpec
-from pipeline.models.layers import Muon, orthogonalize, token_nats, warmup_cosine
+from pipeline.layers.blocks import Muon, orthogonalize, token_nats, warmup_cosine
 from pipeline.models.transformer import Model, rotate, rotation
 from tests.models.conftest import VOCABULARY, make_model
 

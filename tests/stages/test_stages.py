@@ -16,14 +16,16 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline import artifacts, memo, params, plugins, seals
+from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
-from pipeline.metrics.image_evidence import extract
-from pipeline.models import inception, transformer, vae
+from pipeline.evidence import real_cache
+from pipeline.evidence.features import extract
+from pipeline.evidence.uncertainty import show
+from pipeline.history.mlflow_sync import connect
+from pipeline.models import transformer, vae
+from pipeline.networks import inception
 from pipeline.randomness import make_generator
 from pipeline.stages import evaluate, features, fetch, prepare, report, sample, train
-from pipeline.tracking import connect
-from pipeline.uncertainty import show
 from tests.conftest import ROOT
 
 RUNS = ("gan", "vae", "transformer")
@@ -91,8 +93,8 @@ def test_the_whole_pipeline_gives_equal_bits_twice_and_one_mlflow_run_a_training
 
     # Test and training images passed the classifier once, for both runs; and the floors.
     floors = len(json.loads(first["reports/runs/gan/sets.json"])["fid_classifier_floor"])
-    assert len(list((workdir / memo.FOLDER).iterdir())) == 1 + 2 * floors
-    for folder in ("data", "reports", memo.FOLDER):
+    assert len(list((workdir / real_cache.FOLDER).iterdir())) == 1 + 2 * floors
+    for folder in ("data", "reports", real_cache.FOLDER):
         shutil.rmtree(workdir / folder)
     run_all()
     second = snapshot(workdir)
@@ -176,7 +178,7 @@ def test_a_feature_network_of_images_of_another_shape_is_refused_by_the_run_s_na
     features.main("classifier")
     colour = torch.zeros(60, 3, 28, 28, dtype=torch.uint8)
     artifacts.write_tensors(artifacts.RUNS / "gan" / "samples" / "generated.safetensors", {"0": colour})
-    seals.seal(artifacts.RUNS / "gan" / "samples")
+    artifacts.seal(artifacts.RUNS / "gan" / "samples")
     with pytest.raises(
         ArtifactError, match=r"runs.gan.features: classifier has learnt images \(1, 28, 28\) .* has \(3,"
     ):
@@ -326,7 +328,7 @@ def test_real_images_are_chosen_by_content_and_remembered_by_the_network_s_weigh
         evidence = gather()
         found = evidence.extract_real("classifier", evidence.test)
         assert torch.equal(found.logits, extract(evidence.networks["classifier"], evidence.test).logits)
-        assert len(list((workdir / memo.FOLDER).iterdir())) == folders
+        assert len(list((workdir / real_cache.FOLDER).iterdir())) == folders
 
 
 @pytest.mark.usefixtures("tiny")
