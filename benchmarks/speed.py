@@ -40,7 +40,8 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from pipeline import artifacts, plugins
-from pipeline.batches import Examples, LabelledExamples, Steps, TextExamples
+from pipeline.batches import Examples, Rows, Steps
+from pipeline.kinds.text import Windows
 from pipeline.evidence import real_cache
 from pipeline.evidence.features import extract
 from pipeline.history.costs import measure_memory
@@ -145,7 +146,7 @@ def make(kind: str, seed: int = 0, **changes: Any) -> tuple[Any, Examples]:
     data = "shakespeare" if kind == "transformer" else "digits"
     split = artifacts.read_split(data, "train")
     model = module.Model(config, artifacts.read_spec(data), seed)
-    return model, TextExamples(split["tokens"], config.context, seed) if "tokens" in split else LabelledExamples(split)
+    return model, Windows(split["tokens"], config.context, seed) if "tokens" in split else Rows(split)
 
 
 class Clock(Callback):

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pipeline.kinds.points import make_fields as point_fields
 from pipeline.runtime import preemption, processes
 from pipeline.stages import run_stage
 from tests.forks import Child
@@ -32,8 +33,7 @@ import torch
 from pytorch_lightning import Callback
 
 from pipeline import params, plugins
-from pipeline.artifacts import PointSpec
-from pipeline.batches import Examples, LabelledExamples
+from pipeline.batches import Examples, Rows
 from pipeline.runtime import sharding
 from pipeline.training import Recorder, fit
 from tests.test_training import make
@@ -49,8 +49,8 @@ def make_points() -> tuple[Any, Any, Examples]:
     changes |= {"gradient_penalty": 1.0, "penalty_every": 2}
     config = config.model_validate({**config.model_dump(), **changes})
     generator = torch.Generator().manual_seed(0)
-    points = LabelledExamples({"points": torch.randn(36, 2, generator=generator), "labels": torch.arange(36) % 4})
-    return plugins.load("models", "gan").Model(config, PointSpec(dimensions=2, classes=4), seed=0), config, points
+    points = Rows({"points": torch.randn(36, 2, generator=generator), "labels": torch.arange(36) % 4})
+    return plugins.load("models", "gan").Model(config, point_fields(2, 4), seed=0), config, points
 
 
 class Accident(Callback):

@@ -19,9 +19,12 @@ from pytorch_lightning import Callback, Trainer
 from torch._dynamo.utils import counters
 
 from pipeline import params, plugins, training
-from pipeline.artifacts import ArtifactError, ImageSpec, TextSpec
-from pipeline.batches import Examples, LabelledExamples, TextExamples
+from pipeline.artifacts import ArtifactError
+from pipeline.batches import Examples, Rows
 from pipeline.history.record import Record, describe_environment
+from pipeline.kinds.images import make_fields as image_fields
+from pipeline.kinds.text import Windows
+from pipeline.kinds.text import make_fields as text_fields
 from pipeline.models.transformer import list_missing_tools
 from pipeline.runtime import checkpoints
 from pipeline.runtime.preemption import PreemptedError
@@ -29,8 +32,8 @@ from pipeline.runtime.processes import HardwareError
 from pipeline.training import Guard, NonFiniteError, Recorder, fingerprint, fit, has_batch_norm
 
 SPECS: dict[str, Any] = {
-    "images": ImageSpec(shape=(1, 28, 28), classes=10),
-    "text": TextSpec(vocabulary=21),  # odd: two processes that share the weights get unequal parts
+    "images": image_fields((1, 28, 28), 10),
+    "text": text_fields(21),  # odd: two processes that share the weights get unequal parts
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "gan": {"generator_width": 4, "discriminator_width": 4},
@@ -45,20 +48,17 @@ def make(name: str, **changes: Any) -> tuple[Any, Any, Examples]:
     config = config.model_validate({**config.model_dump(), "batch_size": 8, "steps": 10} | CHANGES[name] | changes)
     module = plugins.load("models", name)
     generator = torch.Generator().manual_seed(0)
-    if module.KINDS == ("text",):
-        examples: Examples = TextExamples(
-            torch.randint(20, (300,), generator=generator), config.model_dump()["context"], 0
-        )
+    if module.LEARNS == ("text",):
+        examples: Examples = Windows(torch.randint(20, (300,), generator=generator), config.context, 0)
     else:
         images = torch.randint(256, (36, 1, 28, 28), dtype=torch.uint8, generator=generator)
-        examples = LabelledExamples({"images": images, "labels": torch.arange(36) % 10})
-    return module.Model(config, SPECS[module.KINDS[0]], seed=0), config, examples
+        examples = Rows({"images": images, "labels": torch.arange(36) % 10})
+    return module.Model(config, SPECS[module.LEARNS[0]], seed=0), config, examples
 
 
 def train(name: str, *, steps: int = 10, changes: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Trainer]:
     model, config, examples = make(name, **changes or {})
-    clip = config.model_dump().get("clip_norm")
-    return model, fit(model, examples, steps=steps, batch_size=8, seed=0, clip_norm=clip, **options)
+    return model, fit(model, examples, steps=steps, batch_size=8, seed=0, clip_norm=config.clip_norm, **options)
 
 
 def run(name: str, **options: Any) -> Any:

@@ -90,13 +90,13 @@ def test_what_a_running_training_writes_is_left_alone(workdir: Path) -> None:
 def test_a_feature_networks_interrupted_training_is_explained_and_stays(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = workdir / STATE / "features-classifier" / "0123"
+    state = workdir / STATE / "networks-classifier" / "0123"
     state.mkdir(parents=True)
     checkpoint = state / "step-000000005.ckpt"
     checkpoint.write_bytes(b"x")
     checkpoint.with_suffix(".ckpt.sha256").write_text(artifacts.digest(checkpoint), encoding="ascii")
     assert main(["doctor", "--fix"]) == 0
-    assert "`dvc repro features@classifier` goes on from step 5" in capsys.readouterr().out
+    assert "`dvc repro networks@classifier` goes on from step 5" in capsys.readouterr().out
     assert checkpoint.exists()
     with FileLock(state.parent / "lock"):
         assert [found.meaning for found in leftovers.find_all()] == ["a process is training this now"]

@@ -227,4 +227,4 @@ def test_changed_params_start_a_new_run_that_names_what_changed_and_the_old_one_
     assert run.data.tags["follows"] == old.about["id"]
     about = Record(artifacts.RUNS / "vae" / "record").about
     assert about["config"]["metric"]["kid_subset_size"] == 50  # how it is measured is in the config too
-    assert about["config"]["features"]["classifier"]["network"] == "classifier"
+    assert about["config"]["network"]["network"] == "classifier"
