@@ -71,6 +71,18 @@ Spec = ImageSpec | PointSpec | TextSpec
 SPECS: dict[str, type[Spec]] = {"images": ImageSpec, "points": PointSpec, "text": TextSpec}
 
 
+@contextmanager
+def replace(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file that becomes `path` at the end, complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as sorted, indented JSON, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
