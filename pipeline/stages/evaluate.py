@@ -54,7 +54,7 @@ def main(key: str) -> None:
     if (history / "run.json").exists():
         record = Record(history)
         step = int(record.about["parameters"]["model.steps"])
-        MlflowSync(record).close(values, step, tags={"protocol": protocol["hash"]})
+        MlflowSync(record).finish(values, step, tags={"protocol": protocol["hash"]})
     for name, value in values.items():
         print(f"{key}  {name:36} {value:.6g}")
 

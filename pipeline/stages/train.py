@@ -91,7 +91,7 @@ def train(key: str, settings: Params, state: Path) -> None:
         raise
     if record and mirror:
         record.finish("FINISHED", kept_parameters=sum(p.numel() for p in model.kept.parameters()))
-        mirror.close(model=folder)
+        mirror.finish(model=folder)
         write_curves(record, artifacts.REPORTS / "runs" / key / "curves")
         _publish(record, state, artifacts.RUNS / key / "record")
         print(f"{key}: {values['steps']} steps in {record.about['totals']['seconds']:.0f} s, weights in {folder}")
@@ -108,7 +108,7 @@ def _give_up(record: Record, mirror: MlflowSync, error: BaseException) -> None:
         record.finish("KILLED" if preempted else "FAILED", failure=f"{type(error).__name__}: {error}")
     except OSError as problem:
         log.warning("%s: the end of the run could not be written: %s", record.folder, problem)
-    mirror.close(seconds=3 if preempted else 60)  # who preempts does not wait
+    mirror.finish(seconds=3 if preempted else 60)  # who preempts does not wait
 
 
 def _publish(record: Record, state: Path, target: Path) -> None:
@@ -131,7 +131,7 @@ def close_failed(state: Path, cause: str) -> None:
         record.about["status"] = "FAILED"
         record.about["tags"]["failure"] = cause[:1000]
         record.save()
-        MlflowSync(record).close()
+        MlflowSync(record).finish()
 
 
 def _open_record(state: Path, key: str, settings: Params) -> Record:
