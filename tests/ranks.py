@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.runtime import preemption, processes
-from pipeline.stages import run_stage
+from pipeline.stages.__main__ import run
 from tests.forks import Child
 
 if __name__ == "__main__":
@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
         if "TEST_FORKED_RANKS" in os.environ:
             processes.subprocess = SimpleNamespace(Popen=Child)  # type: ignore[attr-defined]
-        run_stage(lambda text: processes.supervise("tests.ranks", text, tell), several=True)
+        run(lambda text: processes.supervise(["tests.ranks", text], tell), sys.argv[1:], "ranks", "", several=True)
         sys.exit()
 
 import torch
@@ -34,8 +34,9 @@ from pytorch_lightning import Callback
 from pipeline import params, plugins
 from pipeline.artifacts import PointSpec
 from pipeline.batches import Examples, LabelledExamples
+from pipeline.history.recorder import Recorder
 from pipeline.runtime import sharding
-from pipeline.training import Recorder, fit
+from pipeline.training import fit
 from tests.test_training import make
 
 STEPS = 10
@@ -110,4 +111,4 @@ def main(text: str) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, several=True)
+    run(main, sys.argv[1:], "ranks", "", several=True)

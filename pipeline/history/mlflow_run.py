@@ -41,7 +41,7 @@ def complete(client: MlflowClient, run: Run, about: dict[str, Any]) -> None:
 
 
 def close_stale(client: MlflowClient, experiment: str, run_id: str, name: str) -> None:
-    """Set other runs of this name to KILLED that are RUNNING though their process is gone; link this run to the last."""
+    """Set RUNNING runs of this name to KILLED if their process is gone, and link this run to the last of them."""
     quoted = name.replace("'", "")
     query = f"attributes.status = 'RUNNING' and attributes.run_name = '{quoted}'"
     for run in client.search_runs([experiment], query):

@@ -133,7 +133,7 @@ class Record:
         """
         if not re.fullmatch(r"[\w-]+\.[a-z0-9]+", key + suffix, re.ASCII):
             msg = (
-                f"exhibit: expected a key of letters, digits, _ or - and a suffix such as .png, got {key!r}, {suffix!r}"
+                f"exhibit: expected a key such as samples and a suffix such as .png, got {key!r}, {suffix!r}"
             )
             raise ValueError(msg)
         with artifacts.replace(self.folder / "exhibits" / key / f"{step:07d}{suffix}") as partial:

@@ -112,7 +112,7 @@ def _read_seconds(name: str, default: float) -> float:
     if not seconds > 0:
         raise _refuse(name, "seconds above 0")
     if seconds > MAX_SECONDS:
-        raise _refuse(name, f"at most {MAX_SECONDS:.0g} seconds")
+        raise _refuse(name, f"at most {MAX_SECONDS:,.0f} seconds")
     return seconds
 
 

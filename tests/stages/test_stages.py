@@ -21,7 +21,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.evidence import real_cache
 from pipeline.evidence.features import extract
 from pipeline.evidence.uncertainty import show
-from pipeline.history.mlflow_sync import connect
+from pipeline.history.mlflow_store import connect
 from pipeline.models import transformer, vae
 from pipeline.networks import inception
 from pipeline.randomness import make_generator
