@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
         if "TEST_FORKED_RANKS" in os.environ:
             processes.subprocess = SimpleNamespace(Popen=Child)  # type: ignore[attr-defined]
-        run(lambda text: processes.supervise(["tests.ranks", text], tell), sys.argv[1:], "ranks", "", several=True)
+        run(lambda text: processes.supervise("ranks", text, tell, module="tests.ranks"), sys.argv[-1:], "ranks", "", several=True)
         sys.exit()
 
 import torch
@@ -111,4 +111,4 @@ def main(text: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main, sys.argv[1:], "ranks", "", several=True)
+    run(main, sys.argv[-1:], "ranks", "", several=True)

@@ -205,7 +205,7 @@ def test_a_training_with_a_login_sends_its_run_and_without_one_keeps_it(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     record = Record(workdir / "record", ABOUT)
     record.log(1, {"loss": 0.5})
-    record.text("samples", 1, "to be")
+    record.exhibit("samples", 1, ".txt", b"to be")
     record.finish("FINISHED")
     sync = MlflowSync(record)
     sync.finish()

@@ -12,13 +12,13 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from pipeline import plugins
-from pipeline.history.record import Exhibit, read_exhibit
+from pipeline.history.record import ExhibitId, read_exhibit
 
 FOLDERS = ("exhibits", "texts")  # of artifacts; older versions sent texts to a folder of their own
 PICTURES = ("images", ".png")  # the folder of log_image, which MLflow shows with a slider of steps
 
 
-def send_exhibit(client: MlflowClient, run_id: str, exhibit: Exhibit, path: Path) -> None:
+def send_exhibit(client: MlflowClient, run_id: str, exhibit: ExhibitId, path: Path) -> None:
     """Send a picture as MLflow shows pictures, and every other file as an artifact; the suffix decides."""
     if exhibit.suffix == PICTURES[1]:
         with Image.open(path) as picture:
@@ -27,20 +27,20 @@ def send_exhibit(client: MlflowClient, run_id: str, exhibit: Exhibit, path: Path
         client.log_artifact(run_id, str(path), f"{FOLDERS[0]}/{exhibit.key}")
 
 
-def list_exhibits(client: MlflowClient, run_id: str) -> set[Exhibit]:
+def list_exhibits(client: MlflowClient, run_id: str) -> set[ExhibitId]:
     """Return the exhibits that MLflow has."""
     return {*_list_pictures(client, run_id), *_list_files(client, run_id)}
 
 
-def _list_pictures(client: MlflowClient, run_id: str) -> Iterator[Exhibit]:
+def _list_pictures(client: MlflowClient, run_id: str) -> Iterator[ExhibitId]:
     """Yield the pictures, which log_image stores as <key>+step+<step>+..."""
     folder, suffix = PICTURES
     for item in client.list_artifacts(run_id, folder):
         if match := re.match(r"(.+)\+step\+(\d+)\+", PurePosixPath(item.path).name):
-            yield Exhibit(match[1], int(match[2]), suffix)
+            yield ExhibitId(match[1], int(match[2]), suffix)
 
 
-def _list_files(client: MlflowClient, run_id: str) -> Iterator[Exhibit]:
+def _list_files(client: MlflowClient, run_id: str) -> Iterator[ExhibitId]:
     for top in FOLDERS:
         for folder in client.list_artifacts(run_id, top):
             for item in client.list_artifacts(run_id, folder.path):

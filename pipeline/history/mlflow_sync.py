@@ -17,7 +17,7 @@ from mlflow.entities import Metric, RunTag
 
 from pipeline.history import load, mlflow_files, mlflow_run
 from pipeline.history.mlflow_store import connect, word_key
-from pipeline.history.record import Exhibit, Record
+from pipeline.history.record import ExhibitId, Record
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_SENDS = 5
@@ -38,7 +38,7 @@ class MlflowSync:
         self.run_id = ""  # of the open run; empty when what MLflow has must be asked (again)
         self.tags: dict[str, str] = {}  # that MLflow has
         self.sent: set[tuple[str, int]] = set()  # (metric, step) pairs that MLflow has
-        self.exhibits: set[Exhibit] = set()  # that MLflow has
+        self.exhibits: set[ExhibitId] = set()  # that MLflow has
         self.read: dict[str, int] = {}  # bytes of the record's files that were dealt with
         self.finishing = threading.Event()
         self.sampled = threading.Event()

@@ -26,8 +26,6 @@ from typing import Any, NamedTuple
 
 import psutil
 import torch
-from torch import Tensor
-from torchvision.utils import make_grid, save_image
 
 from pipeline import artifacts
 from pipeline.history.costs import measure_memory
@@ -36,7 +34,7 @@ LIBRARIES = ("torch", "pytorch-lightning", "torchmetrics", "torch-fidelity", "ml
 SAME_START = 60  # seconds that a process's start may seem to move when the clock is set
 
 
-class Exhibit(NamedTuple):
+class ExhibitId(NamedTuple):
     """What names an exhibit: the preview that it belongs to, the step, and the suffix of its file."""
 
     key: str
@@ -132,25 +130,15 @@ class Record:
             ValueError: if MLflow could not take the key or the suffix as a name.
         """
         if not re.fullmatch(r"[\w-]+\.[a-z0-9]+", key + suffix, re.ASCII):
-            msg = (
-                f"exhibit: expected a key such as samples and a suffix such as .png, got {key!r}, {suffix!r}"
-            )
+            msg = f"exhibit: expected a key such as samples and a suffix such as .png, got {key!r}, {suffix!r}"
             raise ValueError(msg)
         with artifacts.replace(self.folder / "exhibits" / key / f"{step:07d}{suffix}") as partial:
             partial.write_bytes(content)  # the thread of mlflow_sync.py must not see half a picture
 
-    def list_exhibits(self) -> dict[Exhibit, Path]:
+    def list_exhibits(self) -> dict[ExhibitId, Path]:
         """List the exhibits, also those of older versions, which had a folder for images and one for texts."""
         paths = [path for folder in ("images", "texts", "exhibits") for path in (self.folder / folder).glob("*/*")]
         return {exhibit: path for path in sorted(paths) if (exhibit := read_exhibit(path))}
-
-    def image(self, key: str, step: int, images: Tensor) -> None:
-        """Store a grid of uint8 images (N, C, H, W) as PNG."""
-        save_grid(self.folder / "exhibits" / key / f"{step:07d}.png", images)
-
-    def text(self, key: str, step: int, text: str) -> None:
-        """Store a text."""
-        self.exhibit(key, step, ".txt", text.encode())
 
     def finish(self, status: str, *, failure: str = "", **totals: float) -> None:
         """Set the status (FINISHED, FAILED, KILLED), why it failed, and the totals: costs count every attempt."""
@@ -168,24 +156,10 @@ class Record:
         self.save()
 
 
-def read_exhibit(path: Path) -> Exhibit | None:
+def read_exhibit(path: Path) -> ExhibitId | None:
     """Return what a path <key>/<step><suffix> names; None for another file, such as one that is being written."""
     match = re.fullmatch(r"(\d+)(\.[a-z0-9]+)", path.name)
-    return Exhibit(path.parent.name, int(match[1]), match[2]) if match else None
-
-
-def draw_points(points: Tensor) -> Tensor:
-    """Draw points (N, 2 or more) as one picture uint8 (1, 1, 256, 256): dark where many are; 1.5 is the border."""
-    cells = ((points[:, :2] + 1.5) / 3 * 256).long().clamp(0, 255)
-    counts = torch.zeros(256, 256).index_put_((255 - cells[:, 1], cells[:, 0]), torch.ones(len(cells)), accumulate=True)
-    return (255 * (-counts).exp()).byte()[None, None]
-
-
-def save_grid(path: Path, images: Tensor) -> None:
-    """Write uint8 images (N, C, H, W) as one PNG grid, about as wide as high."""
-    grid = make_grid(images.float() / 255, nrow=math.ceil(math.sqrt(len(images))), padding=2, pad_value=0.5)
-    with artifacts.replace(path) as partial:
-        save_image(grid, partial, format="png")
+    return ExhibitId(path.parent.name, int(match[1]), match[2]) if match else None
 
 
 def describe_environment() -> dict[str, str]:

@@ -29,7 +29,7 @@ from typing import NamedTuple
 from pipeline import artifacts
 from pipeline.runtime import environment
 from pipeline.runtime.environment import HardwareError
-from pipeline.runtime.preemption import PREEMPTED, SIGNALS, SUPERVISOR, PreemptedError
+from pipeline.runtime.preemption import PREEMPTED, SIGNALS, STAGES, SUPERVISOR, PreemptedError
 
 REPORTS = "PIPELINE_REPORTS"  # folder in which the processes say how far they are, and what stopped them
 SILENCE = 3.0  # seconds from the first failure to the end of processes that have noticed nothing
@@ -230,15 +230,17 @@ class Pulse:
             os.pwrite(self.file.fileno(), f"{self.count:015d} {step:015d}".encode(), 0)
 
 
-def supervise(command: Sequence[str], on_failure: Callable[[str], None] = print) -> None:
-    """Run `python -m <command>` in this node's processes until all have ended.
+def supervise(stage: str, key: str, on_failure: Callable[[str], None] = print, *, module: str = STAGES) -> None:
+    """Run `python -m <module> <stage> <key>` in this node's processes until all have ended.
 
     After a failure they are started again, from the last checkpoint, PIPELINE_RELAUNCHES times (0). SIGTERM and Ctrl-C
     are passed on: the processes save together and end with status 75.
 
     Args:
-        command: a module and its arguments.
+        stage: the stage that is to run in several processes.
+        key: its argument.
         on_failure: called with the cause, on node 0, before any new start.
+        module: the module that runs stages.
 
     Raises:
         HardwareError: with the cause of the last failure.
@@ -247,7 +249,7 @@ def supervise(command: Sequence[str], on_failure: Callable[[str], None] = print)
     layout = read_layout()
     for remaining in range(environment.read_relaunches(), -1, -1):
         with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
-            group = _start(command, layout, Path(folder))
+            group = _start([module, stage, key], layout, Path(folder))
             group.watch()
             cause = group.find_cause()
         if not cause:

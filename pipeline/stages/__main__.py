@@ -3,8 +3,8 @@
     python -m pipeline.stages train gan
     python -m pipeline.stages train --help
 
-A stage is a file of this folder with a function `main`, which takes a key of params.yaml, or nothing. A stage that may
-run in several processes says `SEVERAL = True`. pipeline/runtime/environment.py lists the settings of the machine.
+A stage is a file of this folder with a function `main`, which takes a key of params.yaml, or nothing.
+pipeline/runtime/environment.py lists the settings of the machine.
 """
 
 import ast
@@ -29,6 +29,7 @@ from pipeline.runtime.preemption import PREEMPTED, PreemptedError
 
 FOLDER = Path(__file__).parent
 HELP = {"--help", "-h"}
+SEVERAL = ("networks", "train")  # the stages that may run in several processes
 
 
 def main(arguments: list[str]) -> None:
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> None:
             print(f"  {path.stem:12}{summary.partition(chr(10))[0]}")
         sys.exit(0 if name in HELP else 2)
     stage = importlib.import_module(f"pipeline.stages.{name}")
-    run(stage.main, rest, name, str(stage.__doc__), several=getattr(stage, "SEVERAL", False))
+    run(stage.main, rest, name, str(stage.__doc__), several=name in SEVERAL)
 
 
 def run(main: Callable[..., None], arguments: list[str], name: str, usage: str, *, several: bool = False) -> None:

@@ -61,8 +61,8 @@ def test_a_run_shows_parameters_metrics_by_step_exhibits_data_and_status(record:
     sync = MlflowSync(record).start()
     for step in (1, 2, 3):
         record.log(step, {"loss": 1 / step})
-    record.image("samples", 2, torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8))
-    record.text("samples", 3, "to be")
+    record.exhibit("samples", 2, ".png", draw())
+    record.exhibit("samples", 3, ".txt", b"to be")
     record.finish("FINISHED", kept_parameters=5)
     sync.finish()
     (run,) = runs()

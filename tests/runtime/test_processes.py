@@ -495,7 +495,7 @@ def test_contradictions_are_refused_at_once(
         monkeypatch.setenv(key, value)
     before = time.monotonic()
     with pytest.raises(HardwareError, match=message):
-        processes.supervise(["tests.ranks", "{}"])
+        processes.supervise("train", "{}")
     assert time.monotonic() - before < 10
 
 
@@ -508,7 +508,7 @@ def test_a_port_in_use_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> No
         for key, value in (HARDWARE | {"MASTER_PORT": str(port)}).items():
             monkeypatch.setenv(key, value)
         with pytest.raises(HardwareError, match=f"MASTER_PORT {port} cannot be used"):
-            processes.supervise(["tests.ranks", "{}"])
+            processes.supervise("train", "{}")
 
 
 @pytest.mark.fault(22)
