@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.kinds.points import make_fields as point_fields
 from pipeline.runtime import preemption, processes
-from pipeline.stages import run_stage
+from pipeline.stages.__main__ import run
 from tests.forks import Child
 
 if __name__ == "__main__":
@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
         if "TEST_FORKED_RANKS" in os.environ:
             processes.subprocess = SimpleNamespace(Popen=Child)  # type: ignore[attr-defined]
-        run_stage(lambda text: processes.supervise("tests.ranks", text, tell), several=True)
+        run(lambda text: processes.supervise("ranks", text, tell, module="tests.ranks"), sys.argv[-1:], "ranks", "", several=True)
         sys.exit()
 
 import torch
@@ -34,8 +34,9 @@ from pytorch_lightning import Callback
 
 from pipeline import params, plugins
 from pipeline.batches import Examples, Rows
+from pipeline.history.recorder import Recorder
 from pipeline.runtime import sharding
-from pipeline.training import Recorder, fit
+from pipeline.training import fit
 from tests.test_training import make
 
 STEPS = 10
@@ -110,4 +111,4 @@ def main(text: str) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, several=True)
+    run(main, sys.argv[-1:], "ranks", "", several=True)

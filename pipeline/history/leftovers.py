@@ -24,6 +24,7 @@ from pipeline.evidence import real_cache
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
 from pipeline.runtime import checkpoints
+from pipeline.runtime.preemption import names_dvc, names_stage
 
 DVC_LOCKS = Path(".dvc/tmp/rwlock")
 DVC_RESULTS = Path("dvc.lock")
@@ -87,13 +88,13 @@ def find_states() -> Iterator[Leftover]:
             if (state / "record" / "run.json").exists():
                 yield _judge_state(state / "record")
             elif found := checkpoints.find(state):
-                stage = folder.name.replace("-", "@", 1)  # features-classifier is the stage features@classifier
+                stage = folder.name.replace("-", "@", 1)  # networks-classifier is the stage networks@classifier
                 yield Leftover(str(state), f"an interrupted training: {_say_where(stage, found[1])}")
 
 
 def _list_trainings() -> list[Path]:
-    """List the folders of states, one a run or feature network."""
-    return sorted([*artifacts.STATE.glob("train-*"), *artifacts.STATE.glob("features-*")])
+    """List the folders of states, one per run or feature network."""
+    return sorted([*artifacts.STATE.glob("train-*"), *artifacts.STATE.glob("networks-*")])
 
 
 def _say_where(stage: str, step: int) -> str:
@@ -128,7 +129,7 @@ def _judge_state(folder: Path) -> Leftover:
 def _close(record: Record) -> None:
     """Set the run's status to KILLED, with the time of its last line, here and in MLflow."""
     record.abandon()
-    MlflowSync(record).close()
+    MlflowSync(record).finish()
 
 
 def find_partial_files() -> Iterator[Leftover]:
@@ -221,17 +222,12 @@ def _dvc_runs() -> bool:
         if folder is None or not Path(folder).is_relative_to(here):
             continue
         words = process.info["cmdline"] or []
-        if _names_dvc(words) or any(word.startswith("pipeline.stages.") for word in words[:3]):
+        if names_dvc(words) or names_stage(words):
             return True
     return False
 
 
 def _is_dvc(pid: int) -> bool:
     with contextlib.suppress(psutil.Error):
-        return _names_dvc(psutil.Process(pid).cmdline())
+        return names_dvc(psutil.Process(pid).cmdline())
     return False
-
-
-def _names_dvc(words: list[str]) -> bool:
-    """Say whether a command line is dvc's: `dvc ...`, `python .../bin/dvc ...` or `python -m dvc ...`."""
-    return any(Path(word).name in {"dvc", "dvc.exe"} for word in words[:3])

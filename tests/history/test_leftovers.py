@@ -18,7 +18,8 @@ from pipeline import artifacts
 from pipeline.__main__ import main
 from pipeline.artifacts import STATE
 from pipeline.history import leftovers
-from pipeline.history.mlflow_sync import MlflowSync, connect
+from pipeline.history.mlflow_store import connect
+from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
 from tests.history.test_mlflow_sync import ABOUT
 
@@ -28,8 +29,8 @@ def killed(workdir: Path) -> Record:
     """A training that was killed without a word: its record and its MLflow run say RUNNING."""
     record = Record(workdir / STATE / "train-gan" / "0123" / "record", json.loads(json.dumps(ABOUT)))
     record.log(1, {"loss": 1.0})
-    mirror = MlflowSync(record)
-    mirror.send()
+    sync = MlflowSync(record)
+    sync.send()
     return record
 
 

@@ -13,11 +13,11 @@ import pytest
 
 from pipeline import artifacts
 from pipeline.artifacts import STATE
-from pipeline.history.mlflow_sync import connect
+from pipeline.history.mlflow_store import connect
 from pipeline.history.record import Record, describe_process, is_gone
+from pipeline.history.recorder import Recorder
 from pipeline.runtime.preemption import PreemptedError
 from pipeline.stages import fetch, prepare, train
-from pipeline.training import Recorder
 
 ABOUT: dict[str, Any] = {
     "name": "vae",

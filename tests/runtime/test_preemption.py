@@ -18,7 +18,7 @@ from pipeline.runtime.preemption import PreemptedError
 from pipeline.stages import fetch, networks, prepare
 from tests.conftest import ROOT
 
-TRAIN = [sys.executable, "-m", "pipeline.stages.train", "transformer"]
+TRAIN = [sys.executable, "-m", "pipeline.stages", "train", "transformer"]
 
 
 def catches(pid: int, number: int) -> bool:
@@ -67,7 +67,7 @@ def test_a_stopped_feature_network_goes_on_to_the_same_bits(
     weights = workdir / "data" / "networks" / "classifier" / "model.safetensors"
     straight = load_file(weights)
     weights.unlink()
-    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "0")
+    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "1e-6")
 
     def stop() -> None:
         while not [path for folder in (workdir / ".state").glob("*/*") for path in checkpoints.list_steps(folder)]:

@@ -21,7 +21,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.evidence import real_cache
 from pipeline.evidence.features import extract
 from pipeline.evidence.uncertainty import show
-from pipeline.history.mlflow_sync import connect
+from pipeline.history.mlflow_store import connect
 from pipeline.kinds import images as images_kind
 from pipeline.kinds import read_fields, text
 from pipeline.kinds.text import show as show_texts
