@@ -26,7 +26,13 @@ if __name__ == "__main__":
 
         if "TEST_FORKED_RANKS" in os.environ:
             processes.subprocess = SimpleNamespace(Popen=Child)  # type: ignore[attr-defined]
-        run(lambda text: processes.supervise("ranks", text, tell, module="tests.ranks"), sys.argv[-1:], "ranks", "", several=True)
+        run(
+            lambda text: processes.supervise("ranks", text, tell, module="tests.ranks"),
+            sys.argv[-1:],
+            "ranks",
+            "",
+            several=True,
+        )
         sys.exit()
 
 import torch

@@ -1,6 +1,6 @@
 """Stage report: writes reports/index.html (one file, opens offline), reports/README.md and reports/curves.
 
-python -m pipeline.stages.report
+python -m pipeline.stages report
 """
 
 import base64
@@ -18,7 +18,6 @@ from ruamel.yaml import YAML
 from pipeline import artifacts, params, plugins
 from pipeline.evidence.uncertainty import show, summarize
 from pipeline.params import Run
-from pipeline.stages import run_stage
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
@@ -182,7 +181,3 @@ def read_table(path: Path) -> tuple[list[int], list[float]]:
     with path.open(encoding="utf-8", newline="") as file:
         _, *rows = csv.reader(file)
     return [int(step) for step, _ in rows], [float(value) for _, value in rows]
-
-
-if __name__ == "__main__":
-    run_stage(main)
