@@ -36,7 +36,7 @@ def test_a_training_that_cannot_be_cut_is_refused_before_its_processes_start(mon
     for name, value in {"DEVICES": "2", "STRATEGY": "fsdp", "ACCELERATOR": "cpu"}.items():
         monkeypatch.setenv(f"PIPELINE_{name}", value)
     monkeypatch.setattr(processes, "supervise", lambda *_: pytest.fail("processes were started"))
-    for stage, key in ((train, "gan"), (features, "classifier")):
+    for stage, key in ((train, "gan"), (networks, "classifier")):
         with pytest.raises(HardwareError, match="expected auto or ddp"):
             stage.main(key)
 
