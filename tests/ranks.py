@@ -26,13 +26,11 @@ if __name__ == "__main__":
 
         if "TEST_FORKED_RANKS" in os.environ:
             processes.subprocess = SimpleNamespace(Popen=Child)  # type: ignore[attr-defined]
-        run(
-            lambda text: processes.supervise("ranks", text, tell, module="tests.ranks"),
-            sys.argv[-1:],
-            "ranks",
-            "",
-            several=True,
-        )
+
+        def supervise(text: str) -> None:
+            processes.supervise("ranks", text, tell, module="tests.ranks")
+
+        run(supervise, sys.argv[-1:], "ranks", "", several=True)
         sys.exit()
 
 import torch

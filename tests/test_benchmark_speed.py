@@ -182,13 +182,25 @@ def small(workdir: Path, edit_params: Callable[..., None], tiny: None, monkeypat
         (overhead, 14, ["step_over_bare"]),
         (data, 14, ["data_share"]),
         (plain, 3, ["loss_equal_steps", "loss_equal_seconds"]),
-        (tracking, 14, ["tracking_share"]),
-        (seeds, 12, ["together_over_in_turn"]),
     ],
 )
 @pytest.mark.usefixtures("small")
 def test_a_benchmark_of_trainings_measures_its_rows(module: Any, steps: int, names: list[str]) -> None:
     assert [row.name for row in module.measure(steps)] == names
+
+
+@pytest.mark.slow
+def test_a_training_that_mlflow_watches_says_what_mlflow_took(small: Path) -> None:
+    tracking.track(str(small / "one"), 150)
+    spent = artifacts.read_json(small / "one" / "spent.json")
+    assert spent.keys() == {"start", "steps", "between", "close", "wall", "record"}
+    assert 0 < spent["start"] < spent["wall"]
+
+
+@pytest.mark.slow
+def test_a_training_of_the_benchmark_of_seeds_runs_in_a_process_of_its_own(small: Path) -> None:
+    command = [sys.executable, "-m", "speed.seeds", "2", "1"]
+    subprocess.run(command, cwd=small / "project", check=True)
 
 
 @pytest.mark.slow

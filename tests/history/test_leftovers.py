@@ -21,6 +21,7 @@ from pipeline.history import leftovers
 from pipeline.history.mlflow_store import connect
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
+from tests.conftest import ROOT
 from tests.history.test_mlflow_sync import ABOUT
 
 
@@ -213,7 +214,7 @@ def test_while_a_dvc_works_here_or_below_nothing_of_its_is_touched(
 
 # --- dvc.lock ----------------------------------------------------------------
 
-RESULTS = (Path(__file__).parents[1] / "dvc.lock").read_text()
+RESULTS = (ROOT / "dvc.lock").read_text()
 
 
 @pytest.mark.fault(46)
