@@ -13,7 +13,7 @@ NEEDED = {  # the names that each family must define; docs/extend.md says what t
     "data": ("Config", "fetch", "prepare"),
     "models": ("Config", "KINDS", "Model"),
     "networks": ("Config", "PREPROCESSING", "load_features"),
-    "metrics": ("Config", "KIND", "ERRORS", "SPLITS", "COUNTS", "NUMBERS", "Evidence", "compute"),
+    "metrics": ("Config", "KIND", "SPLITS", "NUMBERS", "VALUES", "Evidence", "compute"),
 }
 FAMILIES = tuple(NEEDED)
 

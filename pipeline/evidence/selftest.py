@@ -53,7 +53,7 @@ def check_all(
 def measure(features: Tensor, reference: Tensor, config: Config) -> dict[str, float]:
     """Measure features (N, D) against (M, D); fewer images than params.yaml counts on make smaller KID subsets."""
     size = min(config.kid_subset_size, len(features), len(reference))
-    return metrics.measure(features, reference, config.model_copy(update={"kid_subset_size": size}))
+    return metrics.measure_distances(features, reference, config.model_copy(update={"kid_subset_size": size}))
 
 
 def check_identity(test: Tensor, config: Config) -> Check:
