@@ -11,7 +11,6 @@ addresses. For each, the exposure in bits (Carlini et al. 2019) says whether the
 loss among --others random ones of the same form: pipeline/evidence/exposure.py. Secrets are printed masked.
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
+from pipeline.commands import make_parser
 from pipeline.evidence.copying import authenticity, copying_statistic
 from pipeline.evidence.exposure import WORDS, Secret, exposure, find_secrets, randomise
 from pipeline.evidence.features import extract
@@ -40,9 +40,7 @@ SHOWN = 20  # secrets of a run whose exposure is measured
 
 def main(arguments: list[str]) -> int:
     """Print what was found in each run; status 1 if one copies images or has memorised a secret."""
-    parser = argparse.ArgumentParser(
-        prog="pipeline audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("audit", __doc__)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="runs; default: all that have samples")
     parser.add_argument("--cells", type=int, default=5, help="k-means cells that C_T compares in; default: 5")
     parser.add_argument(

@@ -5,7 +5,6 @@ pipeline doctor --fix            # and repairs them; without it nothing is chang
 pipeline doctor metrics          # self-test of the image metrics with each feature network
 """
 
-import argparse
 from collections.abc import Sequence
 from typing import cast
 
@@ -13,6 +12,7 @@ import torch
 
 from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
+from pipeline.commands import make_parser
 from pipeline.evidence import selftest
 from pipeline.evidence.selftest import Check
 from pipeline.history import leftovers
@@ -22,9 +22,7 @@ from pipeline.randomness import make_generator
 
 def main(arguments: list[str]) -> int:
     """Print what was found; status 1 if something does not hold or waits for --fix."""
-    parser = argparse.ArgumentParser(
-        prog="pipeline doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("doctor", __doc__)
     parser.add_argument("subject", nargs="?", choices=["metrics"], help="check the metrics instead")
     parser.add_argument("--fix", action="store_true", help="repair what a crash left behind")
     options = parser.parse_args(arguments)

@@ -8,10 +8,11 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 
 import psutil
+
+from pipeline.runtime.dvc_process import is_dvc
 
 PREEMPTED = 75  # EX_TEMPFAIL: DVC must not take a half-trained model for a finished one
 SUPERVISOR = "PIPELINE_SUPERVISOR"  # set by processes.py for the processes that it starts: its process id
@@ -52,7 +53,7 @@ def follow() -> None:
         followed = next((parent for parent in parents if parent.pid == int(supervisor)), None)
         orphan = followed is None
     elif "DVC_STAGE" in os.environ:
-        followed = next((parent for parent in parents if _is_dvc(parent)), None)
+        followed = next((parent for parent in parents if is_dvc(parent)), None)
         orphan = followed is None and _is_adopted(parents)
     else:
         return
@@ -61,10 +62,6 @@ def follow() -> None:
         sys.exit(PREEMPTED)
     if followed is not None:
         threading.Thread(target=_wait_for, args=(followed,), daemon=True).start()
-
-
-def _is_dvc(process: psutil.Process) -> bool:
-    return any("dvc" in Path(word).name for word in process.cmdline()[:3])
 
 
 def _is_adopted(parents: list[psutil.Process]) -> bool:
