@@ -19,7 +19,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
 from pipeline.commands.reproduce import REPORT as REPRODUCTION
 from pipeline.evidence.protocol import require_equal
-from pipeline.evidence.uncertainty import format_interval, format_number, summarize
+from pipeline.evidence.uncertainty import format_number, summarize
 from pipeline.history import costs
 from pipeline.params import Params, Run
 
@@ -170,7 +170,7 @@ def describe(name: str, metrics: dict[str, float], sets: dict[str, list[float]])
     found = []
     if name in sets:
         interval = summarize([sets[name]])
-        found.append(f"95 % interval over {interval.sets} sets {format_interval(interval.low, interval.high)}")
+        found.append(f"95 % interval over {interval.sets} sets {format_number(interval.low)} to {format_number(interval.high)}")
     if f"{name}_se" in metrics:
         found.append(f"\u00b1 {format_number(metrics[f'{name}_se'])}")
     if f"{name}_floor" in metrics:
