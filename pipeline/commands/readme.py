@@ -170,7 +170,8 @@ def describe(name: str, metrics: dict[str, float], sets: dict[str, list[float]])
     found = []
     if name in sets:
         interval = summarize([sets[name]])
-        found.append(f"95 % interval over {interval.sets} sets {format_number(interval.low)} to {format_number(interval.high)}")
+        low, high = format_number(interval.low), format_number(interval.high)
+        found.append(f"95 % interval over {interval.sets} sets {low} to {high}")
     if f"{name}_se" in metrics:
         found.append(f"\u00b1 {format_number(metrics[f'{name}_se'])}")
     if f"{name}_floor" in metrics:

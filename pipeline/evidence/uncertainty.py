@@ -110,7 +110,7 @@ def count_seeds(difference: float, spread: float) -> int:
 
 def format_number(value: float) -> str:
     """Return a number with four significant digits, counts in full."""
-    return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e9 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) < 1e9 and value == int(value) else f"{value:.4g}"
 
 
 def format_interval(low: float, high: float) -> str:

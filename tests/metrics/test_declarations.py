@@ -17,15 +17,19 @@ from tests.conftest import ROOT
 
 # The claims of the three shipped runs: the numbers that `pipeline reproduce` has compared since its first version.
 CLAIMS = {
-    "gan": ["fid_classifier", "fid_classifier_ratio", "fid_infinity_classifier", "isc_classifier", "kid_classifier"]
-    + ["precision_classifier", "recall_classifier"],
+    "gan": [
+        *("fid_classifier", "fid_classifier_ratio", "fid_infinity_classifier", "isc_classifier", "kid_classifier"),
+        *("precision_classifier", "recall_classifier"),
+    ],
     "transformer": [
         f"{split}_{name}"
         for split in ("test", "validation")
         for name in ("bits_per_byte", "bits_per_character", "nats", "perplexity", "perplexity_per_word")
     ],
-    "vae": ["elbo_nats", "fid_classifier", "fid_classifier_ratio", "fid_infinity_classifier", "isc_classifier"]
-    + ["iw500_nats", "kid_classifier", "kl_nats", "precision_classifier", "recall_classifier"],
+    "vae": [
+        *("elbo_nats", "fid_classifier", "fid_classifier_ratio", "fid_infinity_classifier", "isc_classifier"),
+        *("iw500_nats", "kid_classifier", "kl_nats", "precision_classifier", "recall_classifier"),
+    ],
 }
 
 
