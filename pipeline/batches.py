@@ -7,13 +7,12 @@ batch: the world size changes neither order nor content.
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
-from pipeline.artifacts import ArtifactError
 from pipeline.randomness import make_generator
 
 Batch = dict[str, Tensor]
@@ -29,63 +28,23 @@ class Examples(Protocol):
         """Return the examples at `indices`, int64 (B,), of an epoch."""
 
 
-class LabelledExamples:
-    """Tensors of one length, maybe memory-mapped: images uint8 (N, C, H, W) or points float32 (N, D), labels (N,)."""
+class Rows:
+    """Tensors of one length by their field's name, maybe memory-mapped: images uint8 (N, C, H, W), labels (N,), ..."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors
 
     def __len__(self) -> int:
-        return len(self.tensors["labels"])
+        return len(next(iter(self.tensors.values())))
 
     def batch(self, indices: Tensor, epoch: int) -> Batch:
         """Return the tensors at the indices (B,).
 
-        NumPy copies in this thread alone; torch would wake all of its own, which takes milliseconds on busy cores.
+        NumPy copies in this thread only; torch would wake all of its own, which takes milliseconds on busy cores.
         """
         del epoch
         rows = indices.numpy()
         return {name: torch.from_numpy(tensor.numpy()[rows]) for name, tensor in self.tensors.items()}
-
-
-def require_length(data: str, manifest: dict[str, Any], model: str, context: int | None) -> None:
-    """Refuse a prepared training text that is too short for TextExamples.
-
-    Raises:
-        ArtifactError: naming data.<data> with its source and path, the tokens, and models.<model>.context.
-    """
-    tokens = manifest["splits"]["train"].get("tokens")
-    if tokens is None or context is None or tokens > 2 * context:
-        return
-    source, path = (manifest["config"][key] for key in ("source", "path"))
-    msg = (
-        f"data.{data} (source {source}, path {path}) has {tokens} tokens in its training split, expected more than "
-        f"twice models.{model}.context, which is {context}; bring more text, or lower the context"
-    )
-    raise ArtifactError(msg)
-
-
-class TextExamples:
-    """Disjoint windows of `context` tokens, once an epoch, from an offset that differs by epoch."""
-
-    def __init__(self, tokens: Tensor, context: int, seed: int) -> None:
-        if len(tokens) <= 2 * context:
-            msg = f"the training text has {len(tokens)} tokens, expected more than twice the context of {context}"
-            raise ValueError(msg)
-        self.tokens = tokens  # maybe memory-mapped: only a batch is converted
-        self.context = context
-        self.seed = seed
-        self.span = torch.arange(context + 1)
-
-    def __len__(self) -> int:
-        return (len(self.tokens) - self.context) // self.context
-
-    def batch(self, indices: Tensor, epoch: int) -> Batch:
-        """Return inputs and targets int64 (B, T): targets are the inputs' next tokens."""
-        generator = make_generator(self.seed, "offset", epoch)
-        offset = int(torch.randint(self.context, (), generator=generator))
-        windows = self.tokens[(indices * self.context + offset)[:, None] + self.span].long()  # (B, T + 1)
-        return {"inputs": windows[:, :-1].contiguous(), "targets": windows[:, 1:].contiguous()}
 
 
 class Steps:

@@ -110,6 +110,15 @@ def find_roots(stage: str, key: str, settings: Params) -> Roots:
     def add(family: str, name: str, *called: str) -> None:
         roots[f"pipeline.{family}.{name}"] = called
 
+    def add_model(family: str, name: str, kind: str, *called: str) -> None:
+        """Add a model or network, what it takes from the backbone of a kind, and what is called of the kind."""
+        add(family, name)
+        add("kinds", kind, "Spec", *called)
+        for other in getattr(plugins.load("kinds", kind), "WITH", ()):
+            add("kinds", other)
+        if taken := getattr(plugins.load(family, name), "BACKBONE", ()):
+            add("backbones", kind, *taken)
+
     if stage in {"fetch", "prepare"}:
         config = settings.data[key]
         add("data", config.source, stage)
@@ -117,22 +126,20 @@ def find_roots(stage: str, key: str, settings: Params) -> Roots:
             add("kinds", config.KIND, "write")
     elif stage == "networks":
         network = settings.networks[key]
-        add("networks", network.network)
-        add("kinds", settings.data[network.data].KIND, "Spec", "examples")
+        add_model("networks", network.network, settings.data[network.data].KIND, "examples")
     elif stage == "report":
         for run in settings.runs.values():
             add("metrics", run.metric)
-            add("kinds", settings.data[run.data].KIND, "show")
+    elif stage == "evaluate":
+        run = settings.runs[key]
+        add("metrics", run.metric)
+        if run.network != params.NONE:
+            network = settings.networks[run.network]
+            add_model("networks", network.network, settings.data[network.data].KIND)
     else:
         run = settings.runs[key]
-        called = {"train": ("Spec", "examples", "show", "look"), "sample": ("Spec", "draw"), "evaluate": ("Spec",)}
-        add("kinds", settings.data[run.data].KIND, *called[stage])
-        if stage == "evaluate":
-            add("metrics", run.metric)
-            if run.network != params.NONE:
-                add("networks", settings.networks[run.network].network)
-        else:
-            add("models", run.model)
+        called = {"train": ("examples", "look", "require"), "sample": ("draw",)}
+        add_model("models", run.model, settings.data[run.data].KIND, *called[stage])
     return roots
 
 
@@ -150,6 +157,9 @@ def describe(roots: Roots) -> dict[str, object]:
             first = name.partition(".")[0]
             if first in module.foreign:
                 lines.add(f"{own} {module.foreign[first]}")
+    for path in (file for name in roots for file in list_templates(name)):
+        lines.add(f"{path.suffix} {_hash(path.read_text(encoding='utf-8'))}")
+        definitions.add(f"{path.name} {_hash(path.read_text(encoding='utf-8'))[:8]}")
     text = "\n".join(sorted(lines))
     return {"digest": _hash(text)[:16], "definitions": sorted(definitions)}
 
@@ -179,20 +189,21 @@ def reach(roots: Roots) -> set[Statement]:
 
 def resolve(module_name: str, name: str) -> list[Statement]:
     """Return the statements that define a name as a module sees it; none for a name from elsewhere."""
-    module = read_module(module_name)
+    here = read_module(module_name)
     first, _, rest = name.partition(".")
-    if first in module.names:
-        return [Statement(module_name, position) for position in module.names[first]]
-    if first not in module.ours:
+    if first in here.names:
+        return [Statement(module_name, position) for position in here.names[first]]
+    if first not in here.ours:
         return []
-    target, inner = module.ours[first]
+    target, inner = here.ours[first]
     if is_machinery(target):
         return []
     if inner:
         return resolve(target, inner)
-    if rest:
+    module = read_module(target)
+    if rest in module.names or rest in module.ours:
         return resolve(target, rest)
-    return [Statement(target, position) for position in range(len(read_module(target).texts))]  # a module as a value
+    return [Statement(target, position) for position in range(len(module.texts))]  # a module as a value
 
 
 def is_machinery(module: str) -> bool:
@@ -225,7 +236,7 @@ def read_module(name: str) -> Module:
         if not defined and not _is_type_checking(node):
             module.always.append(position)
         module.texts.append(text)
-        module.titles.append(defined[0] if defined else "(import)")
+        module.titles.append(defined[0] if defined else "(runs on import)")
         module.used.append(set(_list_used(node, ours)))
     return module
 
@@ -234,6 +245,12 @@ def find_file(name: str) -> Path:
     """Return the file of a module of the package."""
     path = plugins.PACKAGE.joinpath(*name.split(".")[1:])
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def list_templates(module: str) -> list[Path]:
+    """Return the files next to a module that have its name and are no Python: the report's templates."""
+    path = find_file(module)
+    return sorted(each for each in path.parent.glob(f"{path.stem}.*") if each.suffix != ".py")
 
 
 def _note_import(node: ast.Import | ast.ImportFrom, ours: dict[str, tuple[str, str]], foreign: dict[str, str]) -> None:

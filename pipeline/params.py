@@ -207,9 +207,9 @@ def _check_kinds(name: str, run: Run, data: Any) -> list[str]:
         return [f"runs.{name}.network: {message}"]
     if run.network == NONE and through == "needed":
         return [f"runs.{name}.network: metric {run.metric} needs a feature network, got {NONE}"]
-    if data.KIND in model.KINDS and data.KIND == metric.KIND:
+    if data.KIND in model.LEARNS and data.KIND == metric.KIND:
         return []
-    kinds = f"data {run.data} ({data.source}) holds {data.KIND}, model {run.model} learns {' or '.join(model.KINDS)}"
+    kinds = f"data {run.data} ({data.source}) holds {data.KIND}, model {run.model} learns {' or '.join(model.LEARNS)}"
     return [f"runs.{name}: {kinds}, metric {run.metric} measures {metric.KIND}"]
 
 
@@ -219,7 +219,7 @@ def _check_networks(raw: dict[str, Any], data: dict[str, Any], problems: list[st
         if not isinstance(target, str):
             continue
         known = plugins.names("networks")
-        kinds = plugins.load("networks", values["network"]).KINDS if values.get("network") in known else ()
+        kinds = plugins.load("networks", values["network"]).LEARNS if values.get("network") in known else ()
         if target not in raw["data"]:
             problems.append(f"networks.{name}.data: no section data.{target}{_nearest(target, raw['data'])}")
         elif kinds and (kind := getattr(data[target], "KIND", kinds[0])) not in kinds:

@@ -4,16 +4,18 @@ Every file in the folder of a family is a plug-in of that family.
 """
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 PACKAGE = Path(__file__).parent
 NEEDED = {  # the names that each family must define; docs/extend.md says what they mean
-    "kinds": ("Spec", "write"),
+    "kinds": ("Spec",),  # and, of what is prepared by itself: see pipeline/kinds
+    "backbones": (),
     "data": ("Config", "fetch", "prepare"),
-    "models": ("Config", "KINDS", "Model"),
-    "networks": ("Config", "PREPROCESSING", "load_features"),
-    "metrics": ("Config", "KIND", "SPLITS", "NUMBERS", "VALUES", "Evidence", "compute"),
+    "models": ("Config", "LEARNS", "Model"),
+    "networks": ("Config", "LEARNS", "PREPROCESSING", "load_features"),
+    "metrics": ("Config", "KIND", "SPLITS", "NUMBERS", "VALUES", "Evidence", "gather", "compute"),
 }
 FAMILIES = tuple(NEEDED)
 
@@ -21,6 +23,11 @@ FAMILIES = tuple(NEEDED)
 def names(family: str) -> list[str]:
     """List the plug-ins of a family without importing them."""
     return sorted(path.stem for path in (PACKAGE / family).glob("*.py") if path.stem != "__init__")
+
+
+def find_providers(family: str, needed: Sequence[str]) -> tuple[str, ...]:
+    """Return the plug-ins of a family whose files define every name of `needed`."""
+    return tuple(name for name in names(family) if set(needed) <= vars(load(family, name)).keys())
 
 
 def load(family: str, name: str) -> ModuleType:

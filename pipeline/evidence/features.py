@@ -8,17 +8,23 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline import artifacts, plugins
 from pipeline.artifacts import ArtifactError
-from pipeline.params import Section
+from pipeline.evidence import real_cache
+from pipeline.kinds import images as images_kind
+from pipeline.params import NONE, Params, Run, Section
+from pipeline.randomness import make_generator
+from pipeline.weights import choose_device
 
-LEAST = 50
 Make = Callable[[Tensor], dict[str, Tensor]]
 
 
 class Sampling(Section):
     """What the stage `sample` draws."""
 
-    count: int = Field(ge=LEAST, description="images; at most as many as the test and the training split hold")
+    count: int = Field(
+        ge=images_kind.LEAST, description="images; at most as many as the test and the training split hold"
+    )
     sets: int = Field(ge=1, description="independent sets of so many images; metrics are means over them")
     importance_samples: int = Field(ge=1, description="K of a likelihood model's importance-weighted bound")
 
@@ -48,32 +54,6 @@ class Evidence:
         return Features(**made)
 
 
-def check_images(name: str, images: Tensor, least: int = LEAST) -> None:
-    """Refuse what would give a plausible number for nonsense.
-
-    Raises:
-        ArtifactError: if the images are not uint8, with the range found; if their shape is not (N, 1 or 3, H, W), they
-            are too few, all of one value, or without a value above 1.
-    """
-    if images.dtype != torch.uint8:
-        broken = int((~images.isfinite()).sum()) if images.is_floating_point() else 0
-        found = f"{images.dtype} in [{float(images.min()):.3g}, {float(images.max()):.3g}], {broken} not finite"
-        msg = f"{name}: expected uint8 images in [0, 255], got {found}"
-        raise ArtifactError(msg)
-    if images.ndim != 4 or images.size(1) not in {1, 3}:
-        msg = f"{name}: expected images (N, 1 or 3, H, W), got {tuple(images.shape)}"
-        raise ArtifactError(msg)
-    if len(images) < least:
-        msg = f"{name}: {len(images)} images are too few, expected {least} or more"
-        raise ArtifactError(msg)
-    if images.min() == images.max():
-        msg = f"{name}: every pixel of all {len(images)} images is {int(images.min())}"
-        raise ArtifactError(msg)
-    if images.max() <= 1:
-        msg = f"{name}: expected images in [0, 255], got {len(images)} images without a value above 1"
-        raise ArtifactError(msg)
-
-
 def check_evidence(evidence: Evidence) -> None:
     """Refuse evidence of which a set of images is nonsense, or of another shape than the generated ones.
 
@@ -84,7 +64,7 @@ def check_evidence(evidence: Evidence) -> None:
     named["test"] = evidence.test
     named |= {f"training set {index}": images for index, images in enumerate(evidence.train)}
     for name, images in named.items():
-        check_images(name, images)
+        images_kind.check(name, images)
         if images.shape != evidence.generated[0].shape:
             msg = f"{name}: expected the shape of the generated images {tuple(evidence.generated[0].shape)}, "
             raise ArtifactError(msg + f"got {tuple(images.shape)}")
@@ -109,3 +89,78 @@ def extract(network: nn.Module, images: Tensor) -> Features:
         msg = f"{type(network).__name__}: the feature network's output is not finite for {len(images)} images"
         raise ArtifactError(msg)
     return Features(features, logits)
+
+
+def gather(
+    key: str, settings: Params, circumstances: Mapping[str, Any], *, floors: bool, channelwise: bool
+) -> Evidence:
+    """Read generated and test images, a set of training images for each generated one, the network and the scores.
+
+    Args:
+        key: the run.
+        settings: all parameters.
+        circumstances: what the features of real images depend on beside the network: code, versions, processor.
+        floors: whether training images are compared with test images as well.
+        channelwise: whether the network sees each channel as a picture of its own.
+    """
+    run = settings.runs[key]
+    folder = artifacts.RUNS / key / "samples"
+    generated = list(artifacts.read_tensors(folder / "generated.safetensors").values())
+    (test,) = read_real(run.data, "test", len(generated[0]), 1)
+    train = read_real(run.data, "train", len(generated[0]), len(generated)) if floors else []
+    networks, labelled, described = {}, set(), {}
+    if run.network != NONE:
+        shape = tuple(generated[0].shape[1:])
+        networks[run.network] = load_network(run, settings, (1, *shape[1:]) if channelwise else shape)
+        described = describe_network(run.network, settings)
+        section = settings.networks[run.network]
+        if section.data == run.data and not hasattr(plugins.load("networks", section.network), "fetch"):
+            labelled.add(run.network)  # it was trained on the labels of these images
+    scores = folder / "scores.safetensors"
+
+    def recall(about: Mapping[str, Any], given: Tensor, make: Make) -> dict[str, Tensor]:
+        return real_cache.recall({**about, **described, **circumstances}, given, make)
+
+    known = artifacts.read_tensors(scores) if scores.exists() else {}
+    return Evidence(generated, test, train, networks, known, labelled, recall)
+
+
+def load_network(run: Run, settings: Params, shape: tuple[int, ...]) -> nn.Module:
+    """Return a run's feature network on the device that the machine has.
+
+    Raises:
+        ArtifactError: if it has learnt images of another shape.
+    """
+    section = settings.networks[run.network]
+    folder = artifacts.NETWORKS / run.network
+    learnt = artifacts.read_json(folder / "config.json").get("fields", {}).get("images", {}).get("shape")
+    if learnt and tuple(learnt) != shape:
+        msg = f"networks.{run.network} has learnt images {tuple(learnt)} of data.{section.data}, data.{run.data} has {shape}"
+        raise ArtifactError(msg)
+    network: nn.Module = plugins.load("networks", section.network).load_features(folder).to(choose_device())
+    return network
+
+
+def describe_network(name: str, settings: Params) -> dict[str, str]:
+    """Return what makes a feature network's numbers comparable: its kind, its weights, what it does to an image."""
+    plug_in = settings.networks[name].network
+    folder = artifacts.NETWORKS / name
+    return {
+        "network": plug_in,
+        "weights_sha256": artifacts.digest(artifacts.find_weights(folder)),
+        "config_sha256": artifacts.digest(folder / "config.json"),
+        "preprocessing": plugins.load("networks", plug_in).PREPROCESSING,
+    }
+
+
+def read_real(name: str, split: str, count: int, most: int) -> list[Tensor]:
+    """Read up to `most` disjoint sets of `count` images, in an order by the split's content; a short split as it is."""
+    images = artifacts.read_split(name, split)["images"]
+    order = make_order(len(images), artifacts.read_manifest(name)["splits"][split]["sha256"])
+    parts = [part for part in order.split(count)[:most] if len(part) == count]
+    return [images[part] for part in parts or [order]]
+
+
+def make_order(count: int, content: str) -> Tensor:
+    """Return a permutation of `count` images by their content, so that all runs face the same reference images."""
+    return torch.randperm(count, generator=make_generator(0, "reference", content))

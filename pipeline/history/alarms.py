@@ -5,7 +5,7 @@ line cannot show, such as samples that are all alike, is measured at each previe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor
 
 BEGINNING = 0.2  # share of the steps in which a model may still look collapsed
 MOST_DUPLICATES = 0.8  # share of the samples; the default VAE has 0.75 after a quarter of its training, 0.06 in the end
-NATS = 0.05  # below a uniform guess that a language model must be
 WINDOW, DEVIATIONS, LEAST = 200, 6, 20  # lines before a loss that it is compared with; MADs; lines that are too few
 ACCURACY, STREAK = 0.99, 5  # of a discriminator, on so many lines in a row
 
@@ -67,34 +66,20 @@ def find_streak(values: Sequence[float]) -> int | None:
 
 
 def find_all(
-    lines: Sequence[dict[str, Any]], *, steps: int, vocabulary: int | None = None, modes: int | None = None
+    lines: Sequence[dict[str, Any]], *, steps: int, find: Callable[[dict[str, tuple[int, float]]], list[str]]
 ) -> list[str]:
-    """Return one sentence an alarm.
+    """Return one sentence per alarm.
 
     Args:
         lines: the record's lines, {"step", "values"}.
-        steps: of the whole training; collapse counts after the first fifth, by the newest value.
-        vocabulary: of a language model.
-        modes: of a mixture of Gaussians whose points a model learns.
+        steps: of the whole training; a preview's values count after the first fifth.
+        find: returns the alarms of the newest (step, value) of each name; see the kinds of data.
     """
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
         for name, value in line["values"].items():
             curves.setdefault(name, []).append((line["step"], value))
-    newest = {name: curve[-1] for name, curve in curves.items() if curve[-1][0] > BEGINNING * steps}
-    found = []
-    if "duplicate_share" in newest and newest["duplicate_share"][1] > MOST_DUPLICATES:
-        step, share = newest["duplicate_share"]
-        found.append(f"step {step}: mode collapse: {share:.0%} of the samples are all but copies of another one")
-    if modes and "modes_covered" in newest and newest["modes_covered"][1] < modes / 2:
-        step, covered = newest["modes_covered"]
-        found.append(f"step {step}: mode collapse: {covered:.0f} of {modes} modes covered")
-    if "active_units" in newest and newest["active_units"][1] == 0:
-        found.append(f"step {newest['active_units'][0]}: posterior collapse: no latent unit depends on the image")
-    if vocabulary and "validation_nats" in newest and newest["validation_nats"][1] > math.log(vocabulary) - NATS:
-        step, nats = newest["validation_nats"]
-        chance = f"log({vocabulary}) = {math.log(vocabulary):.3f}"
-        found.append(f"step {step}: nothing learnt: validation {nats:.3f} nats, a uniform guess has {chance}")
+    found = find({name: curve[-1] for name, curve in curves.items() if curve[-1][0] > BEGINNING * steps})
     losses = curves.get("loss", [])
     for position in find_spikes([value for _, value in losses]):
         step, loss = losses[position]

@@ -1,25 +1,48 @@
-"""Image sets: what every image source shares, and how its images are checked and written.
+"""Images: uint8 (N, C, H, W) with labels int64 (N,).
 
 A source's `prepare` returns ImageSplits; the stage `prepare` calls `write`.
 """
 
-from collections.abc import Sequence
+import base64
+import io
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from torchvision.utils import make_grid, save_image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline import artifacts
-from pipeline.artifacts import SPLITS, ArtifactError, ImageSpec
+from pipeline.artifacts import SPLITS, ArtifactError
+from pipeline.batches import Rows
 from pipeline.formats.own_files import FileReport, write_reports
+from pipeline.history import alarms
+from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, draw_sets, dump_fields
+from pipeline.kinds import labels as class_labels
 from pipeline.params import Source
 from pipeline.randomness import make_generator
+
+
+GRID = 100  # samples that a person is shown
+PREVIEW = 64  # samples of a preview
+LEAST = 50  # images that a metric is computed of
+
+
+WITH = ("labels",)  # kinds of the other fields
+
+
+class Spec(FieldSpec):
+    """Shape (C, H, W)."""
+
+    kind: Literal["images"] = "images"
+    shape: tuple[int, int, int]
 
 
 class ImageConfig(Source):
@@ -27,7 +50,6 @@ class ImageConfig(Source):
 
     KIND: ClassVar = "images"
 
-    path: str = Field(min_length=1, description="folder of one's own pictures, for image_folder; others ignore it")
     split_seed: int = Field(ge=0, description="seed of the stratified split")
     validation: float = Field(gt=0, lt=1, description="share of the images outside the test split")
 
@@ -109,6 +131,127 @@ def write(folder: Path, images: ImageSplits, config: ImageConfig) -> dict[str, A
             **shared,
         }
     channels, height, width = images.splits["train"][0].shape[1:]
-    spec = ImageSpec(shape=(channels, height, width), classes=images.classes)
+    fields = make_fields((channels, height, width), images.classes)
     report = write_reports(folder, images.files)
-    return {"spec": spec.model_dump(mode="json"), "classes": list(images.names), "splits": entries, **report}
+    return {"fields": dump_fields(fields), "classes": list(images.names), "splits": entries, **report}
+
+
+def make_fields(shape: tuple[int, int, int], classes: int) -> dict[str, FieldSpec]:
+    """Return the fields of a set of labelled images."""
+    return {"images": Spec(shape=shape), "labels": class_labels.Spec(classes=classes)}
+
+
+def require(data: str, manifest: dict[str, Any], model: str, config: Any) -> None:
+    """Accept every set of images: models refuse shapes themselves."""
+    del data, manifest, model, config
+
+
+def examples(split: dict[str, Tensor], config: Any, seed: int) -> Rows:
+    """Return the training examples of a split."""
+    del config, seed
+    return Rows(split)
+
+
+def check(name: str, images: Tensor, least: int = LEAST) -> None:
+    """Refuse what would give a plausible number for nonsense.
+
+    Raises:
+        ArtifactError: if the images are not uint8, with the range found; if their shape is not (N, 1 or 3, H, W), they
+            are too few, all of one value, or without a value above 1.
+    """
+    if images.dtype != torch.uint8:
+        broken = int((~images.isfinite()).sum()) if images.is_floating_point() else 0
+        found = f"{images.dtype} in [{float(images.min()):.3g}, {float(images.max()):.3g}], {broken} not finite"
+        msg = f"{name}: expected uint8 images in [0, 255], got {found}"
+        raise ArtifactError(msg)
+    if images.ndim != 4 or images.size(1) not in {1, 3}:
+        msg = f"{name}: expected images (N, 1 or 3, H, W), got {tuple(images.shape)}"
+        raise ArtifactError(msg)
+    if len(images) < least:
+        msg = f"{name}: {len(images)} images are too few, expected {least} or more"
+        raise ArtifactError(msg)
+    if images.min() == images.max():
+        msg = f"{name}: every pixel of all {len(images)} images is {int(images.min())}"
+        raise ArtifactError(msg)
+    if images.max() <= 1:
+        msg = f"{name}: expected images in [0, 255], got {len(images)} images without a value above 1"
+        raise ArtifactError(msg)
+
+
+def show(name: str, images: Tensor, loaded: Any) -> Exhibit:
+    """Show uint8 images (N, C, H, W) as one PNG, a grid about as wide as high."""
+    del loaded
+    grid = make_grid(images.float() / 255, nrow=math.ceil(math.sqrt(len(images))), padding=2, pad_value=0.5)
+    buffer = io.BytesIO()
+    save_image(grid, buffer, format="png")
+    return Exhibit(name, ".png", buffer.getvalue())
+
+
+def encode(loaded: Any, generator: torch.Generator, sampling: Any) -> str:
+    """Draw one image for the served model: PNG as base64."""
+    from torchvision.transforms.functional import to_pil_image
+
+    del sampling
+    buffer = io.BytesIO()
+    to_pil_image(loaded.sample(1, generator)[0]).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def look(loaded: Any, held_out: dict[str, Tensor], manifest: dict[str, Any], seed: int, sampling: Any) -> Look:
+    """Show 64 samples; measure how many are alike, and score validation images where the model has a likelihood."""
+    del manifest, sampling
+    model, images = loaded.model, held_out[loaded.model.makes]
+    samples = loaded.sample(PREVIEW, make_generator(seed, "preview", device=model.device))
+    apart = images[:: max(1, len(images) // PREVIEW)]  # a split may be sorted by class
+    values = {"duplicate_share": alarms.duplicate_share(samples, apart)}
+    if hasattr(model, "score"):
+        scores = model.score(images, 1, make_generator(seed, "validate", device=model.device))
+        values["validation_elbo_nats"] = float(scores["elbo"].mean())
+        values["active_units"] = float(scores["active_units"])
+    return Look([show("samples", samples, loaded)], values)
+
+
+def find_alarms(newest: dict[str, tuple[int, float]], manifest: dict[str, Any]) -> list[str]:
+    """Return a sentence for each value of the newest preview that means a collapse."""
+    del manifest
+    found = []
+    if "duplicate_share" in newest and newest["duplicate_share"][1] > alarms.MOST_DUPLICATES:
+        step, share = newest["duplicate_share"]
+        found.append(f"step {step}: mode collapse: {share:.0%} of the samples are all but copies of another one")
+    if "active_units" in newest and newest["active_units"][1] == 0:
+        found.append(f"step {newest['active_units'][0]}: posterior collapse: no latent unit depends on the image")
+    return found
+
+
+def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: Callable[[str], Any]) -> Drawn:
+    """Draw as many images as the test and training splits can be compared with, and score the test split.
+
+    Files: generated (sets "0", "1", ... of uint8 (N, C, H, W)), and scores of a model with a likelihood.
+    """
+    model, splits = loaded.model, manifest["splits"]
+    count = min(sampling.count, splits["test"]["count"], splits["train"]["count"])
+    sets = draw_sets(loaded, seed, count, sampling.sets)
+    drawn = Drawn({"generated": sets}, [show("samples", sets["0"][:GRID], loaded)])
+    if not hasattr(model, "score"):
+        return drawn
+    images = read("test")[model.makes]
+    # All runs face the same binary images, on a GPU, too.
+    observed = model.observe(images, make_generator(0, "observe"))
+    scores = model.score(observed, sampling.importance_samples, make_generator(seed, "score", device=model.device))
+    named = {
+        "elbo_nats": scores["elbo"],
+        f"iw{sampling.importance_samples}_nats": scores["iw"],
+        "kl_nats": scores["kl"],
+        "active_units": scores["active_units"],
+    }
+    drawn.files["scores"] = {name: score.cpu() for name, score in named.items()}
+    chosen = images[spread(len(images), GRID // 2)]
+    pairs = torch.stack([chosen, model.reconstruct(chosen).cpu()], dim=1).flatten(0, 1)
+    drawn.exhibits.append(show("reconstructions", pairs, loaded))
+    return drawn
+
+
+def spread(count: int, chosen: int) -> Tensor:
+    """Return `chosen` indices below `count` at even distances, int64: a split may be sorted by class."""
+    chosen = min(count, chosen)
+    return torch.arange(chosen) * count // chosen

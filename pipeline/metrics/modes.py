@@ -7,20 +7,23 @@ the modes that have an image, `mode_kl_nats_<network>` is KL(generated || unifor
 many real test images (`_real`), which shows that floor with the network's own errors in it.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pipeline.artifacts import ArtifactError
+from pipeline.evidence import features
 from pipeline.evidence.features import Evidence, Sampling, check_evidence, extract
 from pipeline.evidence.values import SETS, Value, fill_name
-from pipeline.params import Measure
+from pipeline.params import Measure, Params
 
 KIND = "images"
 NETWORK = "needed"
 SPLITS = ("test",)
 NUMBERS = "logits float32, shares and KL float64"
 MOST = 10**6  # modes; a network of a thousand classes is none for three channels
-CHANNELWISE = True  # a feature network sees each channel as a picture of its own
 MEASURED = {
     "modes_covered_{network}": Value(direction="higher", unit="modes", headline=True, over=SETS, counts="samples"),
     "mode_kl_nats_{network}": Value(direction="lower", unit="nats", headline=True, over=SETS, counts="samples"),
@@ -36,6 +39,11 @@ class Config(Measure):
     """How modes are counted."""
 
     sampling: Sampling
+
+
+def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evidence:
+    """Read what the metrics of a run rest on."""
+    return features.gather(key, settings, circumstances, floors=False, channelwise=True)
 
 
 def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:

@@ -8,14 +8,16 @@ Perplexity a word does: it is that of word-level papers, which count each line e
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence.values import Value, fill_name
-from pipeline.params import Measure, Section
+from pipeline.params import Measure, Params, Section
 
 KIND = "text"
 BLOCKS = 100
@@ -106,6 +108,20 @@ class Evidence:
     sizes: Mapping[str, Mapping[str, int]]
     known: Mapping[str, float] = field(default_factory=dict)
     windows: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evidence:
+    """Read the nats of every target and the sizes of the splits."""
+    del circumstances
+    folder = artifacts.RUNS / key / "samples"
+    manifest = artifacts.read_manifest(settings.runs[key].data)
+    windows = folder / "windows.safetensors"
+    return Evidence(
+        artifacts.read_tensors(folder / "nats.safetensors"),
+        manifest["splits"],
+        manifest["known"],
+        artifacts.read_tensors(windows) if windows.exists() else {},
+    )
 
 
 def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:

@@ -1,14 +1,16 @@
 """Small convolutional classifier whose features take Inception's place where no network is at hand.
 
-Trained by the stage `features` on the training split alone, then frozen and hashed: `fid_classifier`,
+Trained by the stage `networks` on the training split only, then frozen and hashed: `fid_classifier`,
 `kid_classifier`, `precision_classifier` and `recall_classifier` compare its 128 features, `isc_classifier` uses its
-class probabilities. Numbers are comparable between runs with the same weights, never with Inception's.
+class probabilities. Numbers are comparable between runs with the same weights, never with Inception's. It learns every
+kind of data whose backbone has a classifier's layers.
 
 Dimensions: B batch, C H W image, D features, K classes.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +19,16 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from pipeline.artifacts import ArtifactError, ImageSpec
-from pipeline.layers.blocks import from_bytes, shift_images, warmup_cosine
+from pipeline import plugins
+from pipeline.artifacts import ArtifactError
+from pipeline.kinds import Fields, find_field
+from pipeline.layers.blocks import warmup_cosine
 from pipeline.params import Network
 from pipeline.randomness import make_generator, seed_global, seeded, this_part
-from pipeline.weights import load_model
+from pipeline.weights import choose_device, load_model
 
-KINDS = ("images",)
+BACKBONE = ("make_features", "shift", "to_unit")
+LEARNS = plugins.find_providers("backbones", BACKBONE)
 FEATURES = 128
 PREPROCESSING = "uint8 to [-1, 1], no resize"
 
@@ -43,50 +48,45 @@ class Config(Network):
 
 
 class Layers(nn.Module):
-    """Maps images in [-1, 1] (B, C, H, W) to features (B, 128) and class logits (B, K)."""
+    """Maps values in the backbone's range, such as images in [-1, 1], to features (B, 128) and class logits (B, K)."""
 
-    def __init__(self, config: Config, spec: ImageSpec) -> None:
+    def __init__(self, width: int, backbone: Any, spec: Any, classes: int) -> None:
         super().__init__()
-        width = config.width
-        layers: list[nn.Module] = []
-        for before, after in ((spec.shape[0], width), (width, 2 * width), (2 * width, 4 * width)):
-            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-            layers += [nn.MaxPool2d(2)]
-        self.layers = nn.Sequential(*layers, nn.Flatten())
-        flat = 4 * width * (spec.shape[1] // 8) * (spec.shape[2] // 8)
+        self.layers, flat = backbone.make_features(spec, width)
         self.features = nn.Linear(flat, FEATURES)
-        self.head = nn.Linear(FEATURES, spec.classes)
+        self.head = nn.Linear(FEATURES, classes)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return features (B, 128) after ReLU, and logits (B, K)."""
-        features = F.relu(self.features(self.layers(images)))
+        features = F.relu(self.features(self.layers(values)))
         return features, self.head(F.dropout(features, 0.3, self.training))
 
 
 class Model(LightningModule):
-    """Trains the network on cross-entropy; refuses data without labels, or of fewer than 8 pixels a side."""
+    """Trains the network on cross-entropy; refuses data without labels."""
 
-    def __init__(self, config: Config, spec: ImageSpec, seed: int) -> None:
+    def __init__(self, config: Config, fields: Fields, seed: int) -> None:
         super().__init__()
-        if spec.classes < 2:
-            msg = f"the classifier needs labelled images of 2 classes or more, got {spec.classes}: use inception"
-            raise ArtifactError(msg)
-        if min(spec.shape[1:]) < 8:
-            msg = f"the classifier halves an image three times: sides must be 8 or more, got {spec.shape[1:]}"
+        classes = fields["labels"].classes if "labels" in fields else 0
+        if classes < 2:
+            msg = f"the classifier needs labelled data of 2 classes or more, got {classes}: use inception"
             raise ArtifactError(msg)
         self.config = config
         self.seed = seed
+        self.learns = find_field(fields, LEARNS)
+        spec = fields[self.learns]
+        self.backbone = plugins.load("backbones", spec.kind)
         with seeded(seed, "weights"):
-            self.network = Layers(config, spec)
+            self.network = Layers(config.width, self.backbone, spec, classes)
 
     @property
     def kept(self) -> nn.Module:
         """The weights that are saved."""
         return self.network
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features (B, 128) and logits (B, K) of uint8 images (B, C, H, W)."""
-        features, logits = self.network(from_bytes(images))
+    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features (B, 128) and logits (B, K) of stored values, such as uint8 images (B, C, H, W)."""
+        features, logits = self.network(self.backbone.to_unit(values))
         return features, logits
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -94,8 +94,8 @@ class Model(LightningModule):
         generator = make_generator(self.seed, "shift", batch_idx, device=self.device)
         part = this_part()
         seed_global(generator.initial_seed() + part.rank)  # dropout has no generator argument
-        images = shift_images(batch["images"], self.config.shift, generator, part)
-        _, logits = self.network(from_bytes(images))
+        values = self.backbone.shift(batch[self.learns], self.config.shift, generator, part)
+        _, logits = self.network(self.backbone.to_unit(values))
         accuracy = (logits.argmax(dim=1) == batch["labels"]).float().mean()
         return {"loss": F.cross_entropy(logits, batch["labels"]), "accuracy": accuracy}
 
@@ -112,6 +112,14 @@ class Model(LightningModule):
 
 
 def load_features(folder: Path) -> nn.Module:
-    """Return the frozen network: uint8 images (B, C, H, W) to features (B, 128) and logits (B, K)."""
+    """Return the frozen network: stored values, such as uint8 images (B, C, H, W), to features (B, 128) and logits."""
     network: nn.Module = load_model(folder).model.requires_grad_(False)
     return network
+
+
+@torch.inference_mode()
+def measure_accuracy(network: nn.Module, split: Mapping[str, Tensor]) -> float:
+    """Return the share of a split's examples that a frozen network labels right."""
+    values = split[network.learns]  # type: ignore[index]
+    parts = [network(part.to(choose_device()))[1].argmax(dim=1).cpu() for part in values.split(500)]
+    return float((torch.cat(parts) == split["labels"]).double().mean())

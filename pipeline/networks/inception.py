@@ -1,7 +1,7 @@
 """The standard FID Inception-v3 (Szegedy et al. 2016; Heusel et al. 2017), as torch-fidelity implements it.
 
 Features: the 2048-d pool, after TensorFlow 1's bilinear resize to 299x299; logits without bias for the Inception Score.
-The weights are fetched by the stage `features` when params.yaml has a section with `network: inception`; its numbers
+The weights are fetched by the stage `networks` when params.yaml has a section with `network: inception`; its numbers
 are comparable with papers. Put the file at <folder>/inception/<file> and set DATA_MIRROR=<folder> without a network.
 """
 
@@ -17,7 +17,7 @@ from pipeline.artifacts import ArtifactError, digest, read_json, write_json
 from pipeline.formats.download import Source, fetch_all
 from pipeline.params import Network
 
-KINDS = ("images",)
+LEARNS = ("images",)
 PREPROCESSING = "grey to RGB, TensorFlow 1 bilinear resize to 299x299"
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 

@@ -1,98 +1,81 @@
-"""Stage features: makes one feature network in data/features/<name>: trains the classifier, or fetches Inception.
+"""Stage networks: makes one feature network in data/networks/<name>: trains the classifier, or fetches Inception.
 
-    python -m pipeline.stages.features classifier
+    python -m pipeline.stages networks classifier
 
-What is known of it stands in reports/features/<name>.json: the SHA-256 of its weights, a classifier's accuracies. A
-training that was interrupted goes on from .state/features-<name>/.
+reports/networks/<name>.json holds the SHA-256 of its weights and a classifier's accuracies. A training that was
+interrupted resumes from .state/networks-<name>/.
 """
 
 import contextlib
 import shutil
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
-from pipeline import artifacts, params, plugins
-from pipeline.batches import LabelledExamples
-from pipeline.params import Section
+from pipeline import artifacts, code, params, plugins
+from pipeline.history.recorder import Recorder
+from pipeline.kinds import read_fields
 from pipeline.runtime import checkpoints, processes, sharding
 from pipeline.runtime.processes import get_rank
-from pipeline.stages import run_stage
-from pipeline.training import Recorder, fingerprint, fit
-from pipeline.weights import choose_device, save_model
+from pipeline.training import fingerprint, fit
+from pipeline.weights import save_model
+
+HELD_OUT = ("validation", "test")
 
 
 def main(key: str) -> None:
-    """Make the section features.<key>."""
-    config = params.load().features[key]
-    module = plugins.load("models", config.model_dump()["network"])
-    folder = artifacts.FEATURES / key
+    """Make the section networks.<key>."""
+    settings = params.load()
+    config: Any = settings.networks[key]
+    module = plugins.load("networks", config.network)
+    folder = artifacts.NETWORKS / key
     about: dict[str, float | str] = {}
     if hasattr(module, "fetch"):
         shutil.rmtree(folder, ignore_errors=True)
         module.fetch(config, folder)
     elif processes.are_to_be_started():
         if sharding.is_named():  # what it cannot train is refused before the processes start
-            sharding.require_divisible(_make_model(module, config))
-        processes.supervise("pipeline.stages.features", key)
+            sharding.require_divisible(make_model(module, config))
+        processes.supervise("networks", key)
         return
     else:
-        accuracies = train(key, module, config)
+        train(key, module, config, code.digest("networks", key, settings))
         if get_rank():
             return
-        about |= accuracies
+        network = module.load_features(folder)
+        for split in HELD_OUT:
+            about[f"{split}_accuracy"] = module.measure_accuracy(network, artifacts.read_split(config.data, split))
     artifacts.seal(folder)
     about["weights_sha256"] = artifacts.digest(artifacts.find_weights(folder))
-    artifacts.write_json(artifacts.REPORTS / "features" / f"{key}.json", about)
+    artifacts.write_json(artifacts.REPORTS / "networks" / f"{key}.json", about)
     print(f"{key}: {about}")
 
 
-def train(key: str, module: ModuleType, config: Section) -> dict[str, float]:
-    """Train a feature network on the training split; return its accuracies on the others, in the first process."""
-    values = config.model_dump()
-    code = plugins.PACKAGE / f"models/{values['network']}.py"
-    state = artifacts.STATE / f"features-{key}" / fingerprint(values, artifacts.read_manifest(values["data"]), code)
-    checkpoints.require_writable(artifacts.FEATURES, artifacts.REPORTS / "features")
+def train(key: str, module: ModuleType, config: Any, digest: str) -> None:
+    """Train a feature network on the training split, and save it in the first process."""
+    manifest = artifacts.read_manifest(config.data)
+    state = artifacts.STATE / f"networks-{key}" / fingerprint(config.model_dump(), manifest, digest)
+    checkpoints.require_writable(artifacts.NETWORKS, artifacts.REPORTS / "networks")
     with checkpoints.hold(state.parent) if get_rank() == 0 else contextlib.nullcontext():
-        model = _make_model(module, config)
+        model = make_model(module, config)
         fit(
             model,
-            LabelledExamples(artifacts.read_split(values["data"], "train")),
-            steps=values["steps"],
-            batch_size=values["batch_size"],
-            seed=values["seed"],
+            plugins.load("kinds", manifest["kind"]).examples(
+                artifacts.read_split(config.data, "train"), config, config.seed
+            ),
+            steps=config.steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
             state=state,
-            callbacks=[Recorder(None, values["steps"])],
+            callbacks=[Recorder(None, config.steps)],
         )
         if get_rank():
-            return {}
-        folder = artifacts.FEATURES / key
+            return
+        folder = artifacts.NETWORKS / key
         shutil.rmtree(folder, ignore_errors=True)
-        save_model(folder, values["network"], model, config, artifacts.read_spec(values["data"]))
+        save_model(folder, config.network, model, config, read_fields(config.data), family="networks")
         shutil.rmtree(state)
-    return measure(folder, module, values["data"])
 
 
-def _make_model(module: ModuleType, config: Section) -> Any:
-    values = config.model_dump()
-    return module.Model(config, artifacts.read_spec(values["data"]), values["seed"])
-
-
-def measure(folder: Path, module: ModuleType, data: str) -> dict[str, float]:
-    """Return the accuracy of a feature network on the splits that it has not seen."""
-    network = module.load_features(folder)
-    accuracies = {}
-    for name in ("validation", "test"):
-        split = artifacts.read_split(data, name)
-        with torch.inference_mode():
-            parts = [
-                network(images.to(choose_device()))[1].argmax(dim=1).cpu() for images in split["images"].split(500)
-            ]
-        accuracies[f"{name}_accuracy"] = float((torch.cat(parts) == split["labels"]).double().mean())
-    return accuracies
-
-
-if __name__ == "__main__":
-    run_stage(main, several=True)
+def make_model(module: ModuleType, config: Any) -> Any:
+    """Return a fresh network."""
+    return module.Model(config, read_fields(config.data), config.seed)
