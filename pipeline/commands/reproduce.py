@@ -7,7 +7,7 @@
 A claim is a measurement in reports/runs/<run>/metrics.json as git has it, with its protocol and its interval. The
 interval is over sample sets, or 1.96 standard errors. Floors, spreads, descriptions and counts are not claims. Each
 claim ends as "bit for bit", "within the interval" or "not", with the first stage whose output differs. All claims of a
-run end as "not" if its protocol comes out different; other versions of the libraries are noted below the table. The
+run end as "not" if its protocol comes out different; other code or versions are noted below the table. The
 status is 0 if no claim ends as "not". The table is Markdown on standard output. In a subfolder that is a DVC project of
 its own, the command is about that project.
 """
@@ -42,6 +42,7 @@ from pipeline.params import Params
 REPORT = artifacts.REPORTS / "reproduction.md"
 EXACT, WITHIN, NOT = "bit for bit", "within the interval", "**not**"
 HALF_ERRORS = 1.96  # standard errors in half of a 95 % interval
+NOTED = ("versions.", "code")  # fields of a protocol whose difference is noted, and does not decide
 NETWORKS = ("network", "features")  # fields of a protocol; the second one is that of old revisions
 DVC = [sys.executable, "-m", "dvc"]
 
@@ -132,7 +133,7 @@ def judge_claims(
     claim: Mapping[str, Any], found: Mapping[str, Any], first: str
 ) -> Iterator[tuple[str, float, str, float, str]]:
     """Yield (metric, claimed, interval, found, verdict) of each claim of a run; a missing one is not a number."""
-    others = [field for field, *_ in list_differences(claim, found) if not field.startswith("versions.")]
+    others = [field for field, *_ in list_differences(claim, found) if not field.startswith(NOTED)]
     values = load_values(claim["protocol"]["protocol"]["metric"]["name"])
     for metric, value in claim["metrics"].items():
         if not is_measurement(values, metric):
@@ -149,9 +150,9 @@ def judge_claims(
 
 
 def note_versions(claim: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each library of which the clone has another version."""
+    """Yield a sentence for other code, and for each library of which the clone has another version."""
     for field, before, now in list_differences(claim, found):
-        if field.startswith("versions."):
+        if field.startswith(NOTED):
             name = field.removeprefix("versions.")
             yield f"evaluated with {name} {now}, claimed with {name} {before}"
 

@@ -87,13 +87,13 @@ def find_states() -> Iterator[Leftover]:
             if (state / "record" / "run.json").exists():
                 yield _judge_state(state / "record")
             elif found := checkpoints.find(state):
-                stage = folder.name.replace("-", "@", 1)  # features-classifier is the stage features@classifier
+                stage = folder.name.replace("-", "@", 1)  # networks-classifier is the stage networks@classifier
                 yield Leftover(str(state), f"an interrupted training: {_say_where(stage, found[1])}")
 
 
 def _list_trainings() -> list[Path]:
     """List the folders of states, one a run or feature network."""
-    return sorted([*artifacts.STATE.glob("train-*"), *artifacts.STATE.glob("features-*")])
+    return sorted([*artifacts.STATE.glob("train-*"), *artifacts.STATE.glob("networks-*")])
 
 
 def _say_where(stage: str, step: int) -> str:
