@@ -53,11 +53,12 @@ def main(arguments: list[str]) -> int:
     of_images = [name for name, run in settings.runs.items() if run.network != params.NONE and _samples(name).exists()]
     of_text = [name for name in settings.runs if _samples(name, "nats").exists()]
     chosen = options.runs or [*of_images, *of_text]
+    lacking = f"{artifacts.RUNS} has no samples, of images with a network or of text"
     if not chosen:
-        msg = f"{artifacts.RUNS} has no samples of images with a network, and none of text: run `dvc repro` first"
+        msg = f"{lacking}: run `dvc repro` first"
         raise ArtifactError(msg)
     if unknown := set(chosen) - {*of_images, *of_text}:
-        msg = f"{artifacts.RUNS} has no samples of images with a network, and none of text, for: {', '.join(sorted(unknown))}"
+        msg = f"{lacking}, for: {', '.join(sorted(unknown))}"
         raise ArtifactError(msg)
     copying = 0
     if images := [name for name in chosen if name in of_images]:
@@ -87,9 +88,8 @@ def audit_images(name: str, settings: Params, cells: int) -> bool:
     statistic = copying_statistic(features["generated"], features["test"], features["train"], cells=cells, seed=chosen)
     ours, real = (authenticity(features[key], features["train"]) for key in ("generated", "test"))
     copies = statistic < LOWEST or ours < real - MOST_LOST
-    print(
-        f"| {name}, {run.network} | {statistic:.2f} | {ours:.3f} | {real:.3f} | {'**copies**' if copies else 'no copy'} |"
-    )
+    verdict = "**copies**" if copies else "no copy"
+    print(f"| {name}, {run.network} | {statistic:.2f} | {ours:.3f} | {real:.3f} | {verdict} |")
     return copies
 
 

@@ -60,8 +60,8 @@ def check_metrics() -> int:
         print(f"{params.PATH} has no feature network: nothing to check")
         return 0
     if selftest.METRIC not in settings.metrics:
-        section = f"metrics.{selftest.METRIC}"
-        msg = f"{params.PATH}: {section}: missing section; the self-test takes neighbours and subsets from it"
+        missing = f"metrics.{selftest.METRIC}"
+        msg = f"{params.PATH}: {missing}: missing section; the self-test takes neighbours and subsets from it"
         raise ArtifactError(msg)
     failed = 0
     for name, section in settings.networks.items():

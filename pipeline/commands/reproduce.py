@@ -7,9 +7,9 @@
 A claim is a measurement in reports/runs/<run>/metrics.json as git has it, with its protocol and its interval. The
 interval is over sample sets, or 1.96 standard errors. Floors, spreads, descriptions and counts are not claims. Each
 claim ends as "bit for bit", "within the interval" or "not", with the first stage whose output differs. All claims of a
-run end as "not" if its protocol comes out different; other code or versions are noted below the table. The
-status is 0 if no claim ends as "not". The table is Markdown on standard output. In a subfolder that is a DVC project of
-its own, the command is about that project.
+run end as "not" if its protocol comes out different. Other code and other versions are noted below the table instead.
+The status is 0 if no claim ends as "not". The table is Markdown on standard output. In a subfolder that is a DVC
+project of its own, the command is about that project.
 """
 
 import argparse
