@@ -230,10 +230,10 @@ def _check_starts(runs: dict[str, Run], problems: list[str]) -> None:
     """Refuse reserved names, and runs that start from one another in a circle."""
     for name, run in runs.items():
         seen, at = [name], run.start
-        while at in runs and at not in seen:
+        while at != NONE and at in runs and at not in seen:
             seen.append(at)
             at = runs[at].start
-        if at == name:
+        if at == name and at != NONE:
             problems.append(f"runs.{name}.start: the runs start from one another: {' <- '.join([*seen, at])}")
         if run.start == NONE and (run.freeze or run.skip):
             problems.append(f"runs.{name}: freeze and skip are about the weights of a start, which is {NONE}")

@@ -101,8 +101,8 @@ def edit_params(workdir: Path) -> Callable[..., None]:
 
 
 TINY = {
-    "features.classifier.steps": 60,
-    "features.classifier.width": 4,
+    "networks.classifier.steps": 60,
+    "networks.classifier.width": 4,
     "models.gan.steps": 12,
     "models.gan.batch_size": 16,
     "models.gan.generator_width": 8,

@@ -10,22 +10,23 @@ import torch
 from torch import Tensor
 
 from pipeline import artifacts
-from pipeline.batches import Batch, Data, Examples, LabelledExamples, Steps, TextExamples
+from pipeline.batches import Batch, Data, Examples, Rows, Steps
+from pipeline.kinds.text import Windows
 
 COUNT = 10
 
 
 @pytest.fixture
-def images() -> LabelledExamples:
+def images() -> Rows:
     """Ten images; the label says which one it is."""
     pixels = torch.arange(COUNT, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 2, 2)
-    return LabelledExamples({"images": pixels, "labels": torch.arange(COUNT)})
+    return Rows({"images": pixels, "labels": torch.arange(COUNT)})
 
 
 @pytest.fixture
-def text() -> TextExamples:
+def text() -> Windows:
     """103 tokens in windows of 8; the token says where it stands."""
-    return TextExamples(torch.arange(103, dtype=torch.int32), context=8, seed=0)
+    return Windows(torch.arange(103, dtype=torch.int32), context=8, seed=0)
 
 
 def labels(batches: Iterable[Batch]) -> list[int]:
@@ -40,7 +41,7 @@ def assert_equal(left: list[Batch], right: list[Batch]) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 10, 25])  # 3 and 4 do not divide 10; 25 is more than an epoch
-def test_every_example_comes_exactly_once_an_epoch(images: LabelledExamples, batch_size: int) -> None:
+def test_every_example_comes_exactly_once_an_epoch(images: Rows, batch_size: int) -> None:
     batches = list(Steps(images, steps=60, batch_size=batch_size, seed=0))
     assert [len(batch["labels"]) for batch in batches] == [batch_size] * 60
     stream = labels(batches)
@@ -48,14 +49,14 @@ def test_every_example_comes_exactly_once_an_epoch(images: LabelledExamples, bat
         assert sorted(stream[epoch * COUNT : (epoch + 1) * COUNT]) == list(range(COUNT))
 
 
-def test_images_and_labels_stay_together(images: LabelledExamples) -> None:
+def test_images_and_labels_stay_together(images: Rows) -> None:
     for batch in Steps(images, steps=10, batch_size=7, seed=0):
         assert batch["images"].dtype == torch.uint8
         assert torch.equal(batch["images"][:, 0, 1, 1].long(), batch["labels"])
 
 
 @pytest.mark.fault(30)
-def test_the_order_of_an_epoch_is_the_permutation_of_seed_and_epoch(images: LabelledExamples) -> None:
+def test_the_order_of_an_epoch_is_the_permutation_of_seed_and_epoch(images: Rows) -> None:
     stream = labels(Steps(images, steps=12, batch_size=5, seed=3))
     for epoch in range(6):
         seed = int(hashlib.sha256(f"3/order/{epoch}".encode()).hexdigest(), 16) >> (256 - 63)
@@ -63,7 +64,7 @@ def test_the_order_of_an_epoch_is_the_permutation_of_seed_and_epoch(images: Labe
         assert stream[epoch * COUNT : (epoch + 1) * COUNT] == expected.tolist()
 
 
-def test_epochs_and_seeds_differ(images: LabelledExamples) -> None:
+def test_epochs_and_seeds_differ(images: Rows) -> None:
     orders = {
         tuple(labels(Steps(images, steps=8, batch_size=COUNT, seed=seed))[epoch * COUNT :][:COUNT])
         for seed in range(4)
@@ -72,12 +73,12 @@ def test_epochs_and_seeds_differ(images: LabelledExamples) -> None:
     assert len(orders) == 32
 
 
-def test_the_batch_size_does_not_change_the_order(images: LabelledExamples) -> None:
+def test_the_batch_size_does_not_change_the_order(images: Rows) -> None:
     streams = [labels(Steps(images, steps=60 // size, batch_size=size, seed=0)) for size in (1, 4, 6, 15)]
     assert all(stream == streams[0] for stream in streams)
 
 
-def test_the_global_generator_neither_matters_nor_moves(images: LabelledExamples, text: TextExamples) -> None:
+def test_the_global_generator_neither_matters_nor_moves(images: Rows, text: Windows) -> None:
     for examples in (images, text):
         torch.manual_seed(1)
         first = list(Steps(examples, steps=9, batch_size=4, seed=0))
@@ -90,7 +91,7 @@ def test_the_global_generator_neither_matters_nor_moves(images: LabelledExamples
 @pytest.mark.parametrize("world", [2, 3, 6])
 @pytest.mark.fault(30)
 def test_the_shares_of_all_processes_put_together_are_the_batches_of_one(
-    images: LabelledExamples, text: TextExamples, world: int
+    images: Rows, text: Windows, world: int
 ) -> None:
     for examples in (images, text):
         alone = list(Steps(examples, steps=20, batch_size=12, seed=0))
@@ -103,7 +104,7 @@ def test_the_shares_of_all_processes_put_together_are_the_batches_of_one(
 
 @pytest.mark.parametrize("start", [0, 1, 2, 7, 19, 20])
 @pytest.mark.fault(8, 23)
-def test_a_later_start_continues_exactly(images: LabelledExamples, text: TextExamples, start: int) -> None:
+def test_a_later_start_continues_exactly(images: Rows, text: Windows, start: int) -> None:
     for examples in (images, text):
         whole = list(Steps(examples, steps=20, batch_size=4, seed=0))
         rest = Steps(examples, steps=20, batch_size=4, seed=0, start=start)
@@ -111,12 +112,12 @@ def test_a_later_start_continues_exactly(images: LabelledExamples, text: TextExa
         assert_equal(whole[start:], list(rest))  # and again: iterating changes nothing
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(images: LabelledExamples) -> None:
+def test_a_batch_that_cannot_be_shared_is_refused(images: Rows) -> None:
     with pytest.raises(ValueError, match="10 cannot be shared by 4"):
         Steps(images, steps=1, batch_size=10, seed=0, world=4)
 
 
-def test_targets_are_the_next_tokens(text: TextExamples) -> None:
+def test_targets_are_the_next_tokens(text: Windows) -> None:
     for batch in Steps(text, steps=30, batch_size=4, seed=0):
         assert batch["inputs"].shape == batch["targets"].shape == (4, 8)
         assert batch["inputs"].dtype == batch["targets"].dtype == torch.int64
@@ -124,11 +125,11 @@ def test_targets_are_the_next_tokens(text: TextExamples) -> None:
         assert torch.equal(batch["targets"], batch["inputs"] + 1)
 
 
-def epoch_targets(text: TextExamples, epoch: int) -> Tensor:
+def epoch_targets(text: Windows, epoch: int) -> Tensor:
     return text.batch(torch.arange(len(text)), epoch)["targets"].flatten().sort().values
 
 
-def test_an_epoch_covers_the_text_from_its_offset_on_without_gap_or_overlap(text: TextExamples) -> None:
+def test_an_epoch_covers_the_text_from_its_offset_on_without_gap_or_overlap(text: Windows) -> None:
     for epoch in range(50):
         targets = epoch_targets(text, epoch)
         assert torch.equal(targets, torch.arange(int(targets[0]), int(targets[0]) + len(targets)))
@@ -136,7 +137,7 @@ def test_an_epoch_covers_the_text_from_its_offset_on_without_gap_or_overlap(text
         assert 102 - int(targets[-1]) < 2 * 8  # and so is what stays unread at the end, with the last window's rest
 
 
-def test_offsets_differ_by_epoch_and_reach_every_token_but_the_rest_of_the_last_window(text: TextExamples) -> None:
+def test_offsets_differ_by_epoch_and_reach_every_token_but_the_rest_of_the_last_window(text: Windows) -> None:
     assert {int(epoch_targets(text, epoch)[0]) for epoch in range(100)} == set(range(1, 9))
     seen = torch.cat([epoch_targets(text, epoch) for epoch in range(100)]).unique()
     # Nothing comes before the first token; 103 % 8 tokens at the end fit into no window, whatever the offset.
@@ -145,7 +146,7 @@ def test_offsets_differ_by_epoch_and_reach_every_token_but_the_rest_of_the_last_
 
 @pytest.mark.parametrize("length", [17, 18, 24, 25, 103])
 def test_no_window_reaches_beyond_the_text(length: int) -> None:
-    text = TextExamples(torch.arange(length), context=8, seed=0)
+    text = Windows(torch.arange(length), context=8, seed=0)
     assert len(text) >= 1
     for epoch in range(100):
         assert int(epoch_targets(text, epoch)[-1]) < length  # an index error otherwise
@@ -154,10 +155,10 @@ def test_no_window_reaches_beyond_the_text(length: int) -> None:
 @pytest.mark.parametrize("length", [0, 1, 8, 16])
 def test_a_text_that_is_too_short_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match=f"{length} tokens, expected more than twice the context of 8"):
-        TextExamples(torch.arange(length), context=8, seed=0)
+        Windows(torch.arange(length), context=8, seed=0)
 
 
-def test_the_data_module_hands_out_the_same_steps(images: LabelledExamples) -> None:
+def test_the_data_module_hands_out_the_same_steps(images: Rows) -> None:
     examples: Examples = images
     data = Data(examples, steps=12, batch_size=4, seed=5, start=3)
     expected = list(Steps(images, steps=12, batch_size=4, seed=5))[3:]
@@ -192,6 +193,6 @@ def test_a_split_is_a_memory_mapped_file_of_which_a_batch_reads_its_own_pages_al
     split = artifacts.read_split("big", "train")
     path, before = find_mapping(split["images"])
     assert path == str(tmp_path / folder / "train.safetensors")
-    (batch,) = Steps(LabelledExamples(split), steps=1, batch_size=8, seed=0)
+    (batch,) = Steps(Rows(split), steps=1, batch_size=8, seed=0)
     assert len(batch["labels"]) == 8
     assert before < find_mapping(split["images"])[1] < 8192  # KiB, of 31,000

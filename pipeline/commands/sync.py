@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
             continue
         values, tags, model = read_results(record)
         mirror = MlflowSync(record)
-        mirror.close(values, int(record.about["parameters"]["model.steps"]), tags=tags, model=model)
+        mirror.finish(values, int(record.about["parameters"]["model.steps"]), tags=tags, model=model)
         failed += mirror.failed
         print(f"{name}: {'not sent' if mirror.failed else 'MLflow run ' + mirror.run_id}")
     return int(failed > 0)

@@ -24,7 +24,7 @@ from pipeline.history import dvc_lock
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
 from pipeline.runtime import checkpoints
-from pipeline.runtime.dvc_process import is_dvc, names_dvc
+from pipeline.runtime.preemption import names_dvc, names_stage
 
 DVC_LOCKS = Path(".dvc/tmp/rwlock")
 MARKER = re.compile(r"^(<{7}|={7}|>{7})", re.MULTILINE)
@@ -92,7 +92,7 @@ def find_states() -> Iterator[Leftover]:
 
 
 def _list_trainings() -> list[Path]:
-    """List the folders of states, one a run or feature network."""
+    """List the folders of states, one per run or feature network."""
     return sorted([*artifacts.STATE.glob("train-*"), *artifacts.STATE.glob("networks-*")])
 
 
@@ -128,7 +128,7 @@ def _judge_state(folder: Path) -> Leftover:
 def _close(record: Record) -> None:
     """Set the run's status to KILLED, with the time of its last line, here and in MLflow."""
     record.abandon()
-    MlflowSync(record).close()
+    MlflowSync(record).finish()
 
 
 def find_partial_files() -> Iterator[Leftover]:
@@ -221,12 +221,12 @@ def _dvc_runs() -> bool:
         if folder is None or not Path(folder).is_relative_to(here):
             continue
         words = process.info["cmdline"] or []
-        if names_dvc(words) or any(word.startswith("pipeline.stages.") for word in words[:3]):
+        if names_dvc(words) or names_stage(words):
             return True
     return False
 
 
 def _is_dvc(pid: int) -> bool:
     with contextlib.suppress(psutil.Error):
-        return is_dvc(psutil.Process(pid))
+        return names_dvc(psutil.Process(pid).cmdline())
     return False

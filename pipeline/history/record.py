@@ -1,12 +1,12 @@
-"""A run's history: the record that a training writes first, and that MLflow is fed from.
+"""Writes a run's history to a folder of plain files, from which MLflow is fed.
 
-record/run.json      name, times, status, parameters, tags, data sets, environment, totals
-record/metrics.jsonl one line a logged step: {"step", "time", "values"}
-record/system.jsonl  the machine's load every few seconds, numbered instead of a step
-record/images/<key>/<step>.png, record/texts/<key>/<step>.txt
+record/run.json                           name, times, status, parameters, tags, data sets, environment, totals
+record/metrics.jsonl                      one line per logged step: {"step", "time", "values"}
+record/system.jsonl                       the machine's load every few seconds, numbered instead of a step
+record/exhibits/<key>/<step><suffix>      a preview's pictures, texts, sounds, ...
 
-It lives with the resume state while the training runs, and becomes a DVC output at its end. A tracker's outage cannot
-lose it, and a run can be re-created from it after a clone.
+The folder is part of the resume state while the training runs, and becomes a DVC output at its end. An outage of MLflow
+loses nothing, and a clone can create the MLflow run again.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -21,12 +22,10 @@ import time
 import uuid
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
-from torch import Tensor
-from torchvision.utils import make_grid, save_image
 
 from pipeline import artifacts
 from pipeline.history.costs import measure_memory
@@ -35,8 +34,16 @@ LIBRARIES = ("torch", "pytorch-lightning", "torchmetrics", "torch-fidelity", "ml
 SAME_START = 60  # seconds that a process's start may seem to move when the clock is set
 
 
+class ExhibitId(NamedTuple):
+    """What names an exhibit: the preview that it belongs to, the step, and the suffix of its file."""
+
+    key: str
+    step: int
+    suffix: str
+
+
 class Record:
-    """The record of one run in `folder`; opened again, it goes on where it stopped."""
+    """The record of one run in `folder`; a record that is opened again continues where it stopped."""
 
     def __init__(self, folder: Path, about: dict[str, Any] | None = None) -> None:
         self.folder = folder
@@ -92,13 +99,11 @@ class Record:
         return [json.loads(line) for line in content[:end].splitlines()], start + end
 
     def rewind(self, step: int) -> None:
-        """Drop values after `step`, when a training resumes from there, and lines that a crash cut off."""
+        """Drop values after `step`, from which a training resumes, and lines that a crash cut off."""
         for name, last in (("metrics", step), ("system", math.inf)):
             kept = [json.dumps(line) for line in self.read(name) if line["step"] <= last]
-            path = self.folder / f"{name}.jsonl"
-            partial = path.with_name(path.name + ".tmp")
-            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            os.replace(partial, path)
+            with artifacts.replace(self.folder / f"{name}.jsonl") as partial:
+                partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def reopen(self, tags: dict[str, str]) -> None:
         """Go on with a run that was interrupted: it is RUNNING again, in this process, with the tags of its code."""
@@ -118,15 +123,22 @@ class Record:
         self.about["tags"]["failure"] = "the process ended without a word"
         self.save()
 
-    def image(self, key: str, step: int, images: Tensor) -> None:
-        """Store a grid of uint8 images (N, C, H, W) as PNG."""
-        save_grid(self.folder / "images" / key / f"{step:07d}.png", images)
+    def exhibit(self, key: str, step: int, suffix: str, content: bytes) -> None:
+        """Store what a model made at a step: a file whose suffix (.png, .txt, .wav, ...) says what it is.
 
-    def text(self, key: str, step: int, text: str) -> None:
-        """Store a text."""
-        path = self.folder / "texts" / key / f"{step:07d}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        Raises:
+            ValueError: if MLflow could not take the key or the suffix as a name.
+        """
+        if not re.fullmatch(r"[\w-]+\.[a-z0-9]+", key + suffix, re.ASCII):
+            msg = f"exhibit: expected a key such as samples and a suffix such as .png, got {key!r}, {suffix!r}"
+            raise ValueError(msg)
+        with artifacts.replace(self.folder / "exhibits" / key / f"{step:07d}{suffix}") as partial:
+            partial.write_bytes(content)  # the thread of mlflow_sync.py must not see half a picture
+
+    def list_exhibits(self) -> dict[ExhibitId, Path]:
+        """List the exhibits, also those of older versions, which had a folder for images and one for texts."""
+        paths = [path for folder in ("images", "texts", "exhibits") for path in (self.folder / folder).glob("*/*")]
+        return {exhibit: path for path in sorted(paths) if (exhibit := read_exhibit(path))}
 
     def finish(self, status: str, *, failure: str = "", **totals: float) -> None:
         """Set the status (FINISHED, FAILED, KILLED), why it failed, and the totals: costs count every attempt."""
@@ -144,20 +156,10 @@ class Record:
         self.save()
 
 
-def draw_points(points: Tensor) -> Tensor:
-    """Draw points (N, 2 or more) as one picture uint8 (1, 1, 256, 256): dark where many are; 1.5 is the border."""
-    cells = ((points[:, :2] + 1.5) / 3 * 256).long().clamp(0, 255)
-    counts = torch.zeros(256, 256).index_put_((255 - cells[:, 1], cells[:, 0]), torch.ones(len(cells)), accumulate=True)
-    return (255 * (-counts).exp()).byte()[None, None]
-
-
-def save_grid(path: Path, images: Tensor) -> None:
-    """Write uint8 images (N, C, H, W) as one PNG grid, about as wide as high."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid = make_grid(images.float() / 255, nrow=math.ceil(math.sqrt(len(images))), padding=2, pad_value=0.5)
-    partial = path.with_name(path.name + ".tmp")  # the tracker's thread must not see half a picture
-    save_image(grid, partial, format="png")
-    os.replace(partial, path)
+def read_exhibit(path: Path) -> ExhibitId | None:
+    """Return what a path <key>/<step><suffix> names; None for another file, such as one that is being written."""
+    match = re.fullmatch(r"(\d+)(\.[a-z0-9]+)", path.name)
+    return ExhibitId(path.parent.name, int(match[1]), match[2]) if match else None
 
 
 def describe_environment() -> dict[str, str]:
@@ -211,7 +213,7 @@ def describe_lineage() -> dict[str, str]:
 
 def _module() -> list[str]:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return [spec.name if spec else sys.argv[0], *sys.argv[1:]]
+    return [spec.name.removesuffix(".__main__") if spec else sys.argv[0], *sys.argv[1:]]
 
 
 def _processor() -> str:

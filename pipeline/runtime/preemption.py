@@ -1,6 +1,6 @@
-"""Being stopped from outside: the exit status that means "try again", and the end of the processes that started this.
+"""Stops from outside: an exit status that means "try again", and a process that ends with the one that started it.
 
-Imported by every stage before the slow libraries, so that a signal has its meaning from the first moment on.
+`python -m pipeline.stages` calls `begin` before it imports a stage: PyTorch, Lightning and MLflow take seconds.
 """
 
 import os
@@ -8,20 +8,22 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 import psutil
 
-from pipeline.runtime.dvc_process import is_dvc
+from pipeline.runtime import environment
 
 PREEMPTED = 75  # EX_TEMPFAIL: DVC must not take a half-trained model for a finished one
 SUPERVISOR = "PIPELINE_SUPERVISOR"  # set by processes.py for the processes that it starts: its process id
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STAGES = "pipeline.stages"  # the module that runs a stage
 SHELLS = {"sh", "bash", "dash", "zsh", "ksh"}  # DVC starts a stage through one
 
 
 class PreemptedError(SystemExit):
-    """A signal asked to stop: ends the process with status 75; what catches Exception does not keep it from that."""
+    """A signal asked to stop: ends the process with status 75; `except Exception` does not stop it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -31,7 +33,7 @@ class PreemptedError(SystemExit):
 def begin() -> None:
     """Let SIGTERM and Ctrl-C end this process with status 75, and follow the process that started it."""
     for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # what `nohup` or a shell's `&` wanted
+        if signal.getsignal(number) is not signal.SIG_IGN:  # set by `nohup` or by a shell's `&`
             signal.signal(number, _stop)
     follow()
 
@@ -49,11 +51,11 @@ def follow() -> None:
     `dvc repro`. The process gets SIGTERM, which lets a training save.
     """
     parents = psutil.Process().parents()
-    if supervisor := os.environ.get(SUPERVISOR):
-        followed = next((parent for parent in parents if parent.pid == int(supervisor)), None)
+    if supervisor := environment.read_number(SUPERVISOR, 0):
+        followed = next((parent for parent in parents if parent.pid == supervisor), None)
         orphan = followed is None
     elif "DVC_STAGE" in os.environ:
-        followed = next((parent for parent in parents if is_dvc(parent)), None)
+        followed = next((parent for parent in parents if names_dvc(parent.cmdline())), None)
         orphan = followed is None and _is_adopted(parents)
     else:
         return
@@ -62,6 +64,16 @@ def follow() -> None:
         sys.exit(PREEMPTED)
     if followed is not None:
         threading.Thread(target=_wait_for, args=(followed,), daemon=True).start()
+
+
+def names_dvc(words: list[str]) -> bool:
+    """Say whether a command line is dvc's: `dvc ...`, `python .../bin/dvc ...` or `python -m dvc ...`."""
+    return any(Path(word).name in {"dvc", "dvc.exe"} for word in words[:3])
+
+
+def names_stage(words: list[str]) -> bool:
+    """Say whether a command line is a stage's: `python -m pipeline.stages ...`, perhaps with an option of Python."""
+    return STAGES in words[:4]
 
 
 def _is_adopted(parents: list[psutil.Process]) -> bool:

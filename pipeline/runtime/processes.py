@@ -19,24 +19,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from pipeline.runtime.preemption import PREEMPTED, SIGNALS, SUPERVISOR, PreemptedError
+from pipeline import artifacts
+from pipeline.runtime import environment
+from pipeline.runtime.environment import HardwareError
+from pipeline.runtime.preemption import PREEMPTED, SIGNALS, STAGES, SUPERVISOR, PreemptedError
 
 REPORTS = "PIPELINE_REPORTS"  # folder in which the processes say how far they are, and what stopped them
 SILENCE = 3.0  # seconds from the first failure to the end of processes that have noticed nothing
 CLOSING = 20.0  # seconds that a process which has noticed may take to close its record
 # What a process says that has lost another one: a consequence, not a cause.
 LOST = re.compile(r"gloo|NCCL|ProcessGroup|TCPStore|DistNetwork|connection|time.?out|timed out", re.IGNORECASE)
-
-
-class HardwareError(RuntimeError):
-    """The processes cannot be started as the environment says, or did not all end well; the message says why."""
 
 
 class Layout(NamedTuple):
@@ -53,49 +52,36 @@ class Layout(NamedTuple):
 
 
 def read_layout() -> Layout:
-    """Return what PIPELINE_DEVICES, PIPELINE_NODES and NODE_RANK say, or torchrun or SLURM that started this process.
+    """Return the layout that PIPELINE_DEVICES, PIPELINE_NODES and NODE_RANK give, or torchrun or SLURM.
 
     Raises:
-        HardwareError: if they are no numbers or contradict one another.
+        HardwareError: if they are not numbers or contradict one another.
     """
     names = ("SLURM_NTASKS_PER_NODE", "SLURM_NTASKS") if uses_slurm() else ("LOCAL_WORLD_SIZE", "WORLD_SIZE")
-    local, world = (_read_number(name, 0) for name in names)
-    devices = _count_devices(local or None)
-    nodes = _read_number("PIPELINE_NODES", world // local if local and world else 1)
-    if nodes < 1 or devices < 1:
-        msg = f"PIPELINE_DEVICES and PIPELINE_NODES must be 1 or more, got {devices} and {nodes}"
-        raise HardwareError(msg)
-    layout = Layout(devices, nodes, _read_number("NODE_RANK", _read_number("GROUP_RANK", 0)))
+    local, world = (environment.read_number(name, 0) for name in names)
+    devices = local if local and environment.read_devices() is None else _count_devices()
+    nodes = environment.read_nodes(world // local if local and world else 1)
+    layout = Layout(devices, nodes, environment.read_number("NODE_RANK", environment.read_number("GROUP_RANK", 0)))
     if world and world != layout.world:
         msg = (
             f"{names[1]} is {world}, but PIPELINE_DEVICES x PIPELINE_NODES is {devices} x {nodes}: "
             f"expected {layout.world} processes"
         )
         raise HardwareError(msg)
-    if not 0 <= layout.node < nodes:
-        msg = f"NODE_RANK must be 0 to {nodes - 1}, got {layout.node}"
+    if layout.node >= nodes:
+        msg = f"NODE_RANK: expected 0 to {nodes - 1}, got {layout.node}"
         raise HardwareError(msg)
     return layout
 
 
-def _read_number(name: str, default: int) -> int:
-    text = os.environ.get(name, str(default))
-    if not text.isdigit():
-        msg = f"{name} must be a number, got {text!r}"
-        raise HardwareError(msg)
-    return int(text)
-
-
-def _count_devices(default: int | None) -> int:
-    """Count the devices of PIPELINE_DEVICES: a number, a list such as 0,2, or auto: all GPUs, or one CPU process."""
-    text = os.environ.get("PIPELINE_DEVICES", "auto")
-    if text.isdigit():
-        return int(text)
-    if text not in {"auto", "-1"}:
-        return len([word for word in text.split(",") if word.strip()])
-    if default is not None:
-        return default
-    if os.environ.get("PIPELINE_ACCELERATOR", "auto") == "cpu":
+def _count_devices() -> int:
+    """Count the devices that PIPELINE_DEVICES names; auto is all GPUs, or one CPU process."""
+    devices = environment.read_devices()
+    if isinstance(devices, list):
+        return len(devices)
+    if devices is not None:
+        return devices
+    if environment.read_accelerator() == "cpu":
         return 1
     import torch
 
@@ -115,19 +101,19 @@ def are_to_be_started() -> bool:
 def uses_slurm() -> bool:
     """Say whether `srun` started this process as one of several, and not an interactive shell or a script's step."""
     interactive = os.environ.get("SLURM_JOB_NAME") in {"bash", "interactive"}
-    return "SLURM_PROCID" in os.environ and _read_number("SLURM_NTASKS", 1) > 1 and not interactive
+    return "SLURM_PROCID" in os.environ and environment.read_number("SLURM_NTASKS", 1) > 1 and not interactive
 
 
 def get_rank() -> int:
     """Return this process's rank among all, before Lightning has started."""
     if "RANK" in os.environ:
-        return int(os.environ["RANK"])
+        return environment.read_number("RANK", 0)
     if uses_slurm():
-        return int(os.environ["SLURM_PROCID"])
+        return environment.read_number("SLURM_PROCID", 0)
     if "LOCAL_RANK" not in os.environ:
         return 0
     layout = read_layout()
-    return layout.node * layout.devices + int(os.environ["LOCAL_RANK"])
+    return layout.node * layout.devices + environment.read_number("LOCAL_RANK", 0)
 
 
 def refuse_several(name: str) -> None:
@@ -136,7 +122,7 @@ def refuse_several(name: str) -> None:
     Raises:
         HardwareError: if WORLD_SIZE is more than 1.
     """
-    if (world := _read_number("WORLD_SIZE", 1)) > 1:
+    if (world := environment.read_number("WORLD_SIZE", 1)) > 1:
         msg = f"{name} runs in one process, WORLD_SIZE is {world}: start it without torchrun or srun"
         raise HardwareError(msg)
 
@@ -149,11 +135,9 @@ def report(error: str) -> None:
     if REPORTS not in os.environ:
         return
     path = Path(os.environ[REPORTS]) / f"{os.environ['RANK']}.json"
-    if not path.exists():
-        partial = path.with_suffix(".tmp")
-        with suppress(OSError):  # the supervisor was killed, and its folder removed
-            partial.write_text(json.dumps({"time": time.time(), "error": error}), encoding="utf-8")
-            os.replace(partial, path)
+    if path.parent.exists() and not path.exists():  # a supervisor that was killed has no folder
+        with suppress(OSError):
+            artifacts.write_json(path, {"time": time.time(), "error": error})
 
 
 @dataclass
@@ -246,25 +230,26 @@ class Pulse:
             os.pwrite(self.file.fileno(), f"{self.count:015d} {step:015d}".encode(), 0)
 
 
-def supervise(module: str, key: str, on_failure: Callable[[str], None] = print) -> None:
-    """Run `python -m module key` in this node's processes until all have ended.
+def supervise(stage: str, key: str, on_failure: Callable[[str], None] = print, *, module: str = STAGES) -> None:
+    """Run `python -m <module> <stage> <key>` in this node's processes until all have ended.
 
     After a failure they are started again, from the last checkpoint, PIPELINE_RELAUNCHES times (0). SIGTERM and Ctrl-C
     are passed on: the processes save together and end with status 75.
 
     Args:
-        module: a stage.
+        stage: the stage that is to run in several processes.
         key: its argument.
         on_failure: called with the cause, on node 0, before any new start.
+        module: the module that runs stages.
 
     Raises:
         HardwareError: with the cause of the last failure.
         PreemptedError: if the processes were stopped from outside.
     """
     layout = read_layout()
-    for remaining in range(_read_number("PIPELINE_RELAUNCHES", 0), -1, -1):
+    for remaining in range(environment.read_relaunches(), -1, -1):
         with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
-            group = _start(module, key, layout, Path(folder))
+            group = _start([module, stage, key], layout, Path(folder))
             group.watch()
             cause = group.find_cause()
         if not cause:
@@ -279,7 +264,7 @@ def supervise(module: str, key: str, on_failure: Callable[[str], None] = print) 
         raise PreemptedError(msg)
 
 
-def _start(module: str, key: str, layout: Layout, folder: Path) -> Group:
+def _start(command: Sequence[str], layout: Layout, folder: Path) -> Group:
     address, port = _find_master(layout)
     common = os.environ | {
         "MASTER_ADDR": address,
@@ -303,7 +288,7 @@ def _start(module: str, key: str, layout: Layout, folder: Path) -> Group:
     for local in range(layout.devices):
         rank = layout.node * layout.devices + local
         own = {"RANK": str(rank), "LOCAL_RANK": str(local)}
-        group.children[rank] = subprocess.Popen([sys.executable, "-m", module, key], env=common | own)
+        group.children[rank] = subprocess.Popen([sys.executable, "-m", *command], env=common | own)
     return group
 
 
@@ -323,7 +308,7 @@ def _find_master(layout: Layout) -> tuple[str, int]:
             msg = f"MASTER_ADDR {os.environ['MASTER_ADDR']!r} is no known address: {error}"
             raise HardwareError(msg) from None
     address = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    port = _read_number("MASTER_PORT", 0)
+    port = environment.read_number("MASTER_PORT", 0)
     if layout.node:
         return address, port
     with socket.socket() as probe:

@@ -6,7 +6,6 @@ Checkpoints hold whole tensors: a training may go on with another number of proc
 """
 
 import copy
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from pipeline.runtime import processes
-from pipeline.runtime.processes import HardwareError
+from pipeline.runtime import environment, processes
+from pipeline.runtime.environment import HardwareError
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true")  # that Lightning has for it
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -35,7 +34,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 def is_named() -> bool:
     """Say whether the environment names this strategy."""
-    return os.environ.get("PIPELINE_STRATEGY") == "fsdp"
+    return environment.read_strategy() == "fsdp"
 
 
 def is_asked_for() -> bool:
@@ -109,9 +108,9 @@ def require_divisible(model: LightningModule) -> None:
             "(configure_model, see pipeline/models/transformer.py); expected auto or ddp"
         )
         raise HardwareError(msg)
-    precision = os.environ.get("PIPELINE_PRECISION", PRECISIONS[0])
+    precision = environment.read_precision()
     if precision not in PRECISIONS:
-        msg = f"PIPELINE_STRATEGY fsdp: PIPELINE_PRECISION is {precision}, expected {', '.join(PRECISIONS)}"
+        msg = f"PIPELINE_PRECISION: expected {', '.join(PRECISIONS)} with PIPELINE_STRATEGY fsdp, got {precision!r}"
         raise HardwareError(msg)
 
 

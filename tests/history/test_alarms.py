@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline import artifacts, plugins
 from pipeline.history.alarms import duplicate_share, find_all, find_spikes, find_streak
 from pipeline.history.record import Record
+from pipeline.kinds import dump_fields
 from pipeline.stages.train import Preview
 from pipeline.weights import Loaded
 from tests.history.test_mlflow_sync import ABOUT
@@ -100,12 +101,12 @@ def test_collapse_is_an_alarm_after_the_first_fifth_while_it_lasts(
 def preview(name: str, record: Record, change: Any) -> Preview:
     """Make the preview of a small model whose weights were changed."""
     model, config, _ = make(name, ema=0.0)
-    kind = plugins.load("models", name).KINDS[0]
+    kind = plugins.load("models", name).LEARNS[0]
     with torch.no_grad():
         change(model)
     data = {"images": read_digits(64, 1)} if kind == "images" else {"tokens": torch.arange(500, dtype=torch.int32) % 20}
-    manifest = {"spec": SPECS[kind].model_dump()}
-    return Preview(Loaded(model, kind, config, None), data, record, 0, config.model_dump()["steps"], manifest)
+    manifest = {"fields": dump_fields(SPECS[kind])}
+    return Preview(Loaded(model, SPECS[kind], config, None), data, record, 0, config.steps, manifest, None)
 
 
 def ignore_images(model: Any) -> None:

@@ -18,7 +18,8 @@ from pipeline import artifacts
 from pipeline.__main__ import main
 from pipeline.artifacts import STATE
 from pipeline.history import leftovers
-from pipeline.history.mlflow_sync import MlflowSync, connect
+from pipeline.history.mlflow_store import connect
+from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
 from tests.history.test_mlflow_sync import ABOUT
 
@@ -28,8 +29,8 @@ def killed(workdir: Path) -> Record:
     """A training that was killed without a word: its record and its MLflow run say RUNNING."""
     record = Record(workdir / STATE / "train-gan" / "0123" / "record", json.loads(json.dumps(ABOUT)))
     record.log(1, {"loss": 1.0})
-    mirror = MlflowSync(record)
-    mirror.send()
+    sync = MlflowSync(record)
+    sync.send()
     return record
 
 
@@ -90,13 +91,13 @@ def test_what_a_running_training_writes_is_left_alone(workdir: Path) -> None:
 def test_a_feature_networks_interrupted_training_is_explained_and_stays(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = workdir / STATE / "features-classifier" / "0123"
+    state = workdir / STATE / "networks-classifier" / "0123"
     state.mkdir(parents=True)
     checkpoint = state / "step-000000005.ckpt"
     checkpoint.write_bytes(b"x")
     checkpoint.with_suffix(".ckpt.sha256").write_text(artifacts.digest(checkpoint), encoding="ascii")
     assert main(["doctor", "--fix"]) == 0
-    assert "`dvc repro features@classifier` goes on from step 5" in capsys.readouterr().out
+    assert "`dvc repro networks@classifier` goes on from step 5" in capsys.readouterr().out
     assert checkpoint.exists()
     with FileLock(state.parent / "lock"):
         assert [found.meaning for found in leftovers.find_all()] == ["a process is training this now"]

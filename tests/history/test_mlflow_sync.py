@@ -1,5 +1,6 @@
 """MLflow from the record: one run whatever happens, everything in it, an outage stops nothing."""
 
+import io
 import json
 import shutil
 import socket
@@ -14,8 +15,11 @@ import mlflow
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
-from pipeline.history.mlflow_sync import MlflowSync, connect
+from pipeline.history import mlflow_run
+from pipeline.history.mlflow_store import connect
+from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment, describe_lineage, describe_process
 
 ABOUT: dict[str, Any] = {
@@ -53,14 +57,14 @@ def history(key: str) -> list[tuple[int, float]]:
     return sorted((metric.step, metric.value) for metric in MlflowClient().get_metric_history(run.info.run_id, key))
 
 
-def test_a_run_shows_parameters_metrics_by_step_images_texts_data_and_status(record: Record, workdir: Path) -> None:
-    mirror = MlflowSync(record).start()
+def test_a_run_shows_parameters_metrics_by_step_exhibits_data_and_status(record: Record, workdir: Path) -> None:
+    sync = MlflowSync(record).start()
     for step in (1, 2, 3):
         record.log(step, {"loss": 1 / step})
-    record.image("samples", 2, torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8))
-    record.text("samples", 3, "to be")
+    record.exhibit("samples", 2, ".png", draw())
+    record.exhibit("samples", 3, ".txt", b"to be")
     record.finish("FINISHED", kept_parameters=5)
-    mirror.close()
+    sync.finish()
     (run,) = runs()
     client = MlflowClient()
     assert run.info.run_name == "gan"
@@ -91,7 +95,7 @@ def test_a_second_process_continues_the_same_run_without_repeating_a_step(record
     MlflowSync(record).send()
     record.log(2, {"loss": 2.0})
     record.finish("FINISHED")
-    MlflowSync(Record(record.folder)).close({"fid_classifier": 8.0}, step=2)
+    MlflowSync(Record(record.folder)).finish({"fid_classifier": 8.0}, step=2)
     (run,) = runs()
     history = MlflowClient().get_metric_history(run.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 3.0), (2, 2.0)]
@@ -100,11 +104,11 @@ def test_a_second_process_continues_the_same_run_without_repeating_a_step(record
 
 
 def test_a_second_line_of_a_step_is_sent_too(record: Record) -> None:
-    mirror = MlflowSync(record)
+    sync = MlflowSync(record)
     record.log(1, {"loss": 3.0})
-    mirror.send()
+    sync.send()
     record.log(1, {"validation_nats": 2.0})
-    mirror.send()
+    sync.send()
     (run,) = runs()
     assert run.data.metrics == {"loss": 3.0, "validation_nats": 2.0}
 
@@ -114,10 +118,10 @@ def test_a_lost_store_is_filled_again_from_the_record(
 ) -> None:
     record.log(1, {"loss": 3.0})
     record.finish("FINISHED")
-    MlflowSync(record).close()
+    MlflowSync(record).finish()
     shutil.copy(empty_store, workdir / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workdir / 'mlflow.db'}")
-    MlflowSync(Record(record.folder)).close()
+    MlflowSync(Record(record.folder)).finish()
     (run,) = runs()
     assert run.data.metrics["loss"] == 3
     assert run.data.tags["record.id"] == record.about["id"]
@@ -129,23 +133,23 @@ def test_an_absent_server_is_one_warning_and_the_record_keeps_all(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nobody listens
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    mirror = MlflowSync(record).start()
+    sync = MlflowSync(record).start()
     record.log(1, {"loss": 3.0})
     record.finish("FAILED")
-    mirror.close()
+    sync.finish()
     assert [line["values"] for line in record.read()] == [{"loss": 3.0}]
     assert sum("MLflow is not reachable" in entry.message for entry in caplog.records) == 1
 
 
 def test_a_run_that_failed_and_then_finished_counts_both_attempts_and_keeps_no_failure(record: Record) -> None:
     record.finish("FAILED", failure="ValueError: no")
-    MlflowSync(record).close()
+    MlflowSync(record).finish()
     (run,) = runs()
     assert (run.info.status, run.data.tags["failure"]) == ("FAILED", "ValueError: no")
     first = record.about["totals"]
     again = Record(record.folder)
     again.finish("FINISHED")
-    MlflowSync(again).close()
+    MlflowSync(again).finish()
     (run,) = runs()
     assert run.info.status == "FINISHED"
     assert "failure" not in run.data.tags
@@ -189,12 +193,12 @@ def test_a_server_that_never_answers_delays_neither_the_start_nor_the_end(
     record: Record, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = time.monotonic()
-    mirror = MlflowSync(record).start()
+    sync = MlflowSync(record).start()
     record.log(1, {"loss": 3.0})
     record.finish("KILLED")
-    mirror.close(seconds=0.5)
+    sync.finish(seconds=0.5)
     assert time.monotonic() - before < 2
-    assert mirror.failed
+    assert sync.failed
     assert "MLflow does not answer; `pipeline sync` sends it the rest" in caplog.text
 
 
@@ -204,9 +208,9 @@ def test_a_store_that_is_no_database_is_a_warning(
 ) -> None:
     (workdir / "mlflow.db").write_bytes(b"no database" * 1000)  # raises what is neither MLflow's nor an OSError
     record.finish("FINISHED")
-    mirror = MlflowSync(record)
-    mirror.close()
-    assert mirror.failed
+    sync = MlflowSync(record)
+    sync.finish()
+    assert sync.failed
     assert "MLflow is not reachable" in caplog.text
     assert "is not a database" in caplog.text
 
@@ -217,9 +221,9 @@ def test_a_store_of_files_which_mlflow_refuses_is_a_warning(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:./mlruns")  # what MLFlowLogger() takes
     record.finish("FINISHED")
-    mirror = MlflowSync(record)
-    mirror.close()
-    assert mirror.failed
+    sync = MlflowSync(record)
+    sync.finish()
+    assert sync.failed
     assert "maintenance mode" in caplog.text
 
 
@@ -228,14 +232,14 @@ def test_a_store_that_comes_back_gets_everything_once(record: Record, monkeypatc
     monkeypatch.setattr("pipeline.history.mlflow_sync.SECONDS_BETWEEN_SENDS", 0.05)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    mirror = MlflowSync(record).start()
+    sync = MlflowSync(record).start()
     record.log(1, {"loss": 3.0})
-    wait_for(lambda: mirror.failed)
+    wait_for(lambda: sync.failed)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    wait_for(lambda: not mirror.failed)
+    wait_for(lambda: not sync.failed)
     record.log(2, {"loss": 2.0})
     record.finish("FINISHED")
-    mirror.close()
+    sync.finish()
     assert history("loss") == [(1, 3.0), (2, 2.0)]
     assert runs()[0].info.status == "FINISHED"
 
@@ -273,17 +277,71 @@ def test_a_run_whose_making_was_cut_off_is_completed(record: Record) -> None:
     assert "config.json" in [item.path for item in client.list_artifacts(run.info.run_id)]
 
 
-def test_images_and_texts_of_each_step_are_sent_once_by_all_processes(record: Record) -> None:
-    for step in (1, 2):
-        record.image("samples", step, torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
-        record.text("samples", step, "to be")
-        MlflowSync(record).send()
+def list_sent() -> list[str]:
+    """The only run's exhibits as MLflow has them: <key> <step> of a picture, the path of another file."""
     (run,) = runs()
     paths = [item.path for item in walk(MlflowClient(), run.info.run_id)]
-    images = [path for path in paths if path.endswith(".png")]
-    assert sorted(path.split("+")[1:3] for path in images) == [["step", "1"], ["step", "2"]]
-    assert sorted(path for path in paths if path.endswith(".txt")) == [
-        f"texts/samples/{step:07d}.txt" for step in (1, 2)
+    pictures = [" ".join(Path(path).name.split("+")[0:3:2]) for path in paths if path.endswith(".png")]
+    return sorted(pictures + [path for path in paths if path.startswith(("exhibits", "texts"))])
+
+
+def draw() -> bytes:
+    """A picture as PNG."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_suffix_alone_says_how_an_exhibit_is_sent(record: Record) -> None:
+    for suffix, content in ((".png", draw()), (".txt", b"to be"), (".wav", b"RIFF"), (".glb", b"glTF")):
+        record.exhibit("samples", 3, suffix, content)
+    MlflowSync(record).send()
+    files = [f"exhibits/samples/0000003{suffix}" for suffix in (".glb", ".txt", ".wav")]
+    assert list_sent() == [*files, "samples 3"]
+
+
+def test_exhibits_are_sent_once_by_all_processes_also_after_a_resume_and_from_a_clone(
+    record: Record, workdir: Path
+) -> None:
+    for step in (1, 2):
+        record.exhibit("samples", step, ".png", draw())
+        record.exhibit("samples", step, ".txt", b"to be")
+        MlflowSync(record).send()
+    Record(record.folder).rewind(1)
+    for _ in range(2):
+        MlflowSync(Record(record.folder)).send()
+    MlflowSync(Record(shutil.copytree(record.folder, workdir / "clone"))).send()
+    assert list_sent() == ["exhibits/samples/0000001.txt", "exhibits/samples/0000002.txt", "samples 1", "samples 2"]
+
+
+def test_exhibits_of_an_older_version_are_sent_and_those_that_it_has_sent_are_not(record: Record) -> None:
+    """Its record has folders for images and texts, and MLflow has texts where that version sent them."""
+    for step in (1, 2):
+        for folder, suffix, content in (("images", ".png", draw()), ("texts", ".txt", b"to be")):
+            path = record.folder / folder / "samples" / f"{step:07d}{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    client, experiment = connect()
+    run_id = client.create_run(experiment, tags={"record.id": record.about["id"]}).info.run_id
+    client.log_image(run_id, Image.open(record.folder / "images/samples/0000001.png"), key="samples", step=1)
+    client.log_artifact(run_id, str(record.folder / "texts/samples/0000001.txt"), "texts/samples")
+    for _ in range(2):
+        MlflowSync(Record(record.folder)).send()
+    assert list_sent() == ["exhibits/samples/0000002.txt", "samples 1", "samples 2", "texts/samples/0000001.txt"]
+
+
+@pytest.mark.parametrize(("key", "suffix"), [("a/b", ".png"), ("", ".png"), ("ä", ".png"), ("a", "png"), ("a", ".A")])
+def test_an_exhibit_that_mlflow_could_not_name_is_refused(key: str, suffix: str, record: Record) -> None:
+    with pytest.raises(ValueError, match="exhibit: expected a key such as samples and a suffix such as"):
+        record.exhibit(key, 1, suffix, b"")
+
+
+def test_a_half_written_exhibit_is_no_exhibit(record: Record) -> None:
+    record.exhibit("samples", 1, ".txt", b"to be")
+    for name in ("0000002.txt.tmp", ".DS_Store", "notes.txt"):
+        (record.folder / "exhibits" / "samples" / name).write_bytes(b"x")
+    assert [(exhibit.key, exhibit.step, exhibit.suffix) for exhibit in record.list_exhibits()] == [
+        ("samples", 1, ".txt")
     ]
 
 
@@ -310,7 +368,7 @@ def test_two_machines_that_make_the_experiment_at_once_get_the_same(monkeypatch:
 def test_an_evaluation_replaces_the_one_before_whatever_its_values(record: Record) -> None:
     record.finish("FINISHED")
     for value in (8.0, 5.0, 5.0):
-        MlflowSync(record).close({"fid": value}, step=3, tags={"protocol": f"of {value}"})
+        MlflowSync(record).finish({"fid": value}, step=3, tags={"protocol": f"of {value}"})
     (run,) = runs()
     assert run.data.metrics["fid"] == 5
     assert run.data.tags["protocol"] == "of 5.0"
@@ -319,7 +377,7 @@ def test_an_evaluation_replaces_the_one_before_whatever_its_values(record: Recor
 
 def test_an_evaluation_leaves_a_finished_run_finished(record: Record) -> None:
     record.finish("FINISHED")
-    MlflowSync(record).close()
+    MlflowSync(record).finish()
     MlflowSync(Record(record.folder)).send()
     assert runs()[0].info.status == "FINISHED"
 
@@ -327,7 +385,7 @@ def test_an_evaluation_leaves_a_finished_run_finished(record: Record) -> None:
 @pytest.mark.fault(26)
 def test_a_run_that_goes_on_is_running_without_the_failure_and_with_the_tags_of_its_code(record: Record) -> None:
     record.finish("FAILED", failure="ValueError: no")
-    MlflowSync(record).close()
+    MlflowSync(record).finish()
     again = Record(record.folder)
     again.reopen({"mlflow.source.git.commit": "0123"})
     MlflowSync(again).send()
@@ -353,7 +411,7 @@ def test_a_running_run_of_the_name_whose_process_is_gone_is_closed_and_linked(wo
     for key, (name, process) in names.items():
         records[key] = Record(workdir / key, json.loads(json.dumps(ABOUT)) | {"name": name, "process": process})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(MlflowSync, "_close_stale", lambda *_: None)
+            patch.setattr(mlflow_run, "close_stale", lambda *_: None)
             MlflowSync(records[key]).send()
     new = Record(workdir / "new", json.loads(json.dumps(ABOUT)))
     MlflowSync(new).send()
@@ -366,13 +424,13 @@ def test_a_running_run_of_the_name_whose_process_is_gone_is_closed_and_linked(wo
 
 
 def test_the_machines_load_is_in_the_record_and_in_mlflow(record: Record) -> None:
-    mirror = MlflowSync(record).start()
+    sync = MlflowSync(record).start()
     record.finish("FINISHED")
-    mirror.close()
+    sync.finish()
     again = Record(record.folder)
-    mirror = MlflowSync(again).start()
+    sync = MlflowSync(again).start()
     again.finish("FINISHED")
-    mirror.close()
+    sync.finish()
     assert [line["step"] for line in again.read("system")] == [0, 1]
     assert [step for step, _ in history("system/cpu_utilization_percentage")] == [0, 1]
     (run,) = runs()
@@ -392,10 +450,10 @@ def test_long_odd_and_many_parameters_are_stored_and_the_whole_values_are_in_the
         **{f"many {index}": index for index in range(150)},
     }
     about = json.loads(json.dumps(ABOUT)) | {"parameters": values, "config": values}
-    mirror = MlflowSync(Record(workdir / "record", about))
-    mirror.record.finish("FINISHED", failure="no \ud800")
-    mirror.close()
-    assert not mirror.failed
+    sync = MlflowSync(Record(workdir / "record", about))
+    sync.record.finish("FINISHED", failure="no \ud800")
+    sync.finish()
+    assert not sync.failed
     (run,) = runs()
     found = run.data.params
     assert found["long"] == "x" * 6000
@@ -410,7 +468,7 @@ def test_long_odd_and_many_parameters_are_stored_and_the_whole_values_are_in_the
 def test_values_that_are_not_finite_are_a_tag_and_never_a_large_number(record: Record) -> None:
     record.log(1, {"loss": float("inf"), "kl": float("nan"), "other": -float("inf"), "good": 1.0})
     record.finish("FINISHED")
-    MlflowSync(record).close({"fid": float("inf"), "kid": float("nan"), "isc": 2.0})
+    MlflowSync(record).finish({"fid": float("inf"), "kid": float("nan"), "isc": 2.0})
     (run,) = runs()
     assert {key: run.data.metrics.get(key) for key in ("loss", "kl", "other", "fid", "kid")} == dict.fromkeys(
         ("loss", "kl", "other", "fid", "kid")

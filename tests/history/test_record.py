@@ -13,11 +13,11 @@ import pytest
 
 from pipeline import artifacts
 from pipeline.artifacts import STATE
-from pipeline.history.mlflow_sync import connect
+from pipeline.history.mlflow_store import connect
 from pipeline.history.record import Record, describe_process, is_gone
+from pipeline.history.recorder import Recorder
 from pipeline.runtime.preemption import PreemptedError
 from pipeline.stages import fetch, prepare, train
-from pipeline.training import Recorder
 
 ABOUT: dict[str, Any] = {
     "name": "vae",
@@ -227,4 +227,4 @@ def test_changed_params_start_a_new_run_that_names_what_changed_and_the_old_one_
     assert run.data.tags["follows"] == old.about["id"]
     about = Record(artifacts.RUNS / "vae" / "record").about
     assert about["config"]["metric"]["kid_subset_size"] == 50  # how it is measured is in the config too
-    assert about["config"]["features"]["classifier"]["network"] == "classifier"
+    assert about["config"]["network"]["network"] == "classifier"

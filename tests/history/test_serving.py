@@ -11,16 +11,21 @@ import pytest
 from PIL import Image
 
 from pipeline import params, plugins
-from pipeline.artifacts import ImageSpec, PointSpec, Spec, TextSpec
+from pipeline.artifacts import Spec
 from pipeline.formats.tokenizers import ByteTokenizer
 from pipeline.history.serving import Generator
+from pipeline.kinds import Fields
+from pipeline.kinds.images import make_fields as image_fields
+from pipeline.kinds.points import make_fields as point_fields
+from pipeline.kinds.text import make_fields as text_fields
 from pipeline.weights import save_model
 from tests.conftest import ROOT
 
+SAMPLING = {"prompt": "\n", "temperature": 0.8, "top_k": 0, "top_p": 0.95}
 SMALL = {"generator_width": 4, "discriminator_width": 4, "layers": 1, "width": 16, "heads": 2, "context": 8}
 
 
-def make_generator_of(run: str, spec: Spec, folder: Path, tokenizer: Any = None) -> Generator:
+def make_generator_of(run: str, spec: Fields, folder: Path, tokenizer: Any = None) -> Generator:
     """Save an untrained model of a run of params.yaml, and load it as MLflow does."""
     settings = params.load(ROOT / "params.yaml")
     config = settings.models[run]
@@ -28,14 +33,14 @@ def make_generator_of(run: str, spec: Spec, folder: Path, tokenizer: Any = None)
     config = config.model_validate(values | {name: value for name, value in SMALL.items() if name in values})
     plug_in = settings.runs[run].model
     model = plugins.load("models", plug_in).Model(config, spec, seed=0)
-    save_model(folder, plug_in, model, config, spec, tokenizer)
+    save_model(folder, plug_in, model, config, spec, tokenizer=tokenizer)
     served = Generator()
-    served.load_context(SimpleNamespace(artifacts={"model": str(folder)}))  # type: ignore[arg-type]
+    served.load_context(SimpleNamespace(artifacts={"model": str(folder)}, model_config={"sampling": SAMPLING}))  # type: ignore[arg-type]
     return served
 
 
 def test_an_image_is_a_png_of_the_models_size(tmp_path: Path) -> None:
-    served = make_generator_of("gan", ImageSpec(shape=(3, 16, 16), classes=2), tmp_path)
+    served = make_generator_of("gan", image_fields((3, 16, 16), 2), tmp_path)
     first, again, other = served.predict(None, [1, 1, 2])
     picture = Image.open(io.BytesIO(base64.b64decode(first)))
     assert (picture.size, picture.mode, picture.format) == ((16, 16), "RGB", "PNG")
@@ -43,7 +48,7 @@ def test_an_image_is_a_png_of_the_models_size(tmp_path: Path) -> None:
 
 
 def test_a_point_is_a_list_of_its_coordinates(tmp_path: Path) -> None:
-    served = make_generator_of("gan", PointSpec(dimensions=3, classes=4), tmp_path)
+    served = make_generator_of("gan", point_fields(3, 4), tmp_path)
     first, again, other = served.predict(None, [1, 1, 2])
     assert len(json.loads(first)) == 3
     assert all(isinstance(value, float) for value in json.loads(first))
@@ -51,7 +56,7 @@ def test_a_point_is_a_list_of_its_coordinates(tmp_path: Path) -> None:
 
 
 def test_a_text_is_written_with_the_models_tokenizer(tmp_path: Path) -> None:
-    served = make_generator_of("transformer", TextSpec(vocabulary=256), tmp_path, ByteTokenizer().state())
+    served = make_generator_of("transformer", text_fields(256), tmp_path, ByteTokenizer().state())
     first, again, other = served.predict(None, [1, 1, 2])
     assert first.startswith("\n")
     assert len(first) > 100
@@ -60,5 +65,5 @@ def test_a_text_is_written_with_the_models_tokenizer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seeds", [[], [7]])
 def test_one_sample_a_seed_comes_out(seeds: list[int], tmp_path: Path) -> None:
-    served = make_generator_of("gan", ImageSpec(shape=(1, 8, 8), classes=2), tmp_path)
+    served = make_generator_of("gan", image_fields((1, 8, 8), 2), tmp_path)
     assert len(served.predict(None, seeds)) == len(seeds)

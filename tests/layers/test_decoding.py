@@ -53,7 +53,7 @@ def test_sampling_past_the_context_equals_the_plain_loop() -> None:
     # Whole passes without a cache: all tokens while they fit the context of 12, else its last half and what follows.
     model = make_model()
     prompt = torch.tensor([3, 1])
-    greedy = model.sample(prompt, 1, 30, torch.Generator(), temperature=0)[0].tolist()
+    greedy = model.sample(1, torch.Generator(), {"prompt": prompt}, length=30, temperature=0)["tokens"][0].tolist()
     expected, start = prompt.tolist(), 0
     for _ in range(30):
         if len(expected) - start > 12:
@@ -66,7 +66,7 @@ def test_sampling_past_the_context_equals_the_plain_loop() -> None:
 def test_a_prompt_beyond_the_context_keeps_its_last_tokens() -> None:
     model = make_model()
     prompt = torch.arange(20) % VOCABULARY
-    drawn = model.sample(prompt, 1, 1, torch.Generator(), temperature=0)[0]
+    drawn = model.sample(1, torch.Generator(), {"prompt": prompt}, length=1, temperature=0)["tokens"][0]
     assert torch.equal(drawn[:20], prompt)
     assert int(drawn[20]) == int(model.network(prompt[None, 8:])[0, -1].argmax())
 

@@ -20,14 +20,14 @@ from pytorch_lightning import Callback
 
 from pipeline.artifacts import ArtifactError
 from pipeline.runtime import checkpoints
-from pipeline.stages import features, fetch, prepare, train
+from pipeline.stages import fetch, networks, prepare, train
 from tests.conftest import ROOT
 from tests.test_training import Crash, make, run
 
 
 @pytest.fixture(autouse=True)
 def _save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "0")
+    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "1e-6")
 
 
 class Stop(Callback):
@@ -189,7 +189,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from pytorch_lightning import LightningModule
-from pipeline.batches import LabelledExamples
+from pipeline.batches import Rows
 from pipeline.training import fit
 
 class Large(LightningModule):
@@ -202,7 +202,7 @@ class Large(LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
 
-fit(Large(), LabelledExamples({"labels": torch.arange(8)}), steps=1000, batch_size=8, seed=0, state=Path(sys.argv[1]))
+fit(Large(), Rows({"labels": torch.arange(8)}), steps=1000, batch_size=8, seed=0, state=Path(sys.argv[1]))
 """
 
 
@@ -296,7 +296,7 @@ def test_a_file_in_place_of_a_stages_results_is_refused_before_it_trains(workdir
     for data in ("text", "images"):
         fetch.main(data)
         prepare.main(data)
-    for folder, stage, key in (("runs/transformer", train, "transformer"), ("features", features, "classifier")):
+    for folder, stage, key in (("runs/transformer", train, "transformer"), ("networks", networks, "classifier")):
         path = workdir / "data" / folder
         path.parent.mkdir(exist_ok=True)
         path.write_text("in the way")

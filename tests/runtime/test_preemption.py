@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from pipeline.runtime import checkpoints
 from pipeline.runtime.preemption import PreemptedError
-from pipeline.stages import features, fetch, prepare
+from pipeline.stages import fetch, networks, prepare
 from tests.conftest import ROOT
 
-TRAIN = [sys.executable, "-m", "pipeline.stages.train", "transformer"]
+TRAIN = [sys.executable, "-m", "pipeline.stages", "train", "transformer"]
 
 
 def catches(pid: int, number: int) -> bool:
@@ -60,14 +60,14 @@ def test_a_stage_whose_dvc_is_already_gone_does_nothing_and_ends_with_75(workdir
 def test_a_stopped_feature_network_goes_on_to_the_same_bits(
     workdir: Path, edit_params: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    edit_params({"features.classifier.steps": 12})
+    edit_params({"networks.classifier.steps": 12})
     fetch.main("images")
     prepare.main("images")
-    features.main("classifier")
-    weights = workdir / "data" / "features" / "classifier" / "model.safetensors"
+    networks.main("classifier")
+    weights = workdir / "data" / "networks" / "classifier" / "model.safetensors"
     straight = load_file(weights)
     weights.unlink()
-    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "0")
+    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "1e-6")
 
     def stop() -> None:
         while not [path for folder in (workdir / ".state").glob("*/*") for path in checkpoints.list_steps(folder)]:
@@ -76,9 +76,9 @@ def test_a_stopped_feature_network_goes_on_to_the_same_bits(
 
     threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(PreemptedError, match="the state is saved"):
-        features.main("classifier")
+        networks.main("classifier")
     assert not weights.exists()
-    features.main("classifier")
+    networks.main("classifier")
     assert "resuming at step" in capsys.readouterr().out
     again = load_file(weights)
     assert all(torch.equal(again[key], tensor) for key, tensor in straight.items())

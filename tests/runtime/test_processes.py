@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import socket
@@ -20,11 +19,13 @@ import pytest
 import torch
 
 from pipeline import artifacts
-from pipeline.history.mlflow_sync import connect
+from pipeline.history.mlflow_store import connect
 from pipeline.history.record import Record
 from pipeline.runtime import checkpoints, processes
-from pipeline.runtime.processes import HardwareError, Layout
+from pipeline.runtime.environment import HardwareError
+from pipeline.runtime.processes import Layout
 from pipeline.stages import fetch, prepare
+from pipeline.stages.__main__ import main
 from pipeline.stages.train import close_failed
 from pipeline.weights import load_model
 from tests.conftest import ROOT
@@ -201,7 +202,7 @@ def test_a_killed_supervisor_leaves_no_process_and_a_saved_state(start: Any) -> 
 @pytest.mark.slow
 @pytest.mark.fault(16)
 def test_processes_started_again_after_a_kill_end_with_the_uninterrupted_weights(start: Any, tmp_path: Path) -> None:
-    environment = {"PIPELINE_RELAUNCHES": "1", "PIPELINE_CHECKPOINT_SECONDS": "0"}
+    environment = {"PIPELINE_RELAUNCHES": "1", "PIPELINE_CHECKPOINT_SECONDS": "1e-6"}
     ranks = start(["points"], environment, kind="kill", rank=1, step=6)
     assert ranks.finish() == 0, ranks.read()
     assert "rank 1: killed by SIGKILL; starting again" in ranks.read()
@@ -215,7 +216,7 @@ def test_sharded_processes_go_on_from_a_whole_checkpoint_and_after_a_kill_from_t
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = uninterrupted(["transformer"], tmp_path)
-    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "0")
+    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "1e-6")
     out = tmp_path / "ranks"
     out.mkdir()
     with pytest.raises(ValueError, match="an error of rank 1"):
@@ -237,7 +238,7 @@ def test_sharded_processes_go_on_from_a_whole_checkpoint_and_after_a_kill_from_t
 def test_one_process_goes_on_from_a_checkpoint_of_sharded_ones_and_they_from_its_last_one(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "0")
+    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "1e-6")
     ranks = start(["transformer"], SHARDED, kind="raise", rank=0, step=6)
     assert ranks.finish() == 1
     assert checkpoints.find(ranks.out / "transformer")
@@ -253,7 +254,7 @@ def prepare_text() -> tuple[list[str], dict[str, str]]:
     """Return the command that trains a small language model by two processes, and its environment."""
     fetch.main("text")
     prepare.main("text")
-    command = [sys.executable, "-m", "pipeline.stages.train", "transformer"]
+    command = [sys.executable, "-m", "pipeline.stages", "train", "transformer"]
     return command, os.environ | HARDWARE | {"PYTHONPATH": str(ROOT)}
 
 
@@ -302,7 +303,7 @@ def test_two_processes_train_one_model_in_one_run_and_a_killed_one_is_recorded_a
 @pytest.mark.fault(11, 16)
 def test_torchrun_starts_the_processes_as_well_and_a_stop_by_it_is_resumed(start: Any, tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")
-    environment = {"PIPELINE_CHECKPOINT_SECONDS": "0", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = {"PIPELINE_CHECKPOINT_SECONDS": "1e-6", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     options = {"within": (sys.executable, *launcher), "steps": 60, "kind": "slow", "rank": -1, "step": -1}
     ranks = start(["points"], environment, **options)
     ranks.wait_for("points/step-*.ckpt")
@@ -330,7 +331,7 @@ def test_processes_that_slurm_starts_find_each_other(start: Any, tmp_path: Path)
 def test_nodes_that_do_not_share_their_state_are_refused(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "0")
+    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "1e-6")
     with pytest.raises(ValueError, match="an error of rank 1"):
         train("points", tmp_path, {"kind": "raise", "rank": 0, "step": 5}, 10)
     with socket.socket() as probe:
@@ -476,10 +477,10 @@ def test_one_device_has_no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"PIPELINE_DEVICES": "0"}, "must be 1 or more, got 0 and 1"),
-        ({"PIPELINE_NODES": "two"}, "PIPELINE_NODES must be a number, got 'two'"),
+        ({"PIPELINE_DEVICES": "0"}, "PIPELINE_DEVICES: expected auto, a number above 0 or a list such as 0,2, got '0'"),
+        ({"PIPELINE_NODES": "two"}, "PIPELINE_NODES: expected a whole number, 1 or more, got 'two'"),
         ({"PIPELINE_NODES": "2"}, r"2 nodes need MASTER_ADDR, MASTER_PORT and NODE_RANK; not set: \['MASTER_ADDR'"),
-        ({"PIPELINE_NODES": "2", "NODE_RANK": "2"}, "NODE_RANK must be 0 to 1, got 2"),
+        ({"PIPELINE_NODES": "2", "NODE_RANK": "2"}, "NODE_RANK: expected 0 to 1, got 2"),
         ({"WORLD_SIZE": "3"}, "WORLD_SIZE is 3, but PIPELINE_DEVICES x PIPELINE_NODES is 2 x 1: expected 2 processes"),
         (
             {"PIPELINE_NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "no.such.invalid", "MASTER_PORT": "29500"},
@@ -494,7 +495,7 @@ def test_contradictions_are_refused_at_once(
         monkeypatch.setenv(key, value)
     before = time.monotonic()
     with pytest.raises(HardwareError, match=message):
-        processes.supervise("tests.ranks", "{}")
+        processes.supervise("train", "{}")
     assert time.monotonic() - before < 10
 
 
@@ -507,14 +508,13 @@ def test_a_port_in_use_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> No
         for key, value in (HARDWARE | {"MASTER_PORT": str(port)}).items():
             monkeypatch.setenv(key, value)
         with pytest.raises(HardwareError, match=f"MASTER_PORT {port} cannot be used"):
-            processes.supervise("tests.ranks", "{}")
+            processes.supervise("train", "{}")
 
 
 @pytest.mark.fault(22)
 @pytest.mark.parametrize("stage", ["sample", "evaluate"])
 def test_stages_of_one_process_are_refused_in_several(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In several processes samples would be drawn and counted twice."""
-    monkeypatch.setattr(sys, "argv", [stage, "gan"])
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SystemExit, match=f"error: pipeline.stages.{stage} runs in one process, WORLD_SIZE is 2"):
-        runpy.run_module(f"pipeline.stages.{stage}", run_name="__main__", alter_sys=True)
+    with pytest.raises(SystemExit, match=f"error: {stage} runs in one process, WORLD_SIZE is 2"):
+        main([stage, "gan"])

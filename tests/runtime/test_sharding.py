@@ -12,8 +12,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pipeline.layers.blocks import Muon
 from pipeline.runtime import processes, sharding
-from pipeline.runtime.processes import HardwareError
-from pipeline.stages import features, fetch, prepare, train
+from pipeline.runtime.environment import HardwareError
+from pipeline.stages import fetch, networks, prepare, train
 from tests.test_training import make
 
 
@@ -43,7 +43,7 @@ def test_a_training_that_cannot_be_cut_is_refused_before_its_processes_start(mon
 
 def test_a_precision_that_sharding_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPELINE_PRECISION", "16-mixed")
-    with pytest.raises(HardwareError, match="PIPELINE_PRECISION is 16-mixed, expected 32-true, "):
+    with pytest.raises(HardwareError, match="16-true with PIPELINE_STRATEGY fsdp, got '16-mixed'"):
         sharding.make_strategy(make("transformer")[0], 2, timedelta(seconds=10))
 
 
