@@ -1,30 +1,41 @@
 """Stage report: writes reports/index.html (one file, opens offline), reports/README.md and reports/curves.
 
-python -m pipeline.stages.report
+python -m pipeline.stages report
 """
 
 import base64
 import csv
 import io
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
 from ruamel.yaml import YAML
 
 from pipeline import artifacts, params
 from pipeline.evidence.uncertainty import format_interval, format_number, summarize
 from pipeline.evidence.values import Role, Values, find_companion, find_value, list_overs, load_values, sort_names
 from pipeline.params import Run
-from pipeline.stages import run_stage
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
 
 REAL: tuple[Role, ...] = ("floor", "real")  # roles of values of real data
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An exhibit of a run in both reports."""
+
+    name: str
+    html: Markup
+    markdown: str
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Page:
     sets: dict[str, list[float]]
     about: dict[str, Any]
     curves: str
-    samples: Path
+    exhibits: list[Shown]
 
     def total(self, name: str) -> str:
         """Return what the training took: seconds, CPU seconds, peak memory, parameters."""
@@ -76,19 +87,31 @@ class Page:
         companion = find_companion(self.values, name, role)
         return format_number(self.metrics[companion]) if companion in self.metrics else ""
 
-    def has(self, name: str) -> bool:
-        """Say whether the run has a picture of this name."""
-        return (self.samples / name).exists()
 
-    def picture(self, name: str) -> str:
-        """Return a PNG of the run as a data address."""
-        return "data:image/png;base64," + base64.b64encode((self.samples / name).read_bytes()).decode()
+def show_exhibit(path: Path) -> Shown:
+    """Show a file of reports/runs/<run>/samples by its suffix; a file of an unknown kind is a link."""
+    place = path.relative_to(artifacts.REPORTS).as_posix()
+    title = f"{path.stem} of {path.parents[1].name}"
+    if path.suffix in TEXTS:
+        text = TEXTS[path.suffix](path.read_text(encoding="utf-8"))
+        return Shown(title, Markup("<pre>{}</pre>").format(text), indent(text, "    ", lambda _: True))
+    if path.suffix in MEDIA:
+        kind, element = MEDIA[path.suffix]
+        address = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+        return Shown(title, element.format(address, title), f"![{title}]({place})")
+    return Shown(title, Markup('<a href="{}">{}</a>').format(place, path.name), f"[{path.name}]({place})")
 
-    def text(self) -> str:
-        """Return the written samples."""
-        path = self.samples / "samples.yaml"
-        texts = YAML(typ="safe", pure=True).load(path) if path.exists() else []
-        return "\n\n----\n\n".join(text.strip("\n") for text in texts)
+
+def join_texts(content: str) -> str:
+    """Return the texts of a YAML list, with a line between them."""
+    return "\n\n----\n\n".join(text.strip("\n") for text in YAML(typ="safe", pure=True).load(content))
+
+
+MEDIA = {  # by suffix: the media type, and the element that shows an address with a title
+    ".png": ("image/png", Markup('<img src="{}" alt="{}">')),
+    ".wav": ("audio/wav", Markup('<audio controls src="{}" title="{}"></audio>')),
+}
+TEXTS: dict[str, Callable[[str], str]] = {".txt": str, ".yaml": join_texts}
 
 
 @dataclass(frozen=True)
@@ -123,9 +146,7 @@ class Table:
 def main() -> None:
     """Write both reports, and the curves that the second one shows."""
     settings = params.load()
-    pages = [
-        make_page(name, run, settings.data[run.data].model_dump()["source"]) for name, run in settings.runs.items()
-    ]
+    pages = [make_page(name, run, settings.data[run.data].source) for name, run in settings.runs.items()]
     tables = {
         metric: Table(load_values(metric), [page for page in pages if page.metric == metric])
         for metric in dict.fromkeys(page.metric for page in pages)
@@ -158,7 +179,8 @@ def make_page(name: str, run: Run, source: str) -> Page:
         sets=artifacts.read_json(folder / "sets.json"),
         about=artifacts.read_json(record) if record.exists() else {},
         curves=draw_curves(folder / "curves"),
-        samples=folder / "samples",
+        # Samples come before reconstructions.
+        exhibits=[show_exhibit(path) for path in sorted((folder / "samples").glob("*"), reverse=True)],
     )
 
 
@@ -193,7 +215,3 @@ def read_table(path: Path) -> tuple[list[int], list[float]]:
     with path.open(encoding="utf-8", newline="") as file:
         _, *rows = csv.reader(file)
     return [int(step) for step, _ in rows], [float(value) for _, value in rows]
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -277,7 +277,7 @@ def test_the_report_shows_student_s_interval_over_the_sets_of_samples() -> None:
     half = 4.302653 / math.sqrt(3)
     metrics = {"fid_x": 4.0, "fid_x_floor": 2.0, "iw5_nats": 100.0, "iw5_nats_se": 0.5}
     values = load_values("images")
-    page = report.Page("x", "gan", "images", "images", 0, values, metrics, {"fid_x": sets}, {}, "", Path())
+    page = report.Page("x", "gan", "images", "images", 0, values, metrics, {"fid_x": sets}, {}, "", [])
     assert page.cell("fid_x") == f"4 [{4 - half:.4g}, {4 + half:.4g}] (floor 2)"
     assert page.cell("iw5_nats") == "100 \u00b1 0.5"
     assert page.cell("absent") == ""
