@@ -119,9 +119,9 @@ def repeat(project: Path, runs: list[str], settings: Params, *, evaluate: bool) 
         commands = [
             [*DVC, "cache", "dir", "--local", _call([*DVC, "cache", "dir"], Path.cwd()).strip()],
             [*DVC, "checkout", "--quiet", *inputs],
+            [*DVC, "repro", "check"],  # finds the code that the stages depend on
             [*DVC, "repro", "--force", "--single-item", *again],
         ]
-        (project / artifacts.NETWORKS).mkdir(parents=True, exist_ok=True)  # every evaluation depends on the folder
     for command in commands:
         status = subprocess.run(command, cwd=project, env=environment, stdout=sys.stderr, check=False).returncode
         if status:

@@ -58,7 +58,7 @@ STAGES = {
         ("prepare", ["text", "unused"], "${item}", ["data/raw/${item}"], "data/prepared/${item}"),
         ("train", ["transformer"], "text", ["data/prepared/text"], f"{RUN}/model"),
         ("sample", ["transformer"], "text", [f"{RUN}/model"], f"{RUN}/samples"),
-        ("evaluate", ["transformer"], "reports", ["data/networks", f"{RUN}/samples"], "reports/runs/${item}"),
+        ("evaluate", ["transformer"], "reports", ["data/code", f"{RUN}/samples"], "reports/runs/${item}"),
     )
 }
 
@@ -189,10 +189,10 @@ def test_a_project_in_a_subfolder_is_evaluated_from_its_own_cache_with_its_own_o
         (folder / "made" / name / "name").write_text(name)
     for stem, value in CLAIM.items():
         (folder / "made" / "reports" / f"{stem}.json").write_text(json.dumps(value))
-    (folder / "data" / "networks").mkdir(parents=True)
     (folder / ".gitignore").write_text("/data/\n")
     (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
-    YAML().dump({"stages": STAGES}, folder / "dvc.yaml")
+    check = {"cmd": "mkdir -p data/code && touch data/code/one", "outs": ["data/code"]}
+    YAML().dump({"stages": {"check": check, **STAGES}}, folder / "dvc.yaml")
     dvc = [sys.executable, "-m", "dvc"]
     call("git", "init", "--quiet", str(tmp_path))
     call(*dvc, "init", "--quiet", "--subdir")

@@ -213,7 +213,7 @@ def test_while_a_dvc_works_here_or_below_nothing_of_its_is_touched(
 
 # --- dvc.lock ----------------------------------------------------------------
 
-RESULTS = (Path(__file__).parents[1] / "dvc.lock").read_text()
+RESULTS = (Path(__file__).parents[2] / "dvc.lock").read_text()
 
 
 @pytest.mark.fault(46)
