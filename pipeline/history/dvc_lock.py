@@ -27,7 +27,7 @@ def parse_stages(text: str, place: str) -> dict[str, Any]:
     Raises:
         ArtifactError: if the text is not YAML, or not a lock.
     """
-    stages = parse_lock(text, place).get("stages", {})
+    stages = parse_lock(text, place).get("stages") or {}
     if not isinstance(stages, dict):
         msg = f"{place}: stages: expected a mapping, got {stages!r}"
         raise ArtifactError(msg)
