@@ -19,10 +19,10 @@ import io
 import sys
 import tokenize
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline import artifacts, params, plugins
 
@@ -65,7 +65,7 @@ class Module:
 
 def digest(stage: str, key: str, settings: Params) -> str:
     """Return the digest of one stage instance, 16 hex digits."""
-    return describe(find_roots(stage, key, settings))["digest"]
+    return str(describe(find_roots(stage, key, settings))["digest"])
 
 
 def write_all(settings: Params) -> list[str]:
@@ -143,7 +143,7 @@ def find_roots(stage: str, key: str, settings: Params) -> Roots:
     return roots
 
 
-def describe(roots: Roots) -> dict[str, object]:
+def describe(roots: Roots) -> dict[str, Any]:
     """Return the digest of what is reached, and each definition with its own hash."""
     lines: set[str] = set()
     definitions: set[str] = set()

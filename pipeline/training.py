@@ -49,7 +49,7 @@ def fingerprint(*parts: Any) -> str:
         ArtifactError: if a part is not plain, and so could not be stored with the weights either.
     """
     try:
-        text = json.dumps([*parts, version("torch"), version("pytorch-lightning")], sort_keys=True)
+        text = json.dumps([*artifacts.encode(parts), version("torch"), version("pytorch-lightning")], sort_keys=True)
     except TypeError as error:
         msg = f"a config holds more than plain values (numbers, texts, lists, mappings): {error}"
         raise artifacts.ArtifactError(msg) from error

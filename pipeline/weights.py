@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import artifacts, plugins
 from pipeline.artifacts import ArtifactError
@@ -103,7 +103,7 @@ def start_from(model: Any, folder: Path, *, skip: Sequence[str], freeze: Sequenc
     """
     artifacts.verify(folder)
     source = artifacts.read_tensors(folder / WEIGHTS)
-    targets = [module for module in {id(part): part for part in _list_parts(model)}.values()]
+    targets = [model.trained] if model.kept is model.trained else [model.trained, model.kept]
     names = targets[0].state_dict().keys()
     for key, patterns in (("skip", skip), ("freeze", freeze)):
         if idle := [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]:
@@ -118,11 +118,6 @@ def start_from(model: Any, folder: Path, *, skip: Sequence[str], freeze: Sequenc
         target.load_state_dict(taken, strict=False)
     for name, parameter in targets[0].named_parameters():
         parameter.requires_grad_(parameter.requires_grad and not _matches(name, freeze))
-
-
-def _list_parts(model: Any) -> list[nn.Module]:
-    """Return the module that is trained and, if they differ, the average that is kept."""
-    return [model.trained, model.kept]
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import mlflow
 import mlflow.pyfunc
@@ -62,9 +63,12 @@ def make_dataset(entry: Mapping[str, str]) -> DatasetInput:
 
 
 def log_model(
-    client: MlflowClient, experiment: str, run_id: str, folder: Path, versions: Mapping[str, str], step: int
+    client: MlflowClient, experiment: str, run_id: str, folder: Path, about: Mapping[str, Any], step: int
 ) -> None:
-    """Make a model's folder the LoggedModel of a run, with the package's code, unless the run has one."""
+    """Make a model's folder the LoggedModel of a run, with the package's code, unless the run has one.
+
+    The record's description `about` says which versions and which sampling the model goes with.
+    """
     models = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
     if any(model.status == LoggedModelStatus.READY for model in models):
         return
@@ -74,8 +78,9 @@ def log_model(
             name="model",
             python_model=str(Path(__file__).with_name("serving.py")),
             artifacts={"model": str(folder)},
+            model_config={"sampling": about["config"].get("metric", {}).get("sampling", {})},
             code_paths=[str(plugins.PACKAGE)],
-            pip_requirements=[f"{name}=={versions[name]}" for name in names]
+            pip_requirements=[f"{name}=={about['environment'][name]}" for name in names]
             + ["pydantic", "ruamel.yaml", "safetensors", "tokenizers", "torchvision"],
             step=step,
         )

@@ -166,8 +166,7 @@ class MlflowSync:
 
     def _log_model(self, folder: Path) -> None:
         step = max((line["step"] for line in self.record.read()), default=0)
-        versions = self.record.about["environment"]
-        mlflow_files.log_model(self.client, self.experiment, self.run_id, folder, versions, step)
+        mlflow_files.log_model(self.client, self.experiment, self.run_id, folder, self.record.about, step)
 
     def _finish(self, values: dict[str, float], step: int, tags: dict[str, str]) -> None:
         about = self.record.about

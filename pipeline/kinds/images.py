@@ -29,7 +29,6 @@ from pipeline.kinds import labels as class_labels
 from pipeline.params import Source
 from pipeline.randomness import make_generator
 
-
 GRID = 100  # samples that a person is shown
 PREVIEW = 64  # samples of a preview
 LEAST = 50  # images that a metric is computed of

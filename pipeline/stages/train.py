@@ -42,7 +42,7 @@ def main(key: str) -> None:
     run, config = settings.runs[key], settings.models[key]
     manifest = artifacts.read_manifest(run.data)
     plugins.load("kinds", manifest["kind"]).require(run.data, manifest, run.model, config)
-    inputs = (run.model_dump(), config.model_dump(), manifest, read_start(run))
+    inputs = (run, config, manifest, read_start(run))
     state = artifacts.STATE / f"train-{key}" / fingerprint(*inputs, code.digest("train", key, settings))
     if processes.are_to_be_started():
         if sharding.is_named():  # what it cannot train is refused before the processes start

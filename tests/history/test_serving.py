@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from pipeline import params, plugins
-from pipeline.artifacts import Spec
 from pipeline.formats.tokenizers import ByteTokenizer
 from pipeline.history.serving import Generator
 from pipeline.kinds import Fields
