@@ -15,7 +15,7 @@ NEEDED = {  # the names that each family must define; docs/extend.md says what t
     "data": ("Config", "fetch", "prepare"),
     "models": ("Config", "LEARNS", "Model"),
     "networks": ("Config", "LEARNS", "PREPROCESSING", "load_features"),
-    "metrics": ("Config", "KIND", "ERRORS", "SPLITS", "COUNTS", "NUMBERS", "Evidence", "gather", "compute"),
+    "metrics": ("Config", "KIND", "SPLITS", "NUMBERS", "VALUES", "Evidence", "gather", "compute"),
 }
 FAMILIES = tuple(NEEDED)
 

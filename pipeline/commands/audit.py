@@ -11,7 +11,6 @@ addresses. For each, the exposure in bits (Carlini et al. 2019) says whether the
 loss among --others random ones of the same form: pipeline/evidence/exposure.py. Secrets are printed masked.
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,7 +21,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
-from pipeline.evidence.copying import authenticity, copying_statistic
+from pipeline.commands import make_parser
+from pipeline.evidence.copying import FIELD, authenticity, copying_statistic
 from pipeline.evidence.exposure import WORDS, Secret, exposure, find_secrets, randomise
 from pipeline.evidence.features import extract
 from pipeline.layers.blocks import token_nats
@@ -40,9 +40,7 @@ SHOWN = 20  # secrets of a run whose exposure is measured
 
 def main(arguments: list[str]) -> int:
     """Print what was found in each run; status 1 if one copies images or has memorised a secret."""
-    parser = argparse.ArgumentParser(
-        prog="pipeline audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("audit", __doc__)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="runs; default: all that have samples")
     parser.add_argument("--cells", type=int, default=5, help="k-means cells that C_T compares in; default: 5")
     parser.add_argument(
@@ -52,34 +50,35 @@ def main(arguments: list[str]) -> int:
     if options.others < 2**MEMORISED - 1:
         parser.error(f"--others: expected {2**MEMORISED - 1:.0f} or more, got {options.others}")
     settings = params.load()
-    of_images = [name for name, run in settings.runs.items() if run.features and _samples(name).exists()]
+    of_images = [name for name, run in settings.runs.items() if run.network != params.NONE and _samples(name).exists()]
     of_text = [name for name in settings.runs if _samples(name, "nats").exists()]
     chosen = options.runs or [*of_images, *of_text]
+    lacking = f"{artifacts.RUNS} has no samples, of images with a network or of text"
     if not chosen:
-        msg = f"{artifacts.RUNS} has no samples, of images with features or of text: run `dvc repro` first"
+        msg = f"{lacking}: run `dvc repro` first"
         raise ArtifactError(msg)
     if unknown := set(chosen) - {*of_images, *of_text}:
-        msg = f"{artifacts.RUNS} has no samples, of images with features or of text, for: {', '.join(sorted(unknown))}"
+        msg = f"{lacking}, for: {', '.join(sorted(unknown))}"
         raise ArtifactError(msg)
     copying = 0
     if images := [name for name in chosen if name in of_images]:
-        print("| run, features | C_T | authenticity | of test images | |\n|---|---:|---:|---:|---|")
+        print("| run, network | C_T | authenticity | of test images | |\n|---|---:|---:|---:|---|")
         for name in images:
-            copying += sum(audit(name, network, settings, options.cells) for network in settings.runs[name].features)
+            copying += audit_images(name, settings, options.cells)
     if texts := [name for name in chosen if name in of_text]:
         print("\n| run | secret | times | exposure | |\n|---|---|---:|---:|---|")
         copying += sum(audit_text(name, settings, options.others) for name in texts)
     return int(copying > 0)
 
 
-def audit(name: str, network: str, settings: Params, cells: int) -> bool:
-    """Print the row of one run with one feature network; return whether its samples are copies."""
+def audit_images(name: str, settings: Params, cells: int) -> bool:
+    """Print the row of one run; return whether its samples are copies."""
     run = settings.runs[name]
     artifacts.verify(_samples(name).parent)
     generated = artifacts.read_tensors(_samples(name))["0"]
-    module = plugins.load("models", settings.features[network].model_dump()["network"])
-    extractor = module.load_features(artifacts.FEATURES / network).to(choose_device())
-    train, test = (artifacts.read_split(run.data, split)["images"] for split in ("train", "test"))
+    module = plugins.load("networks", settings.networks[run.network].network)
+    extractor = module.load_features(artifacts.NETWORKS / run.network).to(choose_device())
+    train, test = (artifacts.read_split(run.data, split)[FIELD] for split in ("train", "test"))
     chosen = make_generator(0, "audit").initial_seed()
     count = min(len(generated), len(test))
     features = {
@@ -89,9 +88,8 @@ def audit(name: str, network: str, settings: Params, cells: int) -> bool:
     statistic = copying_statistic(features["generated"], features["test"], features["train"], cells=cells, seed=chosen)
     ours, real = (authenticity(features[key], features["train"]) for key in ("generated", "test"))
     copies = statistic < LOWEST or ours < real - MOST_LOST
-    print(
-        f"| {name}, {network} | {statistic:.2f} | {ours:.3f} | {real:.3f} | {'**copies**' if copies else 'no copy'} |"
-    )
+    verdict = "**copies**" if copies else "no copy"
+    print(f"| {name}, {run.network} | {statistic:.2f} | {ours:.3f} | {real:.3f} | {verdict} |")
     return copies
 
 

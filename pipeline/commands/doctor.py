@@ -5,7 +5,6 @@ pipeline doctor --fix            # and repairs them; without it nothing is chang
 pipeline doctor metrics          # self-test of the image metrics with each feature network
 """
 
-import argparse
 from collections.abc import Sequence
 from typing import cast
 
@@ -13,6 +12,7 @@ import torch
 
 from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
+from pipeline.commands import make_parser
 from pipeline.evidence import selftest
 from pipeline.evidence.selftest import Check
 from pipeline.history import leftovers
@@ -22,9 +22,7 @@ from pipeline.randomness import make_generator
 
 def main(arguments: list[str]) -> int:
     """Print what was found; status 1 if something does not hold or waits for --fix."""
-    parser = argparse.ArgumentParser(
-        prog="pipeline doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("doctor", __doc__)
     parser.add_argument("subject", nargs="?", choices=["metrics"], help="check the metrics instead")
     parser.add_argument("--fix", action="store_true", help="repair what a crash left behind")
     options = parser.parse_args(arguments)
@@ -58,36 +56,36 @@ def check_metrics() -> int:
         ArtifactError: if params.yaml does not say how images are measured.
     """
     settings = params.load()
-    if not settings.features:
+    if not settings.networks:
         print(f"{params.PATH} has no feature network: nothing to check")
         return 0
-    if "images" not in settings.metrics:
-        msg = f"{params.PATH}: metrics.images: missing section; the self-test takes neighbours and subsets from it"
+    if selftest.METRIC not in settings.metrics:
+        missing = f"metrics.{selftest.METRIC}"
+        msg = f"{params.PATH}: {missing}: missing section; the self-test takes neighbours and subsets from it"
         raise ArtifactError(msg)
     failed = 0
-    for name, section in settings.features.items():
-        values = section.model_dump()
-        config = cast("Config", settings.metrics["images"])
-        checks = check_network(name, values["network"], values["data"], config)
+    for name, section in settings.networks.items():
+        config = cast("Config", settings.metrics[selftest.METRIC])
+        checks = check_network(name, section.network, section.data, config)
         failed += sum(not check.holds for check in checks)
-        print(render(name, checks), end="")
+        print(format_checks(name, checks), end="")
     return int(failed > 0)
 
 
 def check_network(name: str, plug_in: str, data: str, config: Config) -> list[Check]:
     """Run the self-test with one feature network, on equally many training and test images."""
-    network = plugins.load("models", plug_in).load_features(artifacts.FEATURES / name)
+    network = plugins.load("networks", plug_in).load_features(artifacts.NETWORKS / name)
     splits = {split: artifacts.read_split(data, split) for split in ("train", "test")}
-    count = min(len(split["labels"]) for split in splits.values())
+    count = min(len(split[selftest.LABELS]) for split in splits.values())
     chosen = {}
     for split, tensors in splits.items():
-        indices = torch.randperm(len(tensors["labels"]), generator=make_generator(0, "doctor", split))[:count]
+        indices = torch.randperm(len(tensors[selftest.LABELS]), generator=make_generator(0, "doctor", split))[:count]
         chosen[split] = {key: tensor[indices] for key, tensor in tensors.items()}
-    images, labels = ((chosen["train"][key], chosen["test"][key]) for key in ("images", "labels"))
+    images, labels = ((chosen["train"][key], chosen["test"][key]) for key in (selftest.FIELD, selftest.LABELS))
     return list(selftest.check_all(network, images, labels, config))
 
 
-def render(name: str, checks: Sequence[Check]) -> str:
+def format_checks(name: str, checks: Sequence[Check]) -> str:
     """Return the Markdown table of one network."""
     lines = [f"| {name} | expected | found | |", "|---|---|---|---|"]
     lines += [

@@ -7,7 +7,6 @@ A figure stands in a block between `<!-- name -->` and `<!-- end of name -->`: c
 augmentation, speed and data benchmark where there are some.
 """
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -17,9 +16,10 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
+from pipeline.commands import make_parser
 from pipeline.commands.reproduce import REPORT as REPRODUCTION
 from pipeline.evidence.protocol import require_equal
-from pipeline.evidence.uncertainty import show, summarize
+from pipeline.evidence.uncertainty import format_number, summarize
 from pipeline.history import costs
 from pipeline.params import Params, Run
 
@@ -50,9 +50,7 @@ COMPARED = ("fid_classifier", "precision_classifier", "recall_classifier")
 
 def main(arguments: list[str]) -> int:
     """Write README.md, or compare it."""
-    parser = argparse.ArgumentParser(
-        prog="pipeline readme", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("readme", __doc__)
     parser.add_argument("--check", action="store_true", help="change nothing, say whether the README is up to date")
     options = parser.parse_args(arguments)
     if not options.check:
@@ -158,7 +156,7 @@ def render_results(runs: dict[str, Run], known: dict[str, Any]) -> str:
         for name, note in SHOWN.items():
             if name in metrics:
                 beside = "; ".join([*describe(name, metrics, sets), *filter(None, [note, wish(run, name)])])
-                lines.append(f"| {run} | `{name}` | {show(metrics[name])} | {beside} |")
+                lines.append(f"| {run} | `{name}` | {format_number(metrics[name])} | {beside} |")
         cost = known[run]
         lines.append(
             f"| {run} | training, seed {about['run']['seed']}, protocol `{about['hash']}` | {cost['seconds']:.0f} s "
@@ -172,11 +170,12 @@ def describe(name: str, metrics: dict[str, float], sets: dict[str, list[float]])
     found = []
     if name in sets:
         interval = summarize([sets[name]])
-        found.append(f"95 % interval over {interval.sets} sets {show(interval.low)} to {show(interval.high)}")
+        low, high = format_number(interval.low), format_number(interval.high)
+        found.append(f"95 % interval over {interval.sets} sets {low} to {high}")
     if f"{name}_se" in metrics:
-        found.append(f"\u00b1 {show(metrics[f'{name}_se'])}")
+        found.append(f"\u00b1 {format_number(metrics[f'{name}_se'])}")
     if f"{name}_floor" in metrics:
-        found.append(f"floor {show(metrics[f'{name}_floor'])}")
+        found.append(f"floor {format_number(metrics[f'{name}_floor'])}")
     return found
 
 

@@ -1,15 +1,15 @@
-"""Reproduces the committed numbers in a fresh clone, and says of each whether they came out again.
+"""Reproduces the committed numbers in a fresh clone, and says of each whether it came out again.
 
     pipeline reproduce                    # every run of params.yaml, from the raw data on
-    pipeline reproduce vae --evaluate     # with the committed weights from DVC's cache: samples and metrics alone
-    pipeline reproduce --save             # and write reports/reproduction.md, which `pipeline readme` shows
+    pipeline reproduce vae --evaluate     # with the committed weights from DVC's cache: only samples and metrics
+    pipeline reproduce --save             # and write reports/reproduction.md
 
-A claim is a metric of reports/runs/<run>/metrics.json as git has it, with its protocol and its interval: over sample
-sets, or 1.96 standard errors. Floors, spreads and counts beside the metrics have no interval and are no claims. Each
-claim ends as "bit for bit", "within the interval" or "not", with the first stage whose output differs. A run whose
-protocol comes out different ends as "not" as a whole; other versions of the libraries are noted below the table.
-Status 0 if no claim ends as "not". The table is Markdown on standard output. In a subfolder that is a DVC project of
-its own, the command is about that project.
+A claim is a measurement in reports/runs/<run>/metrics.json as git has it, with its protocol and its interval. The
+interval is over sample sets, or 1.96 standard errors. Floors, spreads, descriptions and counts are not claims. Each
+claim ends as "bit for bit", "within the interval" or "not", with the first stage whose output differs. All claims of a
+run end as "not" if its protocol comes out different. Other code and other versions are noted below the table instead.
+The status is 0 if no claim ends as "not". The table is Markdown on standard output. In a subfolder that is a DVC
+project of its own, the command is about that project.
 """
 
 import argparse
@@ -24,22 +24,32 @@ from typing import Any
 
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
-from pipeline.commands.compare import is_compared, parse_lock
+from pipeline.commands import make_parser
 from pipeline.evidence.protocol import find_differences
-from pipeline.evidence.uncertainty import summarize
+from pipeline.evidence.uncertainty import format_interval, summarize
+from pipeline.evidence.values import (
+    Values,
+    find_companion,
+    find_followed,
+    find_value,
+    is_measurement,
+    load_values,
+)
+from pipeline.history import dvc_lock
 from pipeline.history.record import describe_environment
 from pipeline.params import Params
 
 REPORT = artifacts.REPORTS / "reproduction.md"
 EXACT, WITHIN, NOT = "bit for bit", "within the interval", "**not**"
+HALF_ERRORS = 1.96  # standard errors in half of a 95 % interval
+NOTED = ("versions.", "code")  # fields of a protocol whose difference is noted, and does not decide
+NETWORKS = ("network", "features")  # fields of a protocol; the second one is that of old revisions
 DVC = [sys.executable, "-m", "dvc"]
 
 
 def main(arguments: list[str]) -> int:
     """Run the stages in a clone and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="pipeline reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("reproduce", __doc__)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="runs of params.yaml; default: all")
     parser.add_argument("--evaluate", action="store_true", help="take the committed weights, do not train")
     parser.add_argument("--save", action="store_true", help=f"write {REPORT} with the table and what made it")
@@ -56,25 +66,25 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:
         clone = Path(folder) / "clone"
         _call(["git", "clone", "--quiet", str(root), str(clone)], root)
-        made = describe(options, clone)
+        made = describe_reproduction(options, clone)
         project = clone / _call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
         claims = {run: read_claims(project, run) for run in runs}
-        committed = read_lock(project)
+        committed = read_outputs(project)
         repeat(project, runs, settings, evaluate=options.evaluate)
-        lock = read_lock(project)
+        lock = read_outputs(project)
         for run in runs:
             found = read_claims(project, run)
             first = find_first(committed, lock, run, settings)
-            rows += [(run, *row) for row in judge(claims[run], found, first)]
+            rows += [(run, *row) for row in judge_claims(claims[run], found, first)]
             notes += [f"{run}: {note}" for note in note_versions(claims[run], found)]
-    table = render(rows, notes)
+    table = format_table(rows, notes)
     print(table, end="")
     if options.save:
         REPORT.write_text(f"{made}\n\n{table}", encoding="utf-8")
     return int(any(row[-1].startswith(NOT) for row in rows))
 
 
-def describe(options: argparse.Namespace, clone: Path) -> str:
+def describe_reproduction(options: argparse.Namespace, clone: Path) -> str:
     """Return the beginning of a sentence, with the command, commit and machine of a reproduction."""
     command = " ".join(["pipeline reproduce", *options.runs, *(["--evaluate"] if options.evaluate else [])])
     commit = _call(["git", "rev-parse", "--short=12", "HEAD"], clone).strip()
@@ -109,9 +119,9 @@ def repeat(project: Path, runs: list[str], settings: Params, *, evaluate: bool) 
         commands = [
             [*DVC, "cache", "dir", "--local", _call([*DVC, "cache", "dir"], Path.cwd()).strip()],
             [*DVC, "checkout", "--quiet", *inputs],
+            [*DVC, "repro", "check"],  # finds the code that the stages depend on
             [*DVC, "repro", "--force", "--single-item", *again],
         ]
-        (project / artifacts.FEATURES).mkdir(parents=True, exist_ok=True)  # every evaluation depends on the folder
     for command in commands:
         status = subprocess.run(command, cwd=project, env=environment, stdout=sys.stderr, check=False).returncode
         if status:
@@ -119,16 +129,16 @@ def repeat(project: Path, runs: list[str], settings: Params, *, evaluate: bool) 
             raise ArtifactError(msg)
 
 
-def judge(
+def judge_claims(
     claim: Mapping[str, Any], found: Mapping[str, Any], first: str
 ) -> Iterator[tuple[str, float, str, float, str]]:
     """Yield (metric, claimed, interval, found, verdict) of each claim of a run; a missing one is not a number."""
-    others = [field for field, *_ in list_differences(claim, found) if not field.startswith("versions.")]
+    others = [field for field, *_ in list_differences(claim, found) if not field.startswith(NOTED)]
+    values = load_values(claim["protocol"]["protocol"]["metric"]["name"])
     for metric, value in claim["metrics"].items():
-        if not is_compared(metric):
+        if not is_measurement(values, metric):
             continue
-        low, high = find_interval(metric, claim)
-        text = "" if math.isnan(low) else f"[{low:.4g}, {high:.4g}]"
+        low, high = find_interval(values, metric, claim)
         now = found["metrics"].get(metric, math.nan)
         if others:
             verdict = f"{NOT}, other protocol: {others[0]}; first different: {first}"
@@ -136,13 +146,13 @@ def judge(
             verdict = f"{NOT}, missing"
         else:
             verdict = EXACT if now == value else WITHIN if low <= now <= high else f"{NOT}, first different: {first}"
-        yield metric, value, text, now, verdict
+        yield metric, value, format_interval(low, high), now, verdict
 
 
 def note_versions(claim: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each library of which the clone has another version."""
+    """Yield a sentence for other code, and for each library of which the clone has another version."""
     for field, before, now in list_differences(claim, found):
-        if field.startswith("versions."):
+        if field.startswith(NOTED):
             name = field.removeprefix("versions.")
             yield f"evaluated with {name} {now}, claimed with {name} {before}"
 
@@ -150,62 +160,46 @@ def note_versions(claim: Mapping[str, Any], found: Mapping[str, Any]) -> Iterato
 def list_differences(claim: Mapping[str, Any], found: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return (field, claimed, found) of every difference of the protocols, without the feature networks.
 
-    They are reproduced, too, and stand in find_first.
+    They are reproduced too, and `find_first` compares them.
     """
     before, now = (
-        {name: value for name, value in side["protocol"]["protocol"].items() if name != "features"}
+        {name: value for name, value in side["protocol"]["protocol"].items() if name not in NETWORKS}
         for side in (claim, found)
     )
     return find_differences(before, now)
 
 
-def find_interval(metric: str, claim: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the claim's interval: Student's over the sample sets, 1.96 standard errors, or not a number."""
-    metrics = claim["metrics"]
+def find_interval(values: Values, metric: str, claim: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the interval of a claim, or not a number.
+
+    It is Student's over the sample sets, or 1.96 standard errors. A function of another value has the other value's
+    interval under that function.
+    """
     if metric in claim["sets"]:
         summary = summarize([claim["sets"][metric]])
         return summary.low, summary.high
-    if f"{metric}_se" in metrics:
-        half = 1.96 * metrics[f"{metric}_se"]
+    metrics, declared = claim["metrics"], find_value(values, metric)
+    source = find_followed(values, metric) or metric
+    half = HALF_ERRORS * metrics.get(find_companion(values, source, "error"), math.nan)
+    if declared.rescale is None:
         return metrics[metric] - half, metrics[metric] + half
-    return derive_interval(metric, metrics)
+    share = half / (metrics.get(source) or math.nan)  # 0 has no ratio
+    return declared.rescale(metrics[metric], 1 - share), declared.rescale(metrics[metric], 1 + share)
 
 
-def derive_interval(metric: str, metrics: Mapping[str, float]) -> tuple[float, float]:
-    """Return the interval of a function of a text's nats: the function at both ends of the nats' own interval.
-
-    With s = 1 +- 1.96 <split>_nats_se / <split>_nats, bits = c nats become bits s, and perplexity = exp(c nats) becomes
-    perplexity^s. Excess = 100 (c nats / rate - 1) becomes (100 + excess) s - 100: the split's own nats are taken for
-    the entropy rate, which is not among the metrics. All else is not a number.
-    """
-    split, _, name = metric.partition("_")
-    nats = metrics.get(f"{split}_nats") or math.nan  # 0 nats have no ratio
-    share = 1.96 * metrics.get(f"{split}_nats_se", math.nan) / nats
-    value, scales = metrics[metric], (1 - share, 1 + share)
-    if name in ("bits_per_character", "bits_per_byte"):
-        low, high = (value * scale for scale in scales)
-    elif name in ("perplexity", "perplexity_per_word"):
-        low, high = (value**scale for scale in scales)
-    elif name == "excess_percent":
-        low, high = ((100 + value) * scale - 100 for scale in scales)
-    else:
-        low, high = math.nan, math.nan
-    return low, high
-
-
-def read_lock(folder: Path) -> dict[str, dict[str, str]]:
+def read_outputs(folder: Path) -> dict[str, dict[str, str]]:
     """Return the md5 of each output of each stage in a checkout's dvc.lock."""
-    stages = parse_lock((folder / "dvc.lock").read_text(encoding="utf-8"), "dvc.lock")
-    return {name: {out["path"]: out["md5"] for out in stage.get("outs", [])} for name, stage in stages.items()}
+    stages = dvc_lock.read_stages(folder / dvc_lock.PATH)
+    return {instance: dvc_lock.list_hashes(stages, instance, "outs") for instance in stages}
 
 
 def list_inputs(run: str, settings: Params) -> list[str]:
     """Return the stages that make what sampling and evaluating a run read, in the order of the pipeline."""
     about = settings.runs[run]
-    networks = [settings.features[name].model_dump() for name in about.features]
-    data = dict.fromkeys([about.data, *(str(network["data"]) for network in networks)])
+    networks = [about.network] if about.network != params.NONE else []
+    data = dict.fromkeys([about.data, *(settings.networks[name].data for name in networks)])
     stages = [f"{stage}@{name}" for stage in ("fetch", "prepare") for name in data]
-    return [*stages, *(f"features@{name}" for name in about.features), f"train@{run}"]
+    return [*stages, *(f"networks@{name}" for name in networks), f"train@{run}"]
 
 
 def find_first(claimed: Mapping[str, Any], found: Mapping[str, Any], run: str, settings: Params) -> str:
@@ -217,7 +211,7 @@ def find_first(claimed: Mapping[str, Any], found: Mapping[str, Any], run: str, s
     return "none"
 
 
-def render(rows: list[tuple[str, str, float, str, float, str]], notes: list[str]) -> str:
+def format_table(rows: list[tuple[str, str, float, str, float, str]], notes: list[str]) -> str:
     """Return the Markdown table, the notes, a paragraph each, and one line of totals."""
     lines = ["| run | metric | claimed | interval | reproduced | verdict |", "|---|---|---:|---|---:|---|"]
     lines += [

@@ -2,15 +2,14 @@
 
     cd benchmarks && pipeline results
 
-results.yaml names each claim: its runs (one a seed), metric, direction, and the values to reach. Runs of one claim must
-have been evaluated by one protocol and differ in nothing but the seed. A claim is reached if its whole interval is at
-least as good as what had to be, missed if all of it is worse, and else inconclusive. An optional claim none of whose
-runs is there is said to be not measured here. In a fresh clone the metrics are there, but not the records of the
-trainings: then what results.json says of time and memory stays, if the value is still the same. The ratios of
-speed.json, where there is one, become claims of results.json, too.
+results.yaml names each claim: its runs (one per seed), metric, direction, and the values to reach. The direction must
+be the one that the metric declares. Runs of one claim must have been evaluated by one protocol and differ only in the
+seed. A claim is reached if its whole interval is at least as good as the value to reach, missed if all of it is worse,
+and otherwise inconclusive. An optional claim without any of its runs is "not measured here". A fresh clone has the
+metrics, but not the records of the trainings: the time and memory in results.json stay if the value is still the same.
+The ratios of speed.json, if there is one, also become claims of results.json.
 """
 
-import argparse
 import math
 import subprocess
 from collections import Counter
@@ -21,8 +20,10 @@ from pydantic import Field
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
+from pipeline.commands import make_parser
 from pipeline.evidence.protocol import require_equal
-from pipeline.evidence.uncertainty import summarize
+from pipeline.evidence.uncertainty import format_interval, format_number, summarize
+from pipeline.evidence.values import Values, find_count, find_value, load_values
 from pipeline.params import Section, check_section, read_mapping
 
 PATH, SPEED = Path("results.yaml"), Path("speed.json")
@@ -45,15 +46,13 @@ class Claim(Section):
 
 def main(arguments: list[str]) -> int:
     """Write results.json and results.md."""
-    argparse.ArgumentParser(
-        prog="pipeline results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args(arguments)
+    make_parser("results", __doc__).parse_args(arguments)
     claims = read_claims()
     former = read_former(Path("results.json"))
-    results = {name: measure(name, claim, former.get(name, {})) for name, claim in claims.items()}
+    results = {name: measure_claim(name, claim, former.get(name, {})) for name, claim in claims.items()}
     speed = read_speed(artifacts.read_json(SPEED)) if SPEED.exists() else {}
     artifacts.write_json(Path("results.json"), results | speed)
-    Path("results.md").write_text(render(claims, results), encoding="utf-8")
+    Path("results.md").write_text(format_table(claims, results), encoding="utf-8")
     measured = sum(found["value"] is not None for found in results.values())
     print(f"{measured} of {len(results)} benchmarks are measured: results.json, results.md")
     return 0
@@ -92,7 +91,7 @@ def read_former(path: Path) -> dict[str, Any]:
     return former
 
 
-def measure(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
+def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
     """Return value, interval, seeds, counts, costs, protocol, commits and verdict of a claim; no value if not measured.
 
     Args:
@@ -107,7 +106,7 @@ def measure(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
     folders = {run: artifacts.REPORTS / "runs" / run for run in claim.runs}
     command = "dvc repro " + " ".join(f"evaluate@{run}" for run in claim.runs)
     if claim.optional and not any((folder / "metrics.json").exists() for folder in folders.values()):
-        return {"value": None, "command": enter(command), "must": claim.must, "aim": claim.aim}
+        return {"value": None, "command": make_command(command), "must": claim.must, "aim": claim.aim}
     metrics = {run: artifacts.read_json(folder / "metrics.json") for run, folder in folders.items()}
     sets = {run: artifacts.read_json(folder / "sets.json") for run, folder in folders.items()}
     about = {run: artifacts.read_json(folder / "protocol.json") for run, folder in folders.items()}
@@ -121,6 +120,8 @@ def measure(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
         if claim.metric not in found:
             msg = f"{PATH}: {name}.metric: no metric {claim.metric!r} in runs {run}; there are {', '.join(found)}"
             raise ArtifactError(msg)
+    values = read_values(claim)
+    check_direction(name, claim, values)
     summary = summarize([sets[run].get(claim.metric, [metrics[run][claim.metric]]) for run in claim.runs])
     interval = None if math.isnan(summary.low) else [summary.low, summary.high]
     costs = measure_costs(claim, former if is_same(former.get("value"), summary.mean) else {})
@@ -129,34 +130,49 @@ def measure(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
         "interval": interval,
         "seeds": seeds,
         "sample_sets": summary.sets,
-        "counts": find_counts(claim.metric, metrics[claim.runs[0]]),
+        "counts": find_counts(values, claim.metric, metrics[claim.runs[0]]),
         **costs,
         "protocol": about[claim.runs[0]]["hash"],
-        "command": enter(f"OMP_NUM_THREADS={costs['threads']} {command}"),
+        "command": make_command(f"OMP_NUM_THREADS={costs['threads']} {command}"),
         "must": claim.must,
         "aim": claim.aim,
-        "verdict": judge(claim, interval or [summary.mean]),
+        "verdict": judge_claim(claim, interval or [summary.mean]),
     }
 
 
-def enter(command: str) -> str:
+def check_direction(name: str, claim: Claim, values: Values) -> None:
+    """Refuse a claim whose direction is not that of its metric.
+
+    Raises:
+        ArtifactError: if the metric declares the other direction.
+    """
+    direction = find_value(values, claim.metric).direction
+    if direction == ("higher" if claim.lower_is_better else "lower"):
+        got = str(claim.lower_is_better).lower()
+        msg = f"{PATH}: {name}.lower_is_better: {claim.metric} is better when it is {direction}, got {got}"
+        raise ArtifactError(msg)
+
+
+def read_values(claim: Claim) -> Values:
+    """Return the declarations of the metric that has evaluated a claim's runs."""
+    about = artifacts.read_json(artifacts.REPORTS / "runs" / claim.runs[0] / "protocol.json")
+    return load_values(about["protocol"]["metric"]["name"])
+
+
+def make_command(command: str) -> str:
     """Return a command that works from the repository's root."""
     done = subprocess.run(["git", "rev-parse", "--show-prefix"], capture_output=True, text=True, check=False)
     folder = done.stdout.strip().rstrip("/")  # nothing at the root and outside of a repository
     return f"cd {folder} && {command}" if folder else command
 
 
-def find_counts(metric: str, metrics: dict[str, float]) -> dict[str, float]:
-    """Return the counts that a metric rests on: samples, scored images, targets or random windows of its own split."""
-    if "scored_images" in metrics and f"{metric}_se" in metrics:
-        return {"scored_images": metrics["scored_images"]}
-    last = "_windows" if "window" in metric else "_targets"
-    counts = {name: metrics[name] for name in metrics if name == "samples" or name.endswith(last)}
-    own = metric.partition("_")[0] + last
-    return {own: counts[own]} if own in counts else counts
+def find_counts(values: Values, metric: str, metrics: dict[str, float]) -> dict[str, float]:
+    """Return the count that a metric rests on, by its name; nothing if the run does not have it."""
+    count = find_count(values, metric)
+    return {count: metrics[count]} if count in metrics else {}
 
 
-def judge(claim: Claim, ends: list[float]) -> str:
+def judge_claim(claim: Claim, ends: list[float]) -> str:
     """Return "reached", "missed" or "inconclusive", by the ends of the interval, or by the value alone."""
     good = [
         # the ends of an interval without width may differ from the value by their last bits
@@ -190,7 +206,7 @@ def measure_costs(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
 
 def read_speed(speed: dict[str, Any]) -> dict[str, Any]:
     """Return the ratios of speed.py: median, least and largest, of what, on which machine, and by which commit."""
-    command = enter("python speed.py")
+    command = make_command("python speed.py")
     return {
         name: {
             "value": row["ratio"],
@@ -208,7 +224,7 @@ def read_speed(speed: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def render(claims: dict[str, Claim], results: dict[str, Any]) -> str:
+def format_table(claims: dict[str, Claim], results: dict[str, Any]) -> str:
     """Return the Markdown table."""
     columns = "value | 95 % interval | seeds | counts | must | aim | training, at most | CPU | memory | protocol"
     lines = [f"| benchmark | {columns} |", "|---|---:|---|---:|---|---:|---:|---:|---:|---:|---|"]
@@ -218,18 +234,20 @@ def render(claims: dict[str, Claim], results: dict[str, Any]) -> str:
             wanted = f"{claim.must:g} | {claim.aim:g}"
             lines.append(f"| {claim.title} (`{name}`) | not measured here | | | | {wanted} | | | | |")
             continue
-        interval = "" if found["interval"] is None else "{:.4g} to {:.4g}".format(*found["interval"])
-        value = f"{found['value']:.4g}"
+        interval = "" if found["interval"] is None else format_interval(*found["interval"])
+        value = format_number(found["value"])
         value = f"**{value}**" if found["verdict"] == "reached" else f"{value} ({found['verdict']})"
+        counts = format_counts(found, read_values(claim))
         lines.append(
-            f"| {claim.title} (`{name}`) | {value} | {interval} | {len(found['seeds'])} | {render_counts(found)} "
+            f"| {claim.title} (`{name}`) | {value} | {interval} | {len(found['seeds'])} | {counts} "
             f"| {claim.must:g} | {claim.aim:g} | {found['training_seconds']:,.0f} s | {found['cpu_seconds']:,.0f} s "
             f"| {found['peak_memory_mib']:,.0f} MiB | `{found['protocol']}` |"
         )
     return "\n".join(lines) + "\n"
 
 
-def render_counts(found: dict[str, Any]) -> str:
-    """Return what a claim rests on, a seed: `3 x 10,000 samples`, `111,539 targets`."""
+def format_counts(found: dict[str, Any], values: Values) -> str:
+    """Return the counts that a claim rests on, per seed: `3 x 10,000 samples`, `111,539 targets`."""
     times = f"{found['sample_sets']} x " if found["sample_sets"] > 1 else ""
-    return ", ".join(f"{times}{count:,.0f} {name.rpartition('_')[2]}" for name, count in found["counts"].items())
+    counts = found["counts"].items()
+    return ", ".join(f"{times}{format_number(count)} {find_value(values, name).unit}" for name, count in counts)

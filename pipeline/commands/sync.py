@@ -6,20 +6,18 @@
 Runs are found by the id in their record; what is there already is not sent again.
 """
 
-import argparse
 from pathlib import Path
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
+from pipeline.commands import make_parser
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
 
 
 def main(arguments: list[str]) -> int:
     """Send every record; status 1 if the store cannot be reached."""
-    parser = argparse.ArgumentParser(
-        prog="pipeline sync", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("sync", __doc__)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="runs; default: all that have a record")
     options = parser.parse_args(arguments)
     folders = [*sorted(artifacts.RUNS.glob("*/record")), *sorted(artifacts.STATE.glob("train-*/*/record"))]

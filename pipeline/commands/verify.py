@@ -7,17 +7,15 @@ DVC itself reports neither. A broken object is mended by deleting it, and `dvc p
 `dvc commit` if the file in the working folder is right, or `dvc repro --force` of its stage.
 """
 
-import argparse
 from pathlib import Path
 
+from pipeline.commands import make_parser
 from pipeline.history import dvc_cache
 
 
 def main(arguments: list[str]) -> int:
     """Print each object that is wrong; status 1 if there is one."""
-    parser = argparse.ArgumentParser(
-        prog="pipeline verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("verify", __doc__)
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="outputs, or folders of them; default: all")
     options = parser.parse_args(arguments)
     chosen = [path.resolve() for path in options.paths] or [Path.cwd()]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.artifacts import ArtifactError
 
+FIELD = "images"  # of the data set whose copies are looked for
 LEAST = 20  # generated samples of a cell that counts
 ROWS = 1000  # distances to so many samples are in memory at a time
 

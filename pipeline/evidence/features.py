@@ -77,14 +77,6 @@ class Features(NamedTuple):
     logits: Tensor
 
 
-def name_metric(metric: str, network: str) -> str:
-    """Put the network behind the metric's first word: fid_floor of classifier is fid_classifier_floor."""
-    for suffix in ("_floor", "_real", "_ratio", "_reliable"):
-        if metric.endswith(suffix):
-            return f"{metric.removesuffix(suffix)}_{network}{suffix}"
-    return f"{metric}_{network}"
-
-
 @torch.inference_mode()
 def extract(network: nn.Module, images: Tensor) -> Features:
     """Pass uint8 images (N, C, H, W) through a network, in batches of 250, on the network's device, in float32."""

@@ -16,6 +16,8 @@ from pipeline.metrics import images as metrics
 from pipeline.metrics.images import Config
 from pipeline.randomness import make_generator
 
+METRIC = "images"  # the metric that is tested
+FIELD, LABELS = "images", "labels"  # of the data set that it is tested on
 COUNTS = (100, 200, 400, 700, 1000)
 
 
@@ -41,7 +43,7 @@ def check_all(
         config: neighbours and subsets.
     """
     train, test = (extract(network, part).features for part in images)
-    base = measure(train, test, config)
+    base = measure_distances(train, test, config)
     yield check_identity(test, config)
     yield check_order(train, test, base, config)
     yield check_dropped_classes(train, test, labels[0], base, config)
@@ -50,43 +52,43 @@ def check_all(
     yield check_torchmetrics(network, images, base)
 
 
-def measure(features: Tensor, reference: Tensor, config: Config) -> dict[str, float]:
+def measure_distances(features: Tensor, reference: Tensor, config: Config) -> dict[str, float]:
     """Measure features (N, D) against (M, D); fewer images than params.yaml counts on make smaller KID subsets."""
     size = min(config.kid_subset_size, len(features), len(reference))
-    return metrics.measure(features, reference, config.model_copy(update={"kid_subset_size": size}))
+    return metrics.measure_distances(features, reference, config.model_copy(update={"kid_subset_size": size}))
 
 
 def check_identity(test: Tensor, config: Config) -> Check:
     """A set has no distance to itself."""
-    same = measure(test, test, config)
+    same = measure_distances(test, test, config)
     holds = abs(same["fid"]) < 1e-2 and same["precision"] == same["recall"] == 1
-    return Check("identity", "FID 0, precision and recall 1", describe(same), holds)
+    return Check("identity", "FID 0, precision and recall 1", format_values(same), holds)
 
 
 def check_order(train: Tensor, test: Tensor, base: dict[str, float], config: Config) -> Check:
     """The order of the images changes neither FID nor precision and recall."""
     order = torch.randperm(len(train), generator=make_generator(0, "shuffle"))
-    shuffled = measure(train[order], test, config)
+    shuffled = measure_distances(train[order], test, config)
     holds = all(
         abs(shuffled[name] - base[name]) < 1e-4 * max(1, abs(base[name])) for name in ("fid", "precision", "recall")
     )
-    return Check("shuffling", f"unchanged: {describe(base)}", describe(shuffled), holds)
+    return Check("shuffling", f"unchanged: {format_values(base)}", format_values(shuffled), holds)
 
 
 def check_dropped_classes(train: Tensor, test: Tensor, labels: Tensor, base: dict[str, float], config: Config) -> Check:
     """Half of the classes that are there gone, the upper one: recall falls, precision does not, FID rises."""
-    name, expected = "dropped modes", f"recall far below, precision not below {describe(base)}"
+    name, expected = "dropped modes", f"recall far below, precision not below {format_values(base)}"
     classes = labels.unique()  # in rising order
     if len(classes) < 2:
         return Check(name, expected, "one class, none to drop", holds=True)
     kept = train[torch.isin(labels, classes[: len(classes) // 2])]
-    dropped = measure(kept, test, config)
+    dropped = measure_distances(kept, test, config)
     holds = (
         dropped["recall"] < base["recall"] - 0.1
         and dropped["precision"] > base["precision"] - 0.05
         and dropped["fid"] > 2 * base["fid"]
     )
-    return Check(name, expected, describe(dropped), holds)
+    return Check(name, expected, format_values(dropped), holds)
 
 
 def check_noise(network: nn.Module, images: Tensor, test: Tensor, base: dict[str, float], config: Config) -> Check:
@@ -96,18 +98,21 @@ def check_noise(network: nn.Module, images: Tensor, test: Tensor, base: dict[str
         generator = make_generator(0, "noise", int(deviation))
         noise = deviation * torch.randn(images.shape, generator=generator)
         noisy = (images.float() + noise).round().clamp(0, 255).byte()
-        found.append(measure(extract(network, noisy).features, test, config))
+        found.append(measure_distances(extract(network, noisy).features, test, config))
     rising = all(before["fid"] < after["fid"] for before, after in itertools.pairwise(found))
     holds = rising and found[-1]["precision"] < base["precision"] - 0.1
     return Check(
-        "noise", f"FID rises and precision falls from {describe(base)}", "; ".join(map(describe, found[1:])), holds
+        "noise",
+        f"FID rises and precision falls from {format_values(base)}",
+        "; ".join(map(format_values, found[1:])),
+        holds,
     )
 
 
 def check_bias(train: Tensor, test: Tensor, config: Config) -> Check:
     """FID of few samples is too high; its extrapolation to infinitely many is less so; KID has no bias."""
     counts = [count for count in COUNTS if count <= len(train)]
-    found = [measure(train[:count], test, config) for count in counts]
+    found = [measure_distances(train[:count], test, config) for count in counts]
     fids = [values["fid"] for values in found]
     errors = [max(abs(values[name] - fids[-1]) for values in found[:-1]) for name in ("fid", "fid_infinity")]
     texts = ", ".join(f"{count}: {fid:.3g}" for count, fid in zip(counts, fids, strict=True))
@@ -136,6 +141,6 @@ def check_torchmetrics(network: nn.Module, images: tuple[Tensor, Tensor], base: 
     return Check("torchmetrics", f"FID {base['fid']:.6g} of torch-fidelity", f"{theirs:.6g}", holds)
 
 
-def describe(values: dict[str, float]) -> str:
+def format_values(values: dict[str, float]) -> str:
     """Return FID, precision and recall as text."""
     return f"FID {values['fid']:.3g}, P {values['precision']:.3f}, R {values['recall']:.3f}"

@@ -108,6 +108,11 @@ def count_seeds(difference: float, spread: float) -> int:
     return int(enough[0]) if len(enough) else 0
 
 
-def show(value: float) -> str:
+def format_number(value: float) -> str:
     """Return a number with four significant digits, counts in full."""
-    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) < 1e9 and value == int(value) else f"{value:.4g}"
+
+
+def format_interval(low: float, high: float) -> str:
+    """Return an interval as text, `[8.7, 9.1]`; empty if it is not a number."""
+    return "" if math.isnan(low) else f"[{format_number(low)}, {format_number(high)}]"

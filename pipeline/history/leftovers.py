@@ -16,18 +16,17 @@ from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline import artifacts
+from pipeline.artifacts import ArtifactError
 from pipeline.evidence import real_cache
+from pipeline.history import dvc_lock
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
 from pipeline.runtime import checkpoints
 from pipeline.runtime.preemption import names_dvc, names_stage
 
 DVC_LOCKS = Path(".dvc/tmp/rwlock")
-DVC_RESULTS = Path("dvc.lock")
 MARKER = re.compile(r"^(<{7}|={7}|>{7})", re.MULTILINE)
 
 
@@ -190,26 +189,26 @@ def _release(pid: int) -> None:
 
 def find_broken_results() -> Iterator[Leftover]:
     """Find what a merge, a full disk or a crash did to dvc.lock; only its owner can say which version is right."""
-    text = DVC_RESULTS.read_text(encoding="utf-8", errors="replace") if DVC_RESULTS.exists() else "schema: '2.0'\n"
+    text = dvc_lock.PATH.read_text(encoding="utf-8", errors="replace") if dvc_lock.PATH.exists() else "schema: '2.0'\n"
     bring = "`git checkout -- dvc.lock` brings the committed one back, and `dvc repro` makes what it lacks"
     if MARKER.search(text):
         what = "it has the marks of a merge: `git checkout --ours dvc.lock` or `--theirs`, then `dvc repro`"
-        yield Leftover(str(DVC_RESULTS), what, by_hand=True)
+        yield Leftover(str(dvc_lock.PATH), what, by_hand=True)
     elif not text.strip():
-        yield Leftover(str(DVC_RESULTS), f"it is empty: {bring}", by_hand=True)
+        yield Leftover(str(dvc_lock.PATH), f"it is empty: {bring}", by_hand=True)
     elif not _is_whole(text):
-        yield Leftover(str(DVC_RESULTS), f"it is cut off or broken: {bring}", by_hand=True)
+        yield Leftover(str(dvc_lock.PATH), f"it is cut off or broken: {bring}", by_hand=True)
 
 
 def _is_whole(text: str) -> bool:
     """Say whether dvc.lock is YAML to its last line and each stage's last file has its hash."""
     try:
-        content = YAML(typ="safe", pure=True).load(text)
+        content = dvc_lock.parse_lock(text, str(dvc_lock.PATH))
         for stage in content.get("stages", {}).values():
             files = [*stage.get("deps", []), *stage.get("outs", [])]
             if "cmd" not in stage or not files or not all("md5" in file for file in files):
                 return False
-    except (YAMLError, TypeError, AttributeError):
+    except (ArtifactError, TypeError, AttributeError):
         return False
     return text.endswith("\n") and "schema" in content
 

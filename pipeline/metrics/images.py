@@ -25,19 +25,50 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence import features
-from pipeline.evidence.features import Evidence, Sampling, check_evidence, extract, name_metric
+from pipeline.evidence.features import Evidence, Sampling, check_evidence, extract
+from pipeline.evidence.values import SETS, Value, fill_name, find_companion, find_value
 from pipeline.params import Measure, Params
 
 KIND = "images"
 NETWORK = "optional"  # for likelihoods alone
-ERRORS = "test images"  # what a standard error <metric>_se is over
 SPLITS = ("test", "train")  # the second one makes the floors
-COUNTS = ("samples", "floor_sets")  # scores are of the whole test split
 NUMBERS = (
     "features, FID's means, KID, distances and log-likelihoods float32; "
     "FID's covariances, Inception Score, bounds and means of scores float64"
 )
 SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of the images, from which FID is extrapolated
+
+VALUES = {
+    "samples": Value(role="count", unit="samples", headline=True, in_protocol=True),
+    "fid_{network}": Value(direction="lower", headline=True, over=SETS, counts="samples"),
+    "fid_{network}_ratio": Value(direction="lower", headline=True, over=SETS, counts="samples"),
+    "precision_{network}": Value(direction="higher", unit="share", headline=True, over=SETS, counts="samples"),
+    "recall_{network}": Value(direction="higher", unit="share", headline=True, over=SETS, counts="samples"),
+    "iw{samples}_nats": Value(direction="lower", unit="nats per image", headline=True, counts="scored_images"),
+    "elbo_nats": Value(direction="lower", unit="nats per image", headline=True, counts="scored_images"),
+    "kl_nats": Value(unit="nats per image", counts="scored_images"),
+    "fid_infinity_{network}": Value(direction="lower", over=SETS, counts="samples"),
+    "kid_{network}": Value(direction="lower", over=SETS, counts="samples"),
+    "isc_{network}": Value(direction="higher", over=SETS, counts="samples"),
+    "class_share_min_{network}": Value(role="description", unit="share", over=SETS, counts="samples"),
+    "class_share_max_{network}": Value(role="description", unit="share", over=SETS, counts="samples"),
+    "active_units": Value(role="description", unit="latent units", counts="scored_images"),
+    "floor_sets": Value(role="count", unit="sets", in_protocol=True),
+    "scored_images": Value(role="count", unit="images"),  # always the whole test split
+    "fid_{network}_reliable": Value(role="check", of="fid_{network}"),
+    "isc_{network}_real": Value(role="real", of="isc_{network}"),
+    "isc_split_std_{network}": Value(role="spread", of="isc_{network}", over="splits of the images"),
+    "kid_subset_std_{network}": Value(role="spread", of="kid_{network}", over="subsets of the images"),
+    "kid_subset_std_{network}_floor": Value(role="floor", of="kid_subset_std_{network}"),
+    **{
+        f"{metric}_{{network}}_floor": Value(role="floor", of=f"{metric}_{{network}}")
+        for metric in ("fid", "fid_infinity", "kid", "precision", "recall")
+    },
+    **{
+        f"{score}_se": Value(role="error", of=score, over="test images")
+        for score in ("iw{samples}_nats", "elbo_nats", "kl_nats")
+    },
+}
 
 
 class Config(Measure):
@@ -76,22 +107,30 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
         found: list[dict[str, float]] = []
         for images, floor in zip(evidence.generated, itertools.cycle(floors), strict=False):
             generated = extract(network, images)
-            distances = measure(generated.features, test.features, config, reference)
-            ratio = {"fid_ratio": distances["fid"] / floor["fid"]}
+            distances = measure_distances(generated.features, test.features, config, reference)
+            ratio = {"fid_{network}_ratio": distances["fid"] / floor["fid"]}
             shares = share_classes(generated.logits) if name in evidence.labelled else {}
-            found.append(distances | ratio | score_classes(generated.logits, config) | shares)
-        # Else the covariance is singular and FID is mostly bias.
-        reliable = len(evidence.test) > test.features.size(1)
+            others = distances | score_classes(generated.logits, config) | shares
+            found.append({f"{metric}_{{network}}": value for metric, value in others.items()} | ratio)
+        columns = {template: [entry[template] for entry in found] for template in found[0]}
+        columns |= {f"{metric}_{{network}}_floor": [entry[metric] for entry in floors] for metric in floors[0]}
         # IS has no reference set: its counterpart is the value of real test images.
-        real = {"isc_real": score_classes(test.logits, config)["isc"], "fid_reliable": float(reliable)}
-        values |= {name_metric(f"{metric}_floor", name): [entry[metric] for entry in floors] for metric in floors[0]}
-        values |= {name_metric(metric, name): [entry[metric] for entry in found] for metric in found[0]}
-        values |= {name_metric(metric, name): [value] for metric, value in real.items()}
-    for name, score in evidence.scores.items():
+        columns["isc_{network}_real"] = [score_classes(test.logits, config)["isc"]]
+        # Else the covariance is singular and FID is mostly bias.
+        columns["fid_{network}_reliable"] = [float(len(evidence.test) > test.features.size(1))]
+        values |= {fill_name(VALUES, template, network=name): column for template, column in columns.items()}
+    return values | average_scores(evidence.scores)
+
+
+def average_scores(scores: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """Return the mean of each score, and for a score per image the count and the standard error."""
+    values: dict[str, list[float]] = {}
+    for name, score in scores.items():
+        find_value(VALUES, name)  # the stage sample has named it
         values[name] = [float(score.double().mean())]
         if score.ndim:
             values["scored_images"] = [float(len(score))]
-            values[f"{name}_se"] = [float(score.double().std() / len(score) ** 0.5)]
+            values[find_companion(VALUES, name, "error")] = [float(score.double().std() / len(score) ** 0.5)]
     return values
 
 
@@ -102,7 +141,7 @@ def measure_floor(evidence: Evidence, name: str, images: Tensor, test: Tensor, c
     """
 
     def make(pair: Tensor) -> dict[str, Tensor]:
-        found = measure(pair[0], pair[1], config)
+        found = measure_distances(pair[0], pair[1], config)
         return {metric: torch.tensor(value, dtype=torch.float64) for metric, value in found.items()}
 
     pair = torch.stack([evidence.extract_real(name, images).features, test])
@@ -110,7 +149,7 @@ def measure_floor(evidence: Evidence, name: str, images: Tensor, test: Tensor, c
     return {metric: value.item() for metric, value in made.items()}
 
 
-def measure(
+def measure_distances(
     features: Tensor, reference: Tensor, config: Config, statistics: dict[str, np.ndarray] | None = None
 ) -> dict[str, float]:
     """Return fid, fid_infinity, kid, kid_subset_std, precision and recall of features (N, D) and (M, D).
@@ -138,7 +177,7 @@ def measure(
     fids = {share: measure_fid(features[: round(share * len(features))], statistics) for share in SHARES}
     return {
         "fid": fids[1.0],
-        "fid_infinity": extrapolate({share * len(features): fid for share, fid in fids.items()}),
+        "fid_infinity": extrapolate_fid({share * len(features): fid for share, fid in fids.items()}),
         "kid": float(kid["kernel_inception_distance_mean"]),
         "kid_subset_std": float(kid["kernel_inception_distance_std"]),
         "precision": float(manifold["precision"]),
@@ -152,7 +191,7 @@ def measure_fid(features: Tensor, reference: dict[str, np.ndarray]) -> float:
     return float(found["frechet_inception_distance"])
 
 
-def extrapolate(fids: Mapping[float, float]) -> float:
+def extrapolate_fid(fids: Mapping[float, float]) -> float:
     """Return the intercept of the line through FID over 1 / N: FID without the bias of few generated images.
 
     Chong and Forsyth 2020. The reference keeps its own bias, so this compares runs that face the same reference.

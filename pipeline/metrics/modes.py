@@ -15,16 +15,24 @@ from torch import Tensor
 
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence import features
-from pipeline.evidence.features import Evidence, Sampling, check_evidence, extract, name_metric
+from pipeline.evidence.features import Evidence, Sampling, check_evidence, extract
+from pipeline.evidence.values import SETS, Value, fill_name
 from pipeline.params import Measure, Params
 
 KIND = "images"
 NETWORK = "needed"
-ERRORS = ""  # there are no standard errors
 SPLITS = ("test",)
-COUNTS = ("samples",)
 NUMBERS = "logits float32, shares and KL float64"
 MOST = 10**6  # modes; a network of a thousand classes is none for three channels
+MEASURED = {
+    "modes_covered_{network}": Value(direction="higher", unit="modes", headline=True, over=SETS, counts="samples"),
+    "mode_kl_nats_{network}": Value(direction="lower", unit="nats", headline=True, over=SETS, counts="samples"),
+}
+VALUES = {
+    "samples": Value(role="count", unit="samples", headline=True, in_protocol=True),
+    **MEASURED,
+    **{f"{template}_real": Value(role="real", of=template, unit=value.unit) for template, value in MEASURED.items()},
+}
 
 
 class Config(Measure):
@@ -51,19 +59,26 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
     check_evidence(evidence)
     values: dict[str, list[float]] = {"samples": [float(len(evidence.test))]}
     for name, network in evidence.networks.items():
-        generated = [measure(*label(extract(network, spread(images)).logits, images)) for images in evidence.generated]
-        real = measure(*label(evidence.extract_real(name, spread(evidence.test)).logits, evidence.test))
-        values |= {name_metric(metric, name): [entry[metric] for entry in generated] for metric in real}
-        values |= {name_metric(f"{metric}_real", name): [value] for metric, value in real.items()}
+        generated = [
+            measure_coverage(*label_modes(extract(network, split_channels(images)).logits, images))
+            for images in evidence.generated
+        ]
+        real = measure_coverage(
+            *label_modes(evidence.extract_real(name, split_channels(evidence.test)).logits, evidence.test)
+        )
+        for metric, value in real.items():
+            template = f"{metric}_{{network}}"
+            values[fill_name(VALUES, template, network=name)] = [entry[metric] for entry in generated]
+            values[fill_name(VALUES, f"{template}_real", network=name)] = [value]
     return values
 
 
-def spread(pictures: Tensor) -> Tensor:
+def split_channels(pictures: Tensor) -> Tensor:
     """Return each channel of pictures (N, C, H, W) as a picture of its own, (N C, 1, H, W)."""
     return pictures.flatten(0, 1)[:, None]
 
 
-def label(logits: Tensor, pictures: Tensor) -> tuple[Tensor, int]:
+def label_modes(logits: Tensor, pictures: Tensor) -> tuple[Tensor, int]:
     """Return the mode of each of the pictures (N, C, H, W), int64 (N,), and how many modes K^C there are.
 
     logits: what the network says of each channel, (N C, K).
@@ -76,7 +91,7 @@ def label(logits: Tensor, pictures: Tensor) -> tuple[Tensor, int]:
     return logits.argmax(dim=1).view(-1, channels) @ places, classes**channels
 
 
-def measure(modes: Tensor, total: int) -> dict[str, float]:
+def measure_coverage(modes: Tensor, total: int) -> dict[str, float]:
     """Return the count of modes int64 (N,) below `total` that occur, and KL(their histogram || uniform) in nats."""
     shares = torch.bincount(modes, minlength=total).double() / len(modes)
     return {

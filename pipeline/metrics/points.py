@@ -15,13 +15,25 @@ from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
+from pipeline.evidence.values import SETS, Value, fill_name
 from pipeline.params import Measure, Params, Section
 
 KIND = "points"
-ERRORS = ""  # there are no standard errors
 SPLITS = ("test",)
-COUNTS = ("samples",)
 NUMBERS = "points float32, metrics float64"
+MEASURED = {
+    "modes_covered": Value(direction="higher", unit="modes", headline=True, over=SETS, counts="samples"),
+    "high_quality": Value(direction="higher", unit="share", headline=True, over=SETS, counts="samples"),
+    "mode_kl_nats": Value(direction="lower", unit="nats", over=SETS, counts="samples"),
+    # Real points have the entropy of the mixture; points too close to the modes go above it.
+    "log_density_nats": Value(unit="nats per point", over=SETS, counts="samples"),
+}
+VALUES = {
+    "samples": Value(role="count", unit="samples", headline=True, in_protocol=True),
+    "modes": Value(role="count", unit="modes"),
+    **MEASURED,
+    **{f"{name}_real": Value(role="real", of=name, unit=value.unit) for name, value in MEASURED.items()},
+}
 
 
 class Sampling(Section):
@@ -71,15 +83,15 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
             raise ArtifactError(msg)
     count = min(len(evidence.generated[0]), len(evidence.test))
     found = [
-        measure(points[:count], evidence.modes, evidence.deviation, config.deviations)
+        measure_points(points[:count], evidence.modes, evidence.deviation, config.deviations)
         for points in (*evidence.generated, evidence.test)
     ]
     values = {"samples": [float(count)], "modes": [float(len(evidence.modes))]}
     values |= {name: [entry[name] for entry in found[:-1]] for name in found[0]}
-    return values | {f"{name}_real": [value] for name, value in found[-1].items()}
+    return values | {fill_name(VALUES, f"{name}_real"): [value] for name, value in found[-1].items()}
 
 
-def measure(points: Tensor, modes: Tensor, deviation: float, within: float) -> dict[str, float]:
+def measure_points(points: Tensor, modes: Tensor, deviation: float, within: float) -> dict[str, float]:
     """Measure points (N, D).
 
     modes_covered: modes with a high-quality point. high_quality: share of the points. mode_kl_nats: KL of the nearest

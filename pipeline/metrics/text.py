@@ -6,7 +6,7 @@ Perplexity a word does: it is that of word-level papers, which count each line e
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +16,63 @@ from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
+from pipeline.evidence.values import Value, fill_name
 from pipeline.params import Measure, Params, Section
 
 KIND = "text"
 BLOCKS = 100
 LONGEST = 100.0  # nats a word: a text that costs more, such as a chain of letters without blanks, has no words
-ERRORS = f"{BLOCKS} contiguous blocks of the text, or the random windows"  # what a standard error <metric>_se is over
 SPLITS = ("validation", "test")
-COUNTS = ("targets", "windows")
 NUMBERS = "logits float32, sums of nats float64"
+
+
+def scale_value(value: float, ratio: float) -> float:
+    """Return bits after the nats have become `ratio` times as many: bits = c nats."""
+    return value * ratio
+
+
+def raise_value(value: float, ratio: float) -> float:
+    """Return a perplexity after the nats have become `ratio` times as many: exp(c nats)."""
+    return value**ratio
+
+
+def scale_excess(value: float, ratio: float) -> float:
+    """Return the excess after the nats have become `ratio` times as many: 100 (c nats / rate - 1).
+
+    The split's own true cost stands for the entropy rate, which is not among the values.
+    """
+    return (100 + value) * ratio - 100
+
+
+def _follow(rescale: Callable[[float, float], float], unit: str, *, headline: bool = False) -> Value:
+    """Declare a function of a split's nats."""
+    return Value(
+        direction="lower",
+        unit=unit,
+        headline=headline,
+        counts="{split}_targets",
+        follows="{split}_nats",
+        rescale=rescale,
+    )
+
+
+VALUES = {
+    "{split}_bits_per_character": _follow(scale_value, "bits per character", headline=True),
+    "{split}_nats": Value(direction="lower", unit="nats per token", headline=True, counts="{split}_targets"),
+    "{split}_perplexity": _follow(raise_value, "per token", headline=True),
+    "{split}_bits_per_byte": _follow(scale_value, "bits per byte"),
+    "{split}_perplexity_per_word": _follow(raise_value, "per word"),
+    "{split}_excess_percent": _follow(scale_excess, "% of the entropy rate"),
+    "{split}_window_nats": Value(direction="lower", unit="nats per token", counts="{split}_windows"),
+    "{split}_targets": Value(role="count", unit="targets", in_protocol=True),
+    "{split}_windows": Value(role="count", unit="windows", in_protocol=True),
+    "{split}_nats_se": Value(
+        role="error", of="{split}_nats", unit="nats per token", over=f"{BLOCKS} contiguous blocks of the text"
+    ),
+    "{split}_window_nats_se": Value(
+        role="error", of="{split}_window_nats", unit="nats per token", over="the random windows"
+    ),
+}
 
 
 class Sampling(Section):
@@ -83,7 +131,7 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
         ArtifactError: if a split has no target, a nat is not finite, or targets are missing or counted twice.
     """
     del config
-    values: dict[str, float] = {}
+    values: dict[str, list[float]] = {}
     for split, nats in evidence.nats.items():
         sizes = evidence.sizes[split]
         if not len(nats) or not bool(torch.isfinite(nats).all()):
@@ -93,31 +141,34 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
             msg = f"{split}: expected {sizes['tokens'] - 1} targets, each once, got {len(nats)}"
             raise ArtifactError(msg)
         total, mean = float(nats.double().sum()), float(nats.double().mean())
-        values[f"{split}_targets"] = len(nats)
-        values[f"{split}_nats"] = mean
-        values[f"{split}_perplexity"] = math.exp(mean)
+        found: dict[str, float] = {  # by template
+            "{split}_targets": len(nats),
+            "{split}_nats": mean,
+            "{split}_perplexity": math.exp(mean),
+        }
         # The first token has no prediction: its share of the text is left out of the length, too.
         share = len(nats) / sizes["tokens"]
-        values[f"{split}_bits_per_character"] = total / math.log(2) / (sizes["characters"] * share)
-        values[f"{split}_bits_per_byte"] = total / math.log(2) / (sizes["bytes"] * share)
+        found["{split}_bits_per_character"] = total / math.log(2) / (sizes["characters"] * share)
+        found["{split}_bits_per_byte"] = total / math.log(2) / (sizes["bytes"] * share)
         words = sizes.get("words", 0) * share
         if total < LONGEST * words:
-            values[f"{split}_perplexity_per_word"] = math.exp(total / words)
+            found["{split}_perplexity_per_word"] = math.exp(total / words)
         if f"{split}_nats" in evidence.known:
             excess = total / (sizes["characters"] * share) - evidence.known[f"{split}_nats"]
-            values[f"{split}_excess_percent"] = 100 * excess / evidence.known["entropy_rate_nats"]
+            found["{split}_excess_percent"] = 100 * excess / evidence.known["entropy_rate_nats"]
         if len(nats) >= 2 * BLOCKS:
-            values[f"{split}_nats_se"] = block_error(nats)
+            found["{split}_nats_se"] = estimate_error(nats)
         windows = evidence.windows.get(split, torch.empty(0))
         if len(windows):  # the protocol of nanoGPT's figures, for comparison alone: targets count by chance
-            values[f"{split}_windows"] = len(windows)
-            values[f"{split}_window_nats"] = float(windows.double().mean())
+            found["{split}_windows"] = len(windows)
+            found["{split}_window_nats"] = float(windows.double().mean())
             if len(windows) > 1:  # they are drawn independently
-                values[f"{split}_window_nats_se"] = float(windows.double().std() / len(windows) ** 0.5)
-    return {name: [value] for name, value in values.items()}
+                found["{split}_window_nats_se"] = float(windows.double().std() / len(windows) ** 0.5)
+        values |= {fill_name(VALUES, template, split=split): [value] for template, value in found.items()}
+    return values
 
 
-def block_error(nats: Tensor) -> float:
+def estimate_error(nats: Tensor) -> float:
     """Return the standard error of the mean of nats (N,) from the means of contiguous blocks (batch means).
 
     Neighbouring targets are alike, so that the plain standard error would be too small; blocks of a hundredth of the

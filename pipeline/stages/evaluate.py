@@ -13,6 +13,7 @@ from typing import Any
 from pipeline import artifacts, code, params, plugins
 from pipeline.evidence.features import describe_network
 from pipeline.evidence.protocol import hash_protocol
+from pipeline.evidence.values import list_counts
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment
 from pipeline.params import NONE, Params
@@ -35,8 +36,7 @@ def main(key: str) -> None:
     if broken:
         msg = f"runs.{key}: metrics are not finite: {broken}"
         raise artifacts.ArtifactError(msg)
-    counts = {name: round(value) for name, value in values.items() if name.endswith(module.COUNTS)}
-    protocol = describe(key, settings, counts, digest)
+    protocol = describe(key, settings, list_counts(module.VALUES, values), digest)
     folder = artifacts.REPORTS / "runs" / key
     artifacts.write_json(folder / "metrics.json", values)
     artifacts.write_json(folder / "protocol.json", protocol)

@@ -7,28 +7,42 @@ import base64
 import csv
 import io
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
 from ruamel.yaml import YAML
 
-from pipeline import artifacts, params, plugins
-from pipeline.evidence.uncertainty import show, summarize
+from pipeline import artifacts, params
+from pipeline.evidence.uncertainty import format_interval, format_number, summarize
+from pipeline.evidence.values import Role, Values, find_companion, find_value, list_overs, load_values, sort_names
 from pipeline.params import Run
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
 
-ASIDE = ("_floor", "_real", "_se")  # suffixes of values that stand beside another one
+REAL: tuple[Role, ...] = ("floor", "real")  # roles of values of real data
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An exhibit of a run in both reports."""
+
+    name: str
+    html: Markup
+    markdown: str
 
 
 @dataclass(frozen=True)
 class Page:
     """What the report shows of one run: its settings, metrics, the values of each set of samples, its record.
 
+    values: what the metric declares of its values.
     about: the record's run.json; empty where git has the numbers, and DVC's cache no record.
     """
 
@@ -37,15 +51,16 @@ class Page:
     data: str
     metric: str
     seed: int
+    values: Values
     metrics: dict[str, float]
     sets: dict[str, list[float]]
     about: dict[str, Any]
     curves: str
-    samples: Path
+    exhibits: list[Shown]
 
     def total(self, name: str) -> str:
         """Return what the training took: seconds, CPU seconds, peak memory, parameters."""
-        return show(round(self.about["totals"][name])) if self.about else ""
+        return format_number(round(self.about["totals"][name])) if self.about else ""
 
     @property
     def alarm(self) -> str:
@@ -53,46 +68,89 @@ class Page:
         return str(self.about["tags"].get("alarm", "")) if self.about else ""
 
     def cell(self, name: str) -> str:
-        """Return a metric with what stands beside it: 8.91 [8.7, 9.1] (floor 0.92), 95.2 +- 0.7."""
+        """Return a metric with the values next to it: 8.91 [8.7, 9.1] (floor 0.92), 95.2 +- 0.7."""
         if name not in self.metrics:
             return ""
-        text = show(self.metrics[name])
+        parts = [format_number(self.metrics[name])]
         if name in self.sets:
             found = summarize([self.sets[name]])
-            text += f" [{show(found.low)}, {show(found.high)}]"
-        if f"{name}_se" in self.metrics:
-            text += f" \u00b1 {show(self.metrics[f'{name}_se'])}"
-        for kind in ("floor", "real"):
-            if f"{name}_{kind}" in self.metrics:
-                text += f" ({kind} {show(self.metrics[f'{name}_{kind}'])})"
-        return text
+            parts.append(format_interval(found.low, found.high))
+        if error := self.beside(name, "error"):
+            parts.append(f"\u00b1 {error}")
+        parts += [f"({role} {text})" for role in REAL if (text := self.beside(name, role))]
+        if self.metrics.get(find_companion(self.values, name, "check")) == 0:
+            parts.append("(not reliable)")
+        return " ".join(parts)
 
-    def has(self, name: str) -> bool:
-        """Say whether the run has a picture of this name."""
-        return (self.samples / name).exists()
+    def beside(self, name: str, role: Role) -> str:
+        """Return the value next to a metric in a role as text; empty if there is none."""
+        companion = find_companion(self.values, name, role)
+        return format_number(self.metrics[companion]) if companion in self.metrics else ""
 
-    def picture(self, name: str) -> str:
-        """Return a PNG of the run as a data address."""
-        return "data:image/png;base64," + base64.b64encode((self.samples / name).read_bytes()).decode()
 
-    def text(self) -> str:
-        """Return the written samples."""
-        path = self.samples / "samples.yaml"
-        texts = YAML(typ="safe", pure=True).load(path) if path.exists() else []
-        return "\n\n----\n\n".join(text.strip("\n") for text in texts)
+def show_exhibit(path: Path) -> Shown:
+    """Show a file of reports/runs/<run>/samples by its suffix; a file of an unknown kind is a link."""
+    place = path.relative_to(artifacts.REPORTS).as_posix()
+    title = f"{path.stem} of {path.parents[1].name}"
+    if path.suffix in TEXTS:
+        text = TEXTS[path.suffix](path.read_text(encoding="utf-8"))
+        return Shown(title, Markup("<pre>{}</pre>").format(text), indent(text, "    ", lambda _: True))
+    if path.suffix in MEDIA:
+        kind, element = MEDIA[path.suffix]
+        address = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+        return Shown(title, element.format(address, title), f"![{title}]({place})")
+    return Shown(title, Markup('<a href="{}">{}</a>').format(place, path.name), f"[{path.name}]({place})")
+
+
+def join_texts(content: str) -> str:
+    """Return the texts of a YAML list, with a line between them."""
+    return "\n\n----\n\n".join(text.strip("\n") for text in YAML(typ="safe", pure=True).load(content))
+
+
+MEDIA = {  # by suffix: the media type, and the element that shows an address with a title
+    ".png": ("image/png", Markup('<img src="{}" alt="{}">')),
+    ".wav": ("audio/wav", Markup('<audio controls src="{}" title="{}"></audio>')),
+}
+TEXTS: dict[str, Callable[[str], str]] = {".txt": str, ".yaml": join_texts}
+
+
+@dataclass(frozen=True)
+class Table:
+    """The runs that one metric has evaluated."""
+
+    values: Values
+    pages: list[Page]
+
+    @property
+    def names(self) -> list[str]:
+        """The metrics of all runs, without those that stand next to another one."""
+        return sort_names(self.values, [name for page in self.pages for name in page.metrics])
+
+    def errors(self) -> str:
+        """Return the things that the standard errors are over; empty without a standard error."""
+        return ", or ".join(list_overs(self.values, [name for page in self.pages for name in page.metrics], "error"))
+
+    def intervals(self) -> str:
+        """Return the things that the intervals in brackets are over; empty without an interval."""
+        return ", or ".join(list_overs(self.values, [name for page in self.pages for name in page.sets], "measurement"))
+
+    def list_directed(self, direction: str) -> str:
+        """Return the metrics of which lower, or higher, values are better."""
+        return ", ".join(name for name in self.names if find_value(self.values, name).direction == direction)
+
+    def unit(self, name: str) -> str:
+        """Return a metric's unit."""
+        return find_value(self.values, name).unit
 
 
 def main() -> None:
     """Write both reports, and the curves that the second one shows."""
     settings = params.load()
-    pages = [
-        make_page(name, run, settings.data[run.data].model_dump()["source"]) for name, run in settings.runs.items()
-    ]
+    pages = [make_page(name, run, settings.data[run.data].source) for name, run in settings.runs.items()]
     tables = {
-        metric: sorted_names([page for page in pages if page.metric == metric])
+        metric: Table(load_values(metric), [page for page in pages if page.metric == metric])
         for metric in dict.fromkeys(page.metric for page in pages)
     }
-    errors = {metric: plugins.load("metrics", metric).ERRORS for metric in tables}
     folder = artifacts.REPORTS / "curves"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -102,7 +160,7 @@ def main() -> None:
         loader=PackageLoader("pipeline", "stages"), autoescape=select_autoescape(["html"]), trim_blocks=True
     )
     for template, target in (("report.html", "index.html"), ("report.md", "README.md")):
-        text = environment.get_template(template).render(pages=pages, tables=tables, errors=errors, show=show)
+        text = environment.get_template(template).render(pages=pages, tables=tables)
         (artifacts.REPORTS / target).write_text(text.rstrip() + "\n", encoding="utf-8")
     print(f"report of {len(pages)} runs: {artifacts.REPORTS / 'index.html'}")
 
@@ -115,39 +173,15 @@ def make_page(name: str, run: Run, source: str) -> Page:
         model=run.model,
         data=f"{run.data}: {source}",
         metric=run.metric,
+        values=load_values(run.metric),
         seed=run.seed,
         metrics=artifacts.read_json(folder / "metrics.json"),
         sets=artifacts.read_json(folder / "sets.json"),
         about=artifacts.read_json(record) if record.exists() else {},
         curves=draw_curves(folder / "curves"),
-        samples=folder / "samples",
+        # Samples come before reconstructions.
+        exhibits=[show_exhibit(path) for path in sorted((folder / "samples").glob("*"), reverse=True)],
     )
-
-
-def sorted_names(pages: list[Page]) -> list[str]:
-    """Return the metrics of a table in the order of their first appearance, without those shown beside another."""
-    names = dict.fromkeys(name for page in pages for name in page.metrics)
-    order = sorted(names, key=lambda name: (name not in {"samples", *HEADLINES}, HEADLINES.get(name, 99)))
-    return [name for name in order if not name.endswith(ASIDE) and "_std_" not in name]
-
-
-HEADLINES = {
-    name: position
-    for position, name in enumerate(
-        [
-            "samples",
-            "fid_classifier",
-            "fid_classifier_ratio",
-            "precision_classifier",
-            "recall_classifier",
-            "iw500_nats",
-            "elbo_nats",
-            "test_bits_per_character",
-            "test_nats",
-            "test_perplexity",
-        ]
-    )
-}
 
 
 def draw_curves(folder: Path) -> str:

@@ -15,13 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from torch import Tensor
 
 from pipeline import artifacts, code, params, plugins
 from pipeline.formats.tokenizers import restore_tokenizer
-from pipeline.history import alarms, leftovers
+from pipeline.history import alarms, dvc_lock, leftovers
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment, describe_lineage
 from pipeline.history.recorder import Recorder
@@ -183,10 +181,9 @@ def _open_record(state: Path, key: str, settings: Params) -> Record:
 
 def _md5_of(data: str) -> str:
     """Return DVC's md5 of the prepared data from dvc.lock, or of the manifest before DVC has written it."""
-    lock = Path("dvc.lock")
-    with contextlib.suppress(OSError, YAMLError, TypeError, KeyError):  # another `dvc` may be writing it
-        for out in YAML(typ="safe", pure=True).load(lock)["stages"][f"prepare@{data}"]["outs"]:
-            return str(out["md5"])
+    with contextlib.suppress(OSError, artifacts.ArtifactError, TypeError, KeyError):  # another `dvc` may be writing it
+        for md5 in dvc_lock.list_hashes(dvc_lock.read_stages(), f"prepare@{data}", "outs").values():
+            return md5
     return artifacts.digest(artifacts.PREPARED / data / "manifest.json")[:32]
 
 

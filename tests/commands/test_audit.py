@@ -12,7 +12,7 @@ from pipeline import artifacts
 from pipeline.__main__ import main
 from pipeline.commands import audit
 from pipeline.formats.tokenizers import ByteTokenizer
-from pipeline.stages import features, fetch, prepare, sample, train
+from pipeline.stages import fetch, networks, prepare, sample, train
 from pipeline.weights import Loaded
 from tests.conftest import TINY
 
@@ -23,7 +23,7 @@ def write_samples(edit_params: Callable[..., None]) -> Callable[[Tensor], None]:
     edit_params(TINY)
     fetch.main("images")
     prepare.main("images")
-    features.main("classifier")
+    networks.main("classifier")
 
     def write(images: Tensor) -> None:
         folder = artifacts.RUNS / "gan" / "samples"

@@ -9,10 +9,9 @@ import pytest
 
 from pipeline import artifacts
 from pipeline.__main__ import main
-from pipeline.commands.compare import is_compared
 from pipeline.evidence.protocol import hash_protocol
 
-PROTOCOL = {"metric": {"sampling": {"count": 1000}}, "versions": {"torch": "2.14.0"}}
+PROTOCOL = {"metric": {"name": "images", "sampling": {"count": 1000}}, "versions": {"torch": "2.14.0"}}
 
 
 def write(
@@ -105,7 +104,7 @@ def test_one_seed_each_is_inconclusive_however_far_apart(capsys: pytest.CaptureF
 @pytest.mark.usefixtures("folder")
 def test_different_protocols_are_refused_with_the_field(capsys: pytest.CaptureFixture[str]) -> None:
     write("a")
-    write("b", metric={"sampling": {"count": 500}})
+    write("b", metric={"name": "images", "sampling": {"count": 500}})
     status, out, err = compare(capsys, "a", "b")
     assert (status, out) == (1, "")
     assert "metric.sampling.count is 1000 and 500" in err
@@ -167,11 +166,11 @@ def test_equal_constants_are_the_same_and_equal_noisy_means_are_never_decided(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for seed in range(3):
-        write(f"a{seed}", seed=seed, fid=(5.0 + seed,), others={"modes_covered_x": 1000.0})
-        write(f"b{seed}", seed=seed, fid=(7.0 - seed,), others={"modes_covered_x": 1000.0}, config=2)
+        write(f"a{seed}", seed=seed, fid=(5.0 + seed,), others={"isc_x": 1000.0})
+        write(f"b{seed}", seed=seed, fid=(7.0 - seed,), others={"isc_x": 1000.0}, config=2)
     _, out, _ = compare(capsys, "a0", "a1", "a2", "b0", "b1", "b2")
     rows = {line.split()[1]: line for line in out.splitlines() if line.startswith("| ")}
-    assert rows["modes_covered_x"].endswith("| +0, p = 1, the same |")
+    assert rows["isc_x"].endswith("| +0, p = 1, the same |")
     assert rows["fid_x"].endswith("p = 1, inconclusive: not even 1,000 seeds each would decide |")
 
 
@@ -250,7 +249,52 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nonsense"]) == 2
 
 
-def test_counts_and_spreads_are_not_compared() -> None:
-    beside = ("test_windows", "test_targets", "kid_subset_std_mnist_classifier", "fid_x_floor", "class_share_min_x")
-    assert not any(is_compared(name) for name in beside)
-    assert all(is_compared(name) for name in ("test_window_nats", "fid_x", "modes_covered_mnist_classifier"))
+@pytest.mark.usefixtures("folder")
+def test_floors_counts_and_spreads_are_not_compared_and_units_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    aside = {"kid_subset_std_x": 1.0, "class_share_min_x": 0.1, "isc_x_real": 2.0, "fid_x_reliable": 1.0}
+    write("a", others=aside | {"elbo_nats": 95.0, "elbo_nats_se": 0.5, "active_units": 30.0})
+    rows = [line.split(" | ")[0] for line in compare(capsys, "a")[1].splitlines() if line.startswith("| ")]
+    assert rows == ["| metric", "| elbo_nats (nats per image)", "| fid_x"]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("metric", "shift", "verdict"),
+    [
+        ("precision_x", 1, "better"),
+        ("precision_x", -1, "worse"),
+        ("elbo_nats", -1, "better"),
+        ("elbo_nats", 1, "worse"),
+        ("kl_nats", 1, "higher"),
+        ("kl_nats", -1, "lower"),
+    ],
+)
+def test_the_verdict_follows_the_declared_direction(
+    metric: str, shift: float, verdict: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(3):
+        write(f"a{seed}", seed=seed, others={metric: 5.0 + 0.01 * seed})
+        write(f"b{seed}", seed=seed, others={metric: 5.0 + shift + 0.01 * seed}, config=2)
+    out = compare(capsys, "a0", "a1", "a2", "b0", "b1", "b2", "--metric", metric)[1]
+    assert f", {verdict} |" in out
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_the_metric_no_longer_declares_is_named_and_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    write("a", others={"former": 1.0})
+    out = compare(capsys, "a")[1]
+    assert "| former" not in out
+    assert "\n\nNot declared by the metric: former\n\n" in out
+    assert "former: the metric's VALUES declare no such value" in compare(capsys, "a", "--metric", "former")[2]
+    write("b", metric={"name": "former"})
+    assert "error: no metrics plug-in 'former'" in compare(capsys, "b")[2]
+
+
+@pytest.mark.usefixtures("folder")
+def test_seeds_share_their_code_though_its_file_is_named_after_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    write("a")
+    write("b", seed=1)
+    write_lock(a={"data/code/train/a.json": "1"}, b={"data/code/train/b.json": "1"})
+    assert "| metric | a (2 seeds) |" in compare(capsys, "a", "b")[1]
+    write_lock(a={"data/code/train/a.json": "1"}, b={"data/code/train/b.json": "2"})
+    assert "| metric | a (1 seed) | b (1 seed) |" in compare(capsys, "a", "b")[1]

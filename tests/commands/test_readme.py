@@ -9,7 +9,7 @@ from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import readme
 from pipeline.evidence.protocol import ProtocolError
-from pipeline.evidence.uncertainty import show
+from pipeline.evidence.uncertainty import format_number
 from tests.conftest import ROOT
 
 
@@ -35,7 +35,7 @@ def test_a_figure_that_was_typed_by_hand_is_found_and_replaced(
 ) -> None:
     path = project / "README.md"
     text = path.read_text(encoding="utf-8")
-    fid = show(artifacts.read_json(project / "reports" / "runs" / "gan" / "metrics.json")["fid_classifier"])
+    fid = format_number(artifacts.read_json(project / "reports" / "runs" / "gan" / "metrics.json")["fid_classifier"])
     path.write_text(text.replace(f"| {fid} |", "| 0.1 |"), encoding="utf-8")
     assert readme.main(["--check"]) == 1
     assert "run `pipeline readme`" in capsys.readouterr().err

@@ -21,17 +21,17 @@ from pipeline.commands.reproduce import (
     WITHIN,
     find_first,
     find_interval,
-    judge,
+    format_table,
+    judge_claims,
     list_inputs,
     note_versions,
-    render,
 )
-from pipeline.metrics import text
+from pipeline.metrics import images, text
 from tests.conftest import ROOT
 
 CLAIM: dict[str, Any] = {
-    "metrics": {"fid": 4.0, "iw": 100.0, "iw_se": 0.5, "fid_floor": 1.0, "samples": 1000},
-    "sets": {"fid": [3.0, 4.0, 5.0]},
+    "metrics": {"fid_x": 4.0, "iw5_nats": 100.0, "iw5_nats_se": 0.5, "fid_x_floor": 1.0, "samples": 1000},
+    "sets": {"fid_x": [3.0, 4.0, 5.0]},
     "protocol": {
         "protocol": {
             "metric": {"name": "images"},
@@ -58,16 +58,16 @@ STAGES = {
         ("prepare", ["text", "unused"], "${item}", ["data/raw/${item}"], "data/prepared/${item}"),
         ("train", ["transformer"], "text", ["data/prepared/text"], f"{RUN}/model"),
         ("sample", ["transformer"], "text", [f"{RUN}/model"], f"{RUN}/samples"),
-        ("evaluate", ["transformer"], "reports", ["data/features", f"{RUN}/samples"], "reports/runs/${item}"),
+        ("evaluate", ["transformer"], "reports", ["data/code", f"{RUN}/samples"], "reports/runs/${item}"),
     )
 }
 
 
 def test_intervals_are_student_s_over_sets_or_two_standard_errors_or_none() -> None:
-    low, high = find_interval("fid", CLAIM)
+    low, high = find_interval(images.VALUES, "fid_x", CLAIM)
     assert (high - low) / 2 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)  # t(0.975, 2), standard deviation 1
-    assert find_interval("iw", CLAIM) == pytest.approx((100 - 0.98, 100 + 0.98))
-    assert all(math.isnan(value) for value in find_interval("samples", CLAIM))
+    assert find_interval(images.VALUES, "iw5_nats", CLAIM) == pytest.approx((100 - 0.98, 100 + 0.98))
+    assert all(math.isnan(value) for value in find_interval(images.VALUES, "samples", CLAIM))
 
 
 @pytest.mark.parametrize("side", [-1, 1])
@@ -84,63 +84,70 @@ def test_functions_of_a_text_s_nats_have_the_nats_interval_under_the_same_functi
     derived = [name for name in metrics if not name.endswith(("_targets", "_se"))]
     assert len(derived) == 6  # nats, two kinds of bits, two perplexities, excess
     for name in derived:
-        interval = find_interval(name, {"metrics": metrics, "sets": {}})
+        interval = find_interval(text.VALUES, name, {"metrics": metrics, "sets": {}})
         assert interval[side > 0] == pytest.approx(end[name], rel=1e-9), name
 
 
 def test_without_an_error_of_the_nats_their_functions_have_no_interval_either() -> None:
     for metrics in ({"test_nats": 1.0, "test_bits_per_byte": 1.4}, {"test_nats": 0.0, "test_bits_per_byte": 0.0}):
-        assert math.isnan(find_interval("test_bits_per_byte", {"metrics": metrics, "sets": {}})[0])
+        assert math.isnan(find_interval(text.VALUES, "test_bits_per_byte", {"metrics": metrics, "sets": {}})[0])
 
 
 def test_a_claim_is_exact_within_its_interval_or_not_reproduced() -> None:
     claim = copy.deepcopy(CLAIM)
-    claim["metrics"] |= {"kid": 2.0, "recall": 0.5}
+    claim["metrics"] |= {"kid_x": 2.0, "recall_x": 0.5}
     found = copy.deepcopy(claim)
-    found["metrics"] |= {"fid": 4.5, "iw": 101.5}
-    del found["metrics"]["kid"]
-    verdicts = {metric: verdict for metric, *_, verdict in judge(claim, found, "train@gan")}
+    found["metrics"] |= {"fid_x": 4.5, "iw5_nats": 101.5}
+    del found["metrics"]["kid_x"]
+    verdicts = {metric: verdict for metric, *_, verdict in judge_claims(claim, found, "train@gan")}
     assert verdicts == {
-        "fid": WITHIN,
-        "iw": f"{NOT}, first different: train@gan",
-        "kid": f"{NOT}, missing",
-        "recall": EXACT,
+        "fid_x": WITHIN,
+        "iw5_nats": f"{NOT}, first different: train@gan",
+        "kid_x": f"{NOT}, missing",
+        "recall_x": EXACT,
     }
 
 
 def test_floors_errors_and_counts_are_no_claims() -> None:
     found = copy.deepcopy(CLAIM)
-    found["metrics"] |= {"iw_se": 0.6, "fid_floor": 1.1, "samples": 999}
-    assert [(metric, verdict) for metric, *_, verdict in judge(CLAIM, found, "none")] == [("fid", EXACT), ("iw", EXACT)]
+    found["metrics"] |= {"iw5_nats_se": 0.6, "fid_x_floor": 1.1, "samples": 999}
+    assert [(metric, verdict) for metric, *_, verdict in judge_claims(CLAIM, found, "none")] == [
+        ("fid_x", EXACT),
+        ("iw5_nats", EXACT),
+    ]
 
 
 def test_under_another_protocol_no_claim_is_reproduced_but_feature_networks_are_reproduced_too() -> None:
     found = copy.deepcopy(CLAIM)
     protocol = found["protocol"]["protocol"]
     protocol["features"]["classifier"]["weights_sha256"] = "b"
-    assert {verdict for *_, verdict in judge(CLAIM, found, "none")} == {EXACT}
+    protocol["network"] = {"name": "classifier", "weights_sha256": "b"}
+    assert {verdict for *_, verdict in judge_claims(CLAIM, found, "none")} == {EXACT}
     protocol["versions"]["torch"] = "2.14.0"  # comes after metric.name, and is none of the fields to be named
     protocol["reference"] = {"sha256": "c"}
-    del found["metrics"]["iw"]
+    del found["metrics"]["iw5_nats"]
     expected = f"{NOT}, other protocol: reference.sha256; first different: prepare@images"
-    assert [verdict for *_, verdict in judge(CLAIM, found, "prepare@images")] == [expected, expected]
+    assert [verdict for *_, verdict in judge_claims(CLAIM, found, "prepare@images")] == [expected, expected]
 
 
 def test_other_versions_are_noted_and_judged_as_usual() -> None:
     found = copy.deepcopy(CLAIM)
     found["protocol"]["protocol"]["versions"]["torch"] = "2.14.0"
-    found["metrics"]["iw"] = 101.5
-    assert [row[-1] for row in judge(CLAIM, found, "sample@gan")] == [EXACT, f"{NOT}, first different: sample@gan"]
+    found["metrics"]["iw5_nats"] = 101.5
+    assert [row[-1] for row in judge_claims(CLAIM, found, "sample@gan")] == [
+        EXACT,
+        f"{NOT}, first different: sample@gan",
+    ]
     notes = list(note_versions(CLAIM, found))
     assert notes == ["evaluated with torch 2.14.0, claimed with torch 2.13.0"]
-    assert render([("gan", "fid", 4.0, "", 4.0, EXACT)], notes).splitlines()[-3] == notes[0]
+    assert format_table([("gan", "fid", 4.0, "", 4.0, EXACT)], notes).splitlines()[-3] == notes[0]
 
 
 def test_the_first_stage_that_differs_is_named_in_the_order_of_the_pipeline() -> None:
     settings = params.load(ROOT / "params.yaml")
     claimed = {
         "prepare@images": {"data/prepared/images": "1"},
-        "features@classifier": {"data/features/classifier": "1"},
+        "networks@classifier": {"data/networks/classifier": "1"},
         "train@gan": {"data/runs/gan/model": "1", "data/runs/gan/record": "1"},
         "evaluate@gan": {"reports/runs/gan/metrics.json": "1"},
     }
@@ -149,19 +156,19 @@ def test_the_first_stage_that_differs_is_named_in_the_order_of_the_pipeline() ->
     assert find_first(claimed, found, "gan", settings) == "none"
     found["evaluate@gan"]["reports/runs/gan/metrics.json"] = "2"
     assert find_first(claimed, found, "gan", settings) == "evaluate@gan"
-    found["features@classifier"]["data/features/classifier"] = "2"
-    assert find_first(claimed, found, "gan", settings) == "features@classifier"
+    found["networks@classifier"]["data/networks/classifier"] = "2"
+    assert find_first(claimed, found, "gan", settings) == "networks@classifier"
 
 
 def test_what_a_run_reads_is_made_by_its_own_stages() -> None:
     settings = params.load(ROOT / "params.yaml")
     assert list_inputs("transformer", settings) == ["fetch@text", "prepare@text", "train@transformer"]
-    assert list_inputs("gan", settings) == ["fetch@images", "prepare@images", "features@classifier", "train@gan"]
+    assert list_inputs("gan", settings) == ["fetch@images", "prepare@images", "networks@classifier", "train@gan"]
 
 
 def test_the_table_counts_each_verdict() -> None:
     rows = [("gan", "fid", 4.0, "", 4.0, EXACT), ("gan", "iw", 1.0, "", 2.0, f"{NOT}, first different: train@gan")]
-    assert render(rows, []).splitlines()[-1] == "2 claims: 1 bit for bit, 0 within the interval, 1 not"
+    assert format_table(rows, []).splitlines()[-1] == "2 claims: 1 bit for bit, 0 within the interval, 1 not"
 
 
 @pytest.mark.usefixtures("workdir")
@@ -182,10 +189,10 @@ def test_a_project_in_a_subfolder_is_evaluated_from_its_own_cache_with_its_own_o
         (folder / "made" / name / "name").write_text(name)
     for stem, value in CLAIM.items():
         (folder / "made" / "reports" / f"{stem}.json").write_text(json.dumps(value))
-    (folder / "data" / "features").mkdir(parents=True)
     (folder / ".gitignore").write_text("/data/\n")
     (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
-    YAML().dump({"stages": STAGES}, folder / "dvc.yaml")
+    check = {"cmd": "mkdir -p data/code && touch data/code/one", "outs": ["data/code"]}
+    YAML().dump({"stages": {"check": check, **STAGES}}, folder / "dvc.yaml")
     dvc = [sys.executable, "-m", "dvc"]
     call("git", "init", "--quiet", str(tmp_path))
     call(*dvc, "init", "--quiet", "--subdir")
@@ -193,7 +200,7 @@ def test_a_project_in_a_subfolder_is_evaluated_from_its_own_cache_with_its_own_o
     call(*dvc, "repro", "--quiet")
     call("git", "add", ".")
     call("git", "-c", "user.name=test", "-c", "user.email=test@example.invalid", "commit", "--quiet", "-m", "own")
-    lock = reproduce.read_lock(folder)
+    lock = reproduce.read_outputs(folder)
     digest = lock["fetch@unused"]["data/raw/unused"]
     (tmp_path / "elsewhere" / "files" / "md5" / digest[:2] / digest[2:]).unlink()
     monkeypatch.chdir(folder)

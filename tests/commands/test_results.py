@@ -12,6 +12,7 @@ import pytest
 from pipeline import artifacts
 from pipeline.__main__ import main
 from pipeline.commands import results
+from pipeline.metrics import images, text
 from tests import forks
 from tests.conftest import ROOT
 
@@ -19,7 +20,7 @@ CLAIM = """
 speed:
   title: how fast
   runs: [one, two]
-  metric: nats
+  metric: test_nats
   lower_is_better: true
   must: 2.0
   aim: 1.0
@@ -33,8 +34,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("results.yaml").write_text(CLAIM, encoding="utf-8")
     for seed, name in enumerate(("one", "two")):
-        protocol = {"hash": "h", "protocol": {"metric": "text"}, "run": {"seed": seed, "model": "m"}}
-        write(name, {"nats": 1.0 + seed, "test_targets": 99}, protocol, seconds=10.0 * (seed + 1))
+        protocol = {"hash": "h", "protocol": {"metric": {"name": "text"}}, "run": {"seed": seed, "model": "m"}}
+        write(name, {"test_nats": 1.0 + seed, "test_targets": 99}, protocol, seconds=10.0 * (seed + 1))
     return tmp_path
 
 
@@ -62,7 +63,7 @@ def test_a_claim_has_mean_interval_seeds_and_the_largest_costs() -> None:
     )
     lines = Path("results.md").read_text(encoding="utf-8").splitlines()
     assert lines[2] == (
-        "| how fast (`speed`) | 1.5 (inconclusive) | -4.853 to 7.853 | 2 | 99 targets | 2 | 1 "
+        "| how fast (`speed`) | 1.5 (inconclusive) | [-4.853, 7.853] | 2 | 99 targets | 2 | 1 "
         "| 20 s | 40 s | 100 MiB | `h` |"
     )
     assert {line.count("|") for line in lines} == {12}
@@ -86,9 +87,9 @@ def test_a_claim_has_mean_interval_seeds_and_the_largest_costs() -> None:
 )
 def test_the_interval_decides_or_without_one_the_value(ends: list[float], lower: bool, verdict: str) -> None:
     claim = results.Claim(
-        title="t", runs=["one"], metric="nats", lower_is_better=lower, must=2.0, aim=1.0, source="nowhere"
+        title="t", runs=["one"], metric="test_nats", lower_is_better=lower, must=2.0, aim=1.0, source="nowhere"
     )
-    assert results.judge(claim, ends) == verdict
+    assert results.judge_claim(claim, ends) == verdict
 
 
 @pytest.mark.usefixtures("runs")
@@ -101,20 +102,33 @@ def test_the_table_says_what_was_reached_and_missed() -> None:
 
 def test_a_claim_counts_what_its_metric_rests_on() -> None:
     metrics = {"test_targets": 9.0, "test_windows": 3.0, "validation_targets": 8.0, "validation_windows": 2.0}
-    assert results.find_counts("validation_nats", metrics) == {"validation_targets": 8.0}
-    assert results.find_counts("validation_window_nats", metrics) == {"validation_windows": 2.0}
-    counts = results.find_counts("fid_net", {"fid_net": 1.0, "samples": 10000.0})
+    assert results.find_counts(text.VALUES, "validation_nats", metrics) == {"validation_targets": 8.0}
+    assert results.find_counts(text.VALUES, "validation_window_nats", metrics) == {"validation_windows": 2.0}
+    counts = results.find_counts(images.VALUES, "fid_net", {"fid_net": 1.0, "samples": 10000.0})
     assert counts == {"samples": 10000.0}
-    assert results.render_counts({"sample_sets": 3, "counts": counts}) == "3 x 10,000 samples"
-    assert results.render_counts({"sample_sets": 1, "counts": {"validation_targets": 111539.0}}) == "111,539 targets"
+    assert results.find_counts(images.VALUES, "iw500_nats", {"samples": 9.0, "scored_images": 8.0}) == {
+        "scored_images": 8.0
+    }
+    assert results.format_counts({"sample_sets": 3, "counts": counts}, images.VALUES) == "3 x 10,000 samples"
+    found = {"sample_sets": 1, "counts": {"validation_targets": 111539.0}}
+    assert results.format_counts(found, text.VALUES) == "111,539 targets"
 
 
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("metric: nats", "metric: bits", "speed.metric: no metric 'bits' in runs one; there are nats, test_targets"),
-        ("metric: nats", "metrik: nats", "speed.metrik: unknown key, did you mean 'metric'?"),
+        (
+            "metric: test_nats",
+            "metric: bits",
+            "speed.metric: no metric 'bits' in runs one; there are test_nats, test_targets",
+        ),
+        ("metric: test_nats", "metrik: test_nats", "speed.metrik: unknown key, did you mean 'metric'?"),
+        (
+            "lower_is_better: true",
+            "lower_is_better: false",
+            "speed.lower_is_better: test_nats is better when it is lower, got false",
+        ),
         ("must: 2.0", "must: two", "speed.must: input should be a valid number, got 'two'"),
         ("[one, two]", "[one, two, one]", "speed.runs: one stands twice"),
         ("[one, two]", "[one, same]", "speed.runs: expected one run a seed, one, same have the seeds [0, 0]"),
@@ -126,7 +140,7 @@ def test_a_wrong_claim_is_refused_by_its_name_and_key(
     old: str, new: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     about = artifacts.read_json(artifacts.REPORTS / "runs" / "one" / "protocol.json")
-    write("same", {"nats": 1.0, "test_targets": 99}, about, seconds=1.0)
+    write("same", {"test_nats": 1.0, "test_targets": 99}, about, seconds=1.0)
     Path("results.yaml").write_text(CLAIM.replace(old, new), encoding="utf-8")
     assert main(["results"]) == 1
     assert f"results.yaml: {message}" in capsys.readouterr().err
@@ -151,8 +165,8 @@ def test_a_command_works_from_the_root_of_the_repository(runs: Path, monkeypatch
 
 @pytest.mark.usefixtures("runs")
 def test_runs_that_differ_in_more_than_the_seed_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    protocol = {"hash": "h", "protocol": {"metric": "text"}, "run": {"seed": 1, "model": "another"}}
-    write("two", {"nats": 1.0, "test_targets": 99}, protocol, seconds=1.0)
+    protocol = {"hash": "h", "protocol": {"metric": {"name": "text"}}, "run": {"seed": 1, "model": "another"}}
+    write("two", {"test_nats": 1.0, "test_targets": 99}, protocol, seconds=1.0)
     assert main(["results"]) == 1
     assert "model is 'm' and 'another'" in capsys.readouterr().err
 
@@ -190,13 +204,15 @@ def test_costs_stay_where_the_records_are_gone_and_the_value_is_the_same(
     value: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("one", "two"):
-        artifacts.write_json(artifacts.REPORTS / "runs" / name / "metrics.json", {"nats": value, "test_targets": 99})
+        artifacts.write_json(
+            artifacts.REPORTS / "runs" / name / "metrics.json", {"test_nats": value, "test_targets": 99}
+        )
     assert main(["results"]) == 0
     before = artifacts.read_json(Path("results.json"))
     (artifacts.RUNS / "two" / "record" / "run.json").unlink()  # as in a fresh clone
     assert main(["results"]) == 0
     assert artifacts.read_json(Path("results.json")) == before
-    artifacts.write_json(artifacts.REPORTS / "runs" / "two" / "metrics.json", {"nats": 3.0, "test_targets": 99})
+    artifacts.write_json(artifacts.REPORTS / "runs" / "two" / "metrics.json", {"test_nats": 3.0, "test_targets": 99})
     assert main(["results"]) == 1
     assert "two/record/run.json: not found" in capsys.readouterr().err
     assert artifacts.read_json(Path("results.json")) == before

@@ -36,7 +36,7 @@ def test_the_differing_field_and_both_values_are_named() -> None:
     with pytest.raises(ProtocolError, match=r"a and b .*: metric.sampling.count is 1000 and 5000"):
         require_equal({"a": PROTOCOL, "b": other})
     with pytest.raises(ProtocolError, match=r"a and c .*: features.inception.weights_sha256 is None and 'cd'"):
-        require_equal({"a": PROTOCOL, "b": PROTOCOL, "c": change("networks.inception", {"weights_sha256": "cd"})})
+        require_equal({"a": PROTOCOL, "b": PROTOCOL, "c": change("features.inception", {"weights_sha256": "cd"})})
 
 
 def test_only_what_is_allowed_may_differ() -> None:

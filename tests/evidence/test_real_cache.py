@@ -117,7 +117,7 @@ def test_a_disk_that_takes_nothing_costs_time_alone(
 
 def test_several_processes_keep_and_forget_at_the_same_time(tmp_path: Path) -> None:
     code = (
-        "import sys, torch; from pipeline import memo; real_cache.MOST = 2000\n"
+        "import sys, torch; from pipeline.evidence import real_cache; real_cache.MOST = 2000\n"
         "for step in range(60):\n"
         "    given = torch.full((20,), step % 7)\n"
         "    assert torch.equal(real_cache.recall({}, given, lambda x: {'y': 2 * x})['y'], 2 * given)"

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.data import mnist5k
-from pipeline.evidence.selftest import check_all, check_dropped_classes, measure
+from pipeline.evidence.selftest import check_all, check_dropped_classes, measure_distances
 from pipeline.metrics.images import Config
 
 CONFIG = Config.model_validate(
@@ -77,7 +77,7 @@ def test_the_upper_half_of_the_classes_that_are_there_is_dropped(
 ) -> None:
     (train, test), (labels, _) = digits
     features, reference = (Coarse()(images)[0] for images in (train, test))
-    base = measure(features, reference, CONFIG)
+    base = measure_distances(features, reference, CONFIG)
     plain = check_dropped_classes(features, reference, labels, base, CONFIG)
     far = check_dropped_classes(features, reference, labels + 10, base, CONFIG)  # no class of a lower half is there
     assert plain.holds

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.evidence.uncertainty import MOST_SEEDS, compare, count_seeds, show, summarize
+from pipeline.evidence.uncertainty import MOST_SEEDS, compare, count_seeds, format_interval, format_number, summarize
 
 
 def simulate(
@@ -109,4 +109,10 @@ def test_tables_with_holes_are_refused(table: list[list[float]]) -> None:
     [(26000.0, "26,000"), (4.03272, "4.033"), (0.0013, "0.0013"), (-0.547287, "-0.5473"), (1e12, "1e+12"), (0.0, "0")],
 )
 def test_numbers_have_four_digits_and_counts_all_of_theirs(value: float, text: str) -> None:
-    assert show(value) == text
+    assert format_number(value) == text
+
+
+def test_an_interval_has_the_digits_of_numbers_and_without_numbers_no_text() -> None:
+    assert format_interval(1.23456, 12000.0) == "[1.235, 12,000]"
+    assert format_interval(math.nan, math.nan) == ""
+    assert format_number(math.inf) == "inf"

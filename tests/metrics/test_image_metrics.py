@@ -19,7 +19,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.evidence.features import Evidence, Make, extract
 from pipeline.kinds import images as images_kind
 from pipeline.metrics import images as metrics
-from pipeline.metrics.images import Config, compute, extrapolate, score_classes
+from pipeline.metrics.images import Config, compute, extrapolate_fid, score_classes
 
 CONFIG = Config.model_validate(
     {
@@ -41,7 +41,7 @@ class Pixels(nn.Module):
 
 
 def measure(network: nn.Module, images: torch.Tensor, reference: torch.Tensor, config: Config) -> dict[str, float]:
-    return metrics.measure(extract(network, images).features, extract(network, reference).features, config)
+    return metrics.measure_distances(extract(network, images).features, extract(network, reference).features, config)
 
 
 def draw(seed: int, count: int = 400, mean: float = 128, spread: float = 20) -> torch.Tensor:
@@ -210,7 +210,7 @@ def test_torch_fidelity_as_a_whole_gives_the_same_numbers() -> None:
 
 
 def test_fid_extrapolated_over_one_by_count_is_the_line_s_intercept() -> None:
-    assert extrapolate({count: 7 + 300 / count for count in (100, 250, 1000)}) == pytest.approx(7)
+    assert extrapolate_fid({count: 7 + 300 / count for count in (100, 250, 1000)}) == pytest.approx(7)
 
 
 def test_extrapolation_takes_most_of_the_bias_of_few_samples_away() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.artifacts import ArtifactError
 from pipeline.data.stacked_mnist import stack
 from pipeline.evidence.features import Evidence, Sampling
-from pipeline.metrics.modes import Config, compute, label, measure, spread
+from pipeline.metrics.modes import Config, compute, label_modes, measure_coverage, split_channels
 
 CONFIG = Config(sampling=Sampling(count=100, sets=1, importance_samples=1))
 
@@ -31,22 +31,25 @@ def make_digits(count: int) -> tuple[Tensor, Tensor]:
 
 def test_a_mode_is_the_class_that_the_data_source_gives_a_stack() -> None:
     pictures, classes = stack(*make_digits(50), 300, torch.Generator().manual_seed(0))
-    modes, total = label(Brightness()(spread(pictures))[1], pictures)
+    modes, total = label_modes(Brightness()(split_channels(pictures))[1], pictures)
     assert total == 1000
     assert torch.equal(modes, classes)
 
 
 def test_count_and_kl_of_known_histograms() -> None:
-    everywhere = measure(torch.arange(1000).repeat(26), 1000)
+    everywhere = measure_coverage(torch.arange(1000).repeat(26), 1000)
     assert everywhere == {"modes_covered": 1000, "mode_kl_nats": pytest.approx(0, abs=1e-12)}
     # Uniform over a quarter of the modes is log 4 from uniform.
-    assert measure(torch.arange(250), 1000) == {"modes_covered": 250, "mode_kl_nats": pytest.approx(math.log(4))}
+    assert measure_coverage(torch.arange(250), 1000) == {
+        "modes_covered": 250,
+        "mode_kl_nats": pytest.approx(math.log(4)),
+    }
 
 
 def test_uniform_draws_have_the_kl_of_their_count() -> None:
     modes = torch.randint(1000, (26_000,), generator=torch.Generator().manual_seed(0))
     # (K - 1) / 2N, the mean of the chi-squared statistic that 2N KL tends to; its standard deviation is 0.00086
-    assert measure(modes, 1000)["mode_kl_nats"] == pytest.approx(999 / 52_000, abs=0.003)
+    assert measure_coverage(modes, 1000)["mode_kl_nats"] == pytest.approx(999 / 52_000, abs=0.003)
 
 
 def test_generated_sets_stand_beside_the_real_images() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.artifacts import ArtifactError
 from pipeline.data import gaussians
-from pipeline.metrics.points import Config, Evidence, Sampling, compute, log_density, measure
+from pipeline.metrics.points import Config, Evidence, Sampling, compute, log_density, measure_points
 
 CONFIG = Config(sampling=Sampling(count=2500, sets=1), deviations=3.0)
 
@@ -22,7 +22,7 @@ def make(layout: str = "ring", modes: int = 8, deviation: float = 0.05) -> tuple
 @pytest.mark.parametrize(("layout", "modes"), [("ring", 8), ("grid", 25)])
 def test_real_points_cover_every_mode_with_the_quality_of_a_gaussian(layout: str, modes: int) -> None:
     points, means = make(layout, modes)
-    found = measure(points, means, 0.05, 3.0)
+    found = measure_points(points, means, 0.05, 3.0)
     assert found["modes_covered"] == modes
     within = 1 - math.exp(-(3.0**2) / 2)  # of a two-dimensional Gaussian: Rayleigh's distribution
     assert found["high_quality"] == pytest.approx(within, abs=0.004)
@@ -45,14 +45,14 @@ def test_log_density_is_that_of_torch_distributions() -> None:
 def test_a_dropped_mode_is_counted_and_its_kl_is_known() -> None:
     points, means = make()
     nearest = torch.cdist(points, means).argmin(dim=1)
-    found = measure(points[nearest != 3], means, 0.05, 3.0)
+    found = measure_points(points[nearest != 3], means, 0.05, 3.0)
     assert found["modes_covered"] == 7
     assert found["mode_kl_nats"] == pytest.approx(math.log(8 / 7), abs=1e-4)
 
 
 def test_points_between_the_modes_are_of_no_quality_and_cover_none() -> None:
     means = make()[1]
-    found = measure((means + means.roll(1, 0)) / 2, means, 0.05, 3.0)
+    found = measure_points((means + means.roll(1, 0)) / 2, means, 0.05, 3.0)
     assert (found["high_quality"], found["modes_covered"]) == (0, 0)
 
 

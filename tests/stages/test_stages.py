@@ -20,7 +20,8 @@ from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence import real_cache
 from pipeline.evidence.features import extract
-from pipeline.evidence.uncertainty import show
+from pipeline.evidence.uncertainty import format_number
+from pipeline.evidence.values import load_values
 from pipeline.history.mlflow_store import connect
 from pipeline.kinds import images as images_kind
 from pipeline.kinds import read_fields, text
@@ -274,10 +275,11 @@ def test_texts_are_read_as_they_were_written(text: str) -> None:
 def test_the_report_shows_student_s_interval_over_the_sets_of_samples() -> None:
     sets = [3.0, 4.0, 5.0]  # t(0.975, 2) = 4.302653, standard deviation 1
     half = 4.302653 / math.sqrt(3)
-    metrics = {"fid": 4.0, "fid_floor": 2.0, "iw": 100.0, "iw_se": 0.5}
-    page = report.Page("x", "gan", "images", "images", 0, metrics, {"fid": sets}, {}, "", Path())
-    assert page.cell("fid") == f"4 [{4 - half:.4g}, {4 + half:.4g}] (floor 2)"
-    assert page.cell("iw") == "100 \u00b1 0.5"
+    metrics = {"fid_x": 4.0, "fid_x_floor": 2.0, "iw5_nats": 100.0, "iw5_nats_se": 0.5}
+    values = load_values("images")
+    page = report.Page("x", "gan", "images", "images", 0, values, metrics, {"fid_x": sets}, {}, "", [])
+    assert page.cell("fid_x") == f"4 [{4 - half:.4g}, {4 + half:.4g}] (floor 2)"
+    assert page.cell("iw5_nats") == "100 \u00b1 0.5"
     assert page.cell("absent") == ""
 
 
@@ -287,7 +289,7 @@ def test_the_report_shows_numbers_whose_record_is_not_here(workdir: Path) -> Non
     report.main()
     page, readme = (workdir / "reports" / name for name in ("index.html", "README.md"))
     fid = artifacts.read_json(workdir / "reports" / "runs" / "gan" / "metrics.json")["fid_classifier"]
-    assert f"| fid_classifier | {show(fid)} [" in readme.read_text()
+    assert f"| fid_classifier | {format_number(fid)} [" in readme.read_text()
     assert "| training: seconds |  |" in readme.read_text()
     assert page.read_text().count("its record is not here") == 3
 
