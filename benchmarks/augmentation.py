@@ -8,8 +8,8 @@ The runs are augment_<policy>_<seed> of params.yaml. A cell is a mean over seeds
 from pathlib import Path
 
 from pipeline import artifacts
-from pipeline.protocol import require_equal
-from pipeline.uncertainty import summarize
+from pipeline.evidence.protocol import require_equal
+from pipeline.evidence.uncertainty import summarize
 
 METRICS = ("fid_classifier", "precision_classifier", "recall_classifier")
 TARGET = Path("augmentation.md")

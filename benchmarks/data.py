@@ -32,16 +32,16 @@ THREADS = os.environ.get("OMP_NUM_THREADS", "2")
 SECONDS, MEMORY, SHARE = 60.0, 500.0, 0.02  # limits: of the pictures, MB of the text, of a step
 STAGE = """
 import runpy, sys
-runpy.run_module(f"pipeline.stages.{sys.argv.pop(1)}", run_name="__main__")
+runpy.run_module("pipeline.stages", run_name="__main__")
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 TRAINING = """
 import json, statistics, sys, time
-from pipeline import training
-from pipeline.data.loading import Steps
+from pipeline.history import recorder
+from pipeline.batches import Steps
 from pipeline.stages import train
 
-training.PREVIEWS = 1  # they take longer than the steps that are measured
+recorder.PREVIEWS = 1  # they take longer than the steps that are measured
 waits, steps, iterate, found = [], [], Steps.__iter__, {}
 
 def timed(self):

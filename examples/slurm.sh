@@ -20,7 +20,7 @@ set -uo pipefail
 run=${1:?usage: sbatch examples/slurm.sh <run of params.yaml>}
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 
-srun --kill-on-bad-exit=0 python -m pipeline.stages.train "$run"
+srun --kill-on-bad-exit=0 python -m pipeline.stages train "$run"
 status=$?
 if [ "$status" -eq 75 ]; then # a signal stopped it and its state is saved: the same job resumes
     scontrol requeue "$SLURM_JOB_ID"

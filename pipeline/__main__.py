@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from pipeline.artifacts import ArtifactError
+from pipeline.evidence.protocol import ProtocolError
 from pipeline.params import ParamsError
-from pipeline.protocol import ProtocolError
 
 FOLDER = Path(__file__).parent / "commands"
 

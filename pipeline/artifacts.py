@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 
 if TYPE_CHECKING:
@@ -25,57 +24,57 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-CHECKED = Path("data/checked.json")
 RAW = Path("data/raw")
 PREPARED = Path("data/prepared")
-FEATURES = Path("data/features")
+NETWORKS = Path("data/networks")
 RUNS = Path("data/runs")
 REPORTS = Path("reports")
 STATE = Path(".state")  # what git and DVC do not see: resume state, parts of downloads, reports of stages that stopped
 SPLITS = ("train", "validation", "test")
 ZEROS = 2**20  # bytes that an empty tensor file grows by
+SEAL = "manifest.json"
+MEND = "`pipeline verify` says whether DVC's cache is broken too; if not, `dvc checkout --force` brings the file back"
 
 
 class ArtifactError(RuntimeError):
     """A file between stages is missing or broken; the message names it and the stage that makes it."""
 
 
-class ImageSpec(BaseModel):
-    """What a model must know of an image set: shape (C, H, W), number of classes (0 without labels)."""
-
-    model_config = ConfigDict(frozen=True)
-
-    shape: tuple[int, int, int]
-    classes: int
+def encode(value: Any) -> Any:
+    """Return plain JSON values: sections of params.yaml become mappings."""
+    return json.loads(json.dumps(value, default=_encode_section))
 
 
-class PointSpec(BaseModel):
-    """What a model must know of a point set: dimensions D, number of modes."""
-
-    model_config = ConfigDict(frozen=True)
-
-    dimensions: int
-    classes: int
+def _encode_section(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    msg = f"expected plain values (numbers, texts, lists, mappings), got {type(value).__name__}: {value!r}"
+    raise TypeError(msg)
 
 
-class TextSpec(BaseModel):
-    """What a model must know of a text set: the vocabulary's size V."""
-
-    model_config = ConfigDict(frozen=True)
-
-    vocabulary: int
-
-
-Spec = ImageSpec | PointSpec | TextSpec
-SPECS: dict[str, type[Spec]] = {"images": ImageSpec, "points": PointSpec, "text": TextSpec}
+@contextmanager
+def replace(path: Path) -> Iterator[Path]:
+    """Yield a temporary path next to `path`, which takes its place at the end: complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as sorted, indented JSON, complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, default=_encode_section) + "\n"
+    with replace(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, complete or not at all."""
+    with replace(path) as partial:
+        partial.write_bytes(content)
 
 
 def read_json(path: Path) -> Any:
@@ -90,10 +89,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors to a safetensors file, complete or not at all."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-    os.replace(partial, path)
+    with replace(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
 
 @contextmanager
@@ -117,9 +114,7 @@ def create_tensors(path: Path, layout: Mapping[str, tuple[torch.dtype, Sequence[
         header[name] = {"dtype": kinds[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    try:
+    with replace(path) as partial:
         with partial.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for start in range(0, end, ZEROS):  # a file of holes would end in SIGBUS on a full disk
@@ -130,9 +125,6 @@ def create_tensors(path: Path, layout: Mapping[str, tuple[torch.dtype, Sequence[
             name: content[slice(*header[name]["data_offsets"])].view(dtype).view(*shape)
             for name, (dtype, shape) in layout.items()
         }
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -141,26 +133,20 @@ def append_tensor(path: Path, name: str) -> Iterator[Callable[[NDArray[np.int32]
 
     The context's value appends an array int32 (n,). An error inside the context leaves no file behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
     space = 248  # bytes: the header is filled in at the end, and spaces are allowed behind it
     count = 0
-    try:
-        with partial.open("wb") as file:
-            file.write(bytes(8 + space))
+    with replace(path) as partial, partial.open("wb") as file:
+        file.write(bytes(8 + space))
 
-            def append(values: NDArray[np.int32]) -> None:
-                nonlocal count
-                file.write(np.ascontiguousarray(values, dtype="<i4").data)
-                count += len(values)
+        def append(values: NDArray[np.int32]) -> None:
+            nonlocal count
+            file.write(np.ascontiguousarray(values, dtype="<i4").data)
+            count += len(values)
 
-            yield append
-            header = json.dumps({name: {"dtype": "I32", "shape": [count], "data_offsets": [0, 4 * count]}})
-            file.seek(0)
-            file.write(space.to_bytes(8, "little") + header.encode().ljust(space))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield append
+        header = json.dumps({name: {"dtype": "I32", "shape": [count], "data_offsets": [0, 4 * count]}})
+        file.seek(0)
+        file.write(space.to_bytes(8, "little") + header.encode().ljust(space))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -217,7 +203,21 @@ def read_split(name: str, split: str) -> dict[str, Tensor]:
     return read_tensors(path)
 
 
-def read_spec(name: str) -> Spec:
-    """Return what a model must know of the prepared data set `name`."""
-    manifest = read_manifest(name)
-    return SPECS[manifest["kind"]].model_validate(manifest["spec"])
+def seal(folder: Path) -> None:
+    """Write the manifest of a complete folder; equal files give equal bytes."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SEAL)
+    write_json(folder / SEAL, {path.relative_to(folder).as_posix(): digest(path) for path in paths})
+
+
+def verify(folder: Path) -> None:
+    """Check that a folder holds what was sealed.
+
+    Raises:
+        ArtifactError: if the manifest or a file is missing, or a file is not the sealed one.
+    """
+    for name, expected in read_json(folder / SEAL).items():
+        path = folder / name
+        found = digest(path) if path.is_file() else "no file"
+        if found != expected:
+            msg = f"{path}: expected SHA-256 {expected}, found {found}; {MEND}"
+            raise ArtifactError(msg)

@@ -11,7 +11,7 @@ import difflib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -20,6 +20,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline import plugins
 
 PATH = Path("params.yaml")
+NONE = "none"  # in a run: no start, or no feature network
 
 
 class ParamsError(ValueError):
@@ -32,24 +33,62 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class Source(Section):
+    """Base of every data section: which plug-in fetches and prepares it, and the kind of data that comes out."""
+
+    KIND: ClassVar[str]
+
+    source: str = Field(description="a file in pipeline/data/")
+    path: str = Field(
+        min_length=1, description="your own files, for sources that read them; the other sources ignore it"
+    )
+
+
+class Network(Section):
+    """Base of every network section: a feature network that metrics compare samples by."""
+
+    network: str = Field(description="a file in pipeline/networks/")
+    data: str = Field(description="section of data that the network learns, or is used on")
+
+
+class Trainable(Section):
+    """Base of every section that is trained: the keys that the training loop reads."""
+
+    steps: int = Field(ge=1, description="optimizer steps")
+    batch_size: int = Field(ge=1, description="examples per step, over all processes")
+    clip_norm: float | None = Field(
+        default=None, gt=0, exclude_if=lambda norm: norm is None, description="largest global norm of the gradient"
+    )
+    ema: float = Field(ge=0, lt=1, description="decay of the averaged weights that are kept; 0 keeps the last weights")
+
+
+class Measure(Section):
+    """Base of every metric section: what the stage `sample` draws, and how it is measured."""
+
+    sampling: Section
+
+
 class Run(Section):
-    """One experiment: what to train, on what, measured how."""
+    """One run: learn `model` on `data` from `start`, measured by `metric` through `network`."""
 
     model: str = Field(description="section of models, a file in pipeline/models/")
     data: str = Field(description="section of data")
+    start: str = Field(description="run whose weights this run starts from, or none")
     metric: str = Field(description="section of metrics, a file in pipeline/metrics/")
-    features: list[str] = Field(description="sections of features that FID, KID, precision, recall use")
+    network: str = Field(description="section of networks that the metric looks through, or none")
     seed: int = Field(ge=0, description="seed of weights, data order, noise and samples")
-    set: dict[str, Any] = Field(description="keys of the model's section that this run changes")
+    changes: dict[str, Any] = Field(description="keys of the model's section that this run changes")
+    freeze: list[str] = Field(default=[], description="patterns of weights that stay as the start has them")
+    skip: list[str] = Field(default=[], description="patterns of weights that are not taken from the start")
 
 
 class Params(Section):
     """All of params.yaml; `models` holds each run's model config with the run's own changes applied."""
 
-    data: dict[str, Section]
-    features: dict[str, Section]
-    models: dict[str, Section]
-    metrics: dict[str, Section]
+    data: dict[str, Source]
+    networks: dict[str, Network]
+    models: dict[str, Trainable]
+    metrics: dict[str, Measure]
     runs: dict[str, Run]
 
 
@@ -70,8 +109,10 @@ def load(path: Path = PATH) -> Params:
         if isinstance(run, Run):
             runs[name] = run
             _check_links(name, run, raw, problems)
-    checked: dict[str, dict[str, Section]] = {}
-    for section, family, key in (("data", "data", "source"), ("features", "models", "network")):
+    problems += [f"{section}.{NONE}: the name is reserved" for section in ("runs", "networks") if NONE in raw[section]]
+    _check_starts(runs, problems)
+    checked: dict[str, dict[str, Any]] = {}
+    for section, family, key in (("data", "data", "source"), ("networks", "networks", "network")):
         checked[section] = {
             name: _plug_in(family, key, f"{section}.{name}", values, problems) for name, values in raw[section].items()
         }
@@ -80,9 +121,11 @@ def load(path: Path = PATH) -> Params:
             name: _plug_in(section, None, f"{section}.{name}", values, problems)
             for name, values in raw[section].items()
         }
-    _check_features(raw, checked["data"], problems)
+    _check_networks(raw, checked["data"], problems)
     models = {
-        name: _plug_in("models", None, f"runs.{name}.set", {**raw["models"][run.model], **run.set}, problems, run.model)
+        name: _plug_in(
+            "models", None, f"runs.{name}.changes", {**raw["models"][run.model], **run.changes}, problems, run.model
+        )
         for name, run in runs.items()
         if not problems
     }
@@ -91,11 +134,11 @@ def load(path: Path = PATH) -> Params:
     if problems:
         raise _error(path, problems)
     return Params.model_construct(
-        data=checked["data"], features=checked["features"], models=models, metrics=checked["metrics"], runs=runs
+        data=checked["data"], networks=checked["networks"], models=models, metrics=checked["metrics"], runs=runs
     )
 
 
-def load_data(key: str, path: Path = PATH) -> Section:
+def load_data(key: str, path: Path = PATH) -> Source:
     """Read and check the section data.<key> alone, importing no plug-in but its source.
 
     Raises:
@@ -109,7 +152,7 @@ def load_data(key: str, path: Path = PATH) -> Section:
     config = _plug_in("data", "source", f"data.{key}", sections[key], problems)
     if problems:
         raise _error(path, problems)
-    return config
+    return cast("Source", config)
 
 
 SECTIONS = tuple(Params.model_fields)
@@ -143,7 +186,8 @@ def read_mapping(path: Path, expected: str, folder: str) -> dict[str, Any]:
 
 def _check_links(name: str, run: Run, raw: dict[str, Any], problems: list[str]) -> None:
     links = [("model", "models", run.model), ("data", "data", run.data), ("metric", "metrics", run.metric)]
-    links += [("features", "features", feature) for feature in run.features]
+    links += [("start", "runs", run.start)] if run.start != NONE else []
+    links += [("network", "networks", run.network)] if run.network != NONE else []
     for key, section, target in links:
         if target not in raw[section]:
             problem = f"runs.{name}.{key}: no section {section}.{target}{_nearest(target, raw[section])}"
@@ -157,26 +201,42 @@ def _check_kinds(name: str, run: Run, data: Any) -> list[str]:
     model, metric = (
         plugins.load(family, plug_in) for family, plug_in in (("models", run.model), ("metrics", run.metric))
     )
-    if run.features and metric.KIND != "images":
-        message = f"feature networks are for images, metric {run.metric} measures {metric.KIND}: expected []"
-        return [f"runs.{name}.features: {message}, got {run.features}"]
-    if not run.features and getattr(metric, "CHANNELWISE", False):
-        return [f"runs.{name}.features: metric {run.metric} labels channels by a network, expected one or more, got []"]
-    if data.KIND in model.KINDS and data.KIND == metric.KIND:
+    through = getattr(metric, "NETWORK", "none")
+    if run.network != NONE and through == "none":
+        message = f"metric {run.metric} looks through no feature network, expected {NONE}, got {run.network}"
+        return [f"runs.{name}.network: {message}"]
+    if run.network == NONE and through == "needed":
+        return [f"runs.{name}.network: metric {run.metric} needs a feature network, got {NONE}"]
+    if data.KIND in model.LEARNS and data.KIND == metric.KIND:
         return []
-    kinds = f"data {run.data} ({data.source}) holds {data.KIND}, model {run.model} learns {' or '.join(model.KINDS)}"
+    kinds = f"data {run.data} ({data.source}) holds {data.KIND}, model {run.model} learns {' or '.join(model.LEARNS)}"
     return [f"runs.{name}: {kinds}, metric {run.metric} measures {metric.KIND}"]
 
 
-def _check_features(raw: dict[str, Any], data: dict[str, Section], problems: list[str]) -> None:
-    for name, values in raw["features"].items():
+def _check_networks(raw: dict[str, Any], data: dict[str, Any], problems: list[str]) -> None:
+    for name, values in raw["networks"].items():
         target = values.get("data") if isinstance(values, dict) else None
         if not isinstance(target, str):
             continue
+        known = plugins.names("networks")
+        kinds = plugins.load("networks", values["network"]).LEARNS if values.get("network") in known else ()
         if target not in raw["data"]:
-            problems.append(f"features.{name}.data: no section data.{target}{_nearest(target, raw['data'])}")
-        elif (kind := getattr(data[target], "KIND", "images")) != "images":
-            problems.append(f"features.{name}.data: expected images, data.{target} holds {kind}")
+            problems.append(f"networks.{name}.data: no section data.{target}{_nearest(target, raw['data'])}")
+        elif kinds and (kind := getattr(data[target], "KIND", kinds[0])) not in kinds:
+            problems.append(f"networks.{name}.data: expected {' or '.join(kinds)}, data.{target} holds {kind}")
+
+
+def _check_starts(runs: dict[str, Run], problems: list[str]) -> None:
+    """Refuse reserved names, and runs that start from one another in a circle."""
+    for name, run in runs.items():
+        seen, at = [name], run.start
+        while at != NONE and at in runs and at not in seen:
+            seen.append(at)
+            at = runs[at].start
+        if at == name and at != NONE:
+            problems.append(f"runs.{name}.start: the runs start from one another: {' <- '.join([*seen, at])}")
+        if run.start == NONE and (run.freeze or run.skip):
+            problems.append(f"runs.{name}: freeze and skip are about the weights of a start, which is {NONE}")
 
 
 def _plug_in(
@@ -192,10 +252,6 @@ def _plug_in(
         module = plugins.load(family, plug_in or name.split(".")[1])
     except ValueError as error:
         problems.append(f"{name}{'.' + key if key else ''}: {error}")
-        return Section()
-    if key == "network" and not hasattr(module, "load_features"):
-        networks = [known for known in plugins.names(family) if hasattr(plugins.load(family, known), "load_features")]
-        problems.append(f"{name}.{key}: expected a feature network, {' or '.join(networks)}, got {plug_in!r}")
         return Section()
     return check_section(module.Config, values, name, problems)
 
@@ -248,5 +304,5 @@ if __name__ == "__main__":
     except ParamsError as problem:
         sys.exit(f"error: {problem}")
     for run_name, run_config in params.runs.items():
-        resolved = {**run_config.model_dump(), "set": params.models[run_name].model_dump()}
+        resolved = {**run_config.model_dump(), "changes": params.models[run_name].model_dump()}
         print(run_name, json.dumps(resolved))

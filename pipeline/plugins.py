@@ -1,32 +1,33 @@
 """Plug-ins are found by file name: load("models", "gan") imports pipeline/models/gan.py.
 
-A file is a plug-in when it defines `Config`; every other file in the folder is shared code.
+Every file in the folder of a family is a plug-in of that family.
 """
 
-import ast
-import functools
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 PACKAGE = Path(__file__).parent
-NEEDED = {  # by family, beside Config; what else a plug-in may have, CONTRIBUTING.md tells
-    "models": ("KINDS",),
-    "data": ("fetch", "prepare"),
-    "metrics": ("KIND", "ERRORS", "SPLITS", "COUNTS", "NUMBERS", "Evidence", "compute"),
+NEEDED = {  # the names that each family must define; docs/extend.md says what they mean
+    "kinds": ("Spec",),  # and, of what is prepared by itself: see pipeline/kinds
+    "backbones": (),
+    "data": ("Config", "fetch", "prepare"),
+    "models": ("Config", "LEARNS", "Model"),
+    "networks": ("Config", "LEARNS", "PREPROCESSING", "load_features"),
+    "metrics": ("Config", "KIND", "ERRORS", "SPLITS", "COUNTS", "NUMBERS", "Evidence", "gather", "compute"),
 }
 FAMILIES = tuple(NEEDED)
 
 
 def names(family: str) -> list[str]:
     """List the plug-ins of a family without importing them."""
-    return sorted(path.stem for path in (PACKAGE / family).glob("*.py") if _defines_config(path))
+    return sorted(path.stem for path in (PACKAGE / family).glob("*.py") if path.stem != "__init__")
 
 
-@functools.cache
-def _defines_config(path: Path) -> bool:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return any(isinstance(node, ast.ClassDef) and node.name == "Config" for node in tree.body)
+def find_providers(family: str, needed: Sequence[str]) -> tuple[str, ...]:
+    """Return the plug-ins of a family whose files define every name of `needed`."""
+    return tuple(name for name in names(family) if set(needed) <= vars(load(family, name)).keys())
 
 
 def load(family: str, name: str) -> ModuleType:

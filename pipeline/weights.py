@@ -1,16 +1,22 @@
 """A trained model on disk: model.safetensors with the kept weights, config.json with all that rebuilds it, sealed."""
 
+import fnmatch
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline import artifacts, plugins, seals
-from pipeline.artifacts import ArtifactError, Spec
+from pipeline import artifacts, plugins
+from pipeline.artifacts import ArtifactError
+from pipeline.formats.tokenizers import TextTokenizer, restore_tokenizer
+from pipeline.kinds import Fields, dump_fields, give, parse_fields
 from pipeline.params import Section
-from pipeline.tokenization import TextTokenizer, restore_tokenizer
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True)
@@ -18,30 +24,20 @@ class Loaded:
     """A model in evaluation mode, on the device that the machine has, with its tokenizer if it writes text."""
 
     model: Any
-    kind: str
-    config: Section
+    fields: Fields
+    config: Any
     tokenizer: TextTokenizer | None
 
-    def write(
-        self,
-        count: int,
-        generator: torch.Generator,
-        *,
-        prompt: str = "\n",
-        length: int = 400,
-        temperature: float = 0.8,
-        top_k: int = 0,
-        top_p: float = 0.95,
-    ) -> list[str]:
-        """Continue a prompt `count` times by `length` tokens; see the model's `sample`."""
-        if self.tokenizer is None:
-            msg = "this model writes no text"
-            raise TypeError(msg)
-        start = torch.tensor(self.tokenizer.encode(prompt), dtype=torch.int64)
-        tokens: Tensor = self.model.sample(
-            start, count, length, generator, temperature=temperature, top_k=top_k, top_p=top_p
-        )
-        return [self.tokenizer.decode(row) for row in tokens.tolist()]
+    @property
+    def kind(self) -> ModuleType:
+        """The kind of data that the model makes, a file in pipeline/kinds/."""
+        return plugins.load("kinds", self.fields[self.model.makes].kind)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw `count` values, such as images uint8 (N, C, H, W), on the CPU; classes come in turn."""
+        given = give(self.fields, self.model.given, count)
+        values: Tensor = self.model.sample(count, generator, given)[self.model.makes]
+        return values.cpu()
 
 
 def choose_device() -> torch.device:
@@ -49,18 +45,26 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def save_model(folder: Path, plug_in: str, model: Any, config: Section, spec: Spec, tokenizer: Any = None) -> None:
+def save_model(
+    folder: Path,
+    plug_in: str,
+    model: Any,
+    config: Section,
+    fields: Fields,
+    *,
+    family: str = "models",
+    tokenizer: Any = None,
+) -> None:
     """Write the kept weights of a LightningModule and what rebuilds it."""
     tensors = {name: tensor.detach().cpu() for name, tensor in model.kept.state_dict().items()}
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         msg = f"{folder}: not written, weights are not finite: {', '.join(broken[:5])}"
         raise ArtifactError(msg)
-    artifacts.write_tensors(folder / "model.safetensors", tensors)
-    kind = next(kind for kind, known in artifacts.SPECS.items() if isinstance(spec, known))
-    about = {"model": plug_in, "kind": kind, "config": config.model_dump(), "spec": spec.model_dump(mode="json")}
-    artifacts.write_json(folder / "config.json", {**about, "tokenizer": tokenizer})
-    seals.seal(folder)
+    artifacts.write_tensors(folder / WEIGHTS, tensors)
+    about = {"family": family, "model": plug_in, "config": config.model_dump(), "fields": dump_fields(fields)}
+    artifacts.write_json(folder / CONFIG, {**about, "tokenizer": tokenizer})
+    artifacts.seal(folder)
 
 
 def load_model(folder: Path) -> Loaded:
@@ -69,17 +73,69 @@ def load_model(folder: Path) -> Loaded:
     Raises:
         ArtifactError: if a file is missing, broken or does not fit the model's code.
     """
-    seals.verify(folder)
-    about = artifacts.read_json(folder / "config.json")
-    module = plugins.load("models", about["model"])
+    artifacts.verify(folder)
+    about = artifacts.read_json(folder / CONFIG)
+    module = plugins.load(about["family"], about["model"])
     config = module.Config.model_validate(about["config"])
-    spec = artifacts.SPECS[about["kind"]].model_validate(about["spec"])
-    model = module.Model(config, spec, seed=0)
+    fields = parse_fields(about["fields"])
+    model = module.Model(config, fields, seed=0)
     try:
-        model.kept.load_state_dict(artifacts.read_tensors(folder / "model.safetensors"))
+        model.kept.load_state_dict(artifacts.read_tensors(folder / WEIGHTS))
     except RuntimeError as error:
-        msg = f"{folder / 'model.safetensors'}: does not fit pipeline/models/{about['model']}.py: {error}"
+        msg = f"{folder / WEIGHTS}: does not fit pipeline/{about['family']}/{about['model']}.py: {error}"
         raise ArtifactError(msg) from error
     state = about["tokenizer"]
     tokenizer = restore_tokenizer(state) if state else None
-    return Loaded(model.eval().to(choose_device()), about["kind"], config, tokenizer)
+    return Loaded(model.eval().to(choose_device()), fields, config, tokenizer)
+
+
+def start_from(model: Any, folder: Path, *, skip: Sequence[str], freeze: Sequence[str]) -> None:
+    """Give a new model the kept weights of a trained one, by name, and freeze some of them.
+
+    Args:
+        model: a LightningModule.
+        folder: of the trained model.
+        skip: patterns of names, such as `head.*`, that keep their fresh weights.
+        freeze: patterns of names that are not trained.
+
+    Raises:
+        ArtifactError: if a pattern matches nothing, or a weight is missing or has another shape: each by its name.
+    """
+    artifacts.verify(folder)
+    source = artifacts.read_tensors(folder / WEIGHTS)
+    targets = [module for module in {id(part): part for part in _list_parts(model)}.values()]
+    names = targets[0].state_dict().keys()
+    for key, patterns in (("skip", skip), ("freeze", freeze)):
+        if idle := [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]:
+            msg = f"{key}: {', '.join(idle)} matches no weight; the model has {', '.join(names)}"
+            raise ArtifactError(msg)
+    taken = {name: tensor for name, tensor in source.items() if not _matches(name, skip)}
+    for target in targets:
+        problems = _compare_shapes(target.state_dict(), taken, skip)
+        if problems:
+            msg = f"{folder}: {len(problems)} weights do not fit; name them in `skip` to train them from scratch:\n  "
+            raise ArtifactError(msg + "\n  ".join(problems))
+        target.load_state_dict(taken, strict=False)
+    for name, parameter in targets[0].named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and not _matches(name, freeze))
+
+
+def _list_parts(model: Any) -> list[nn.Module]:
+    """Return the module that is trained and, if they differ, the average that is kept."""
+    return [model.trained, model.kept]
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _compare_shapes(target: Mapping[str, Tensor], source: Mapping[str, Tensor], skip: Sequence[str]) -> list[str]:
+    """Return a line for each weight that one side lacks, or that has another shape."""
+    lines = []
+    for name in sorted(target.keys() | source.keys()):
+        if _matches(name, skip):
+            continue
+        shapes = [tuple(side[name].shape) if name in side else "nothing" for side in (source, target)]
+        if shapes[0] != shapes[1]:
+            lines.append(f"{name}: the start has {shapes[0]}, the model has {shapes[1]}")
+    return lines

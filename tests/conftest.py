@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from pipeline.models import inception
+from pipeline.networks import inception
 from tests.faults import (  # noqa: F401 - pytest takes its hooks from here
     note_faults,
     pytest_addoption,
@@ -101,8 +101,8 @@ def edit_params(workdir: Path) -> Callable[..., None]:
 
 
 TINY = {
-    "features.classifier.steps": 60,
-    "features.classifier.width": 4,
+    "networks.classifier.steps": 60,
+    "networks.classifier.width": 4,
     "models.gan.steps": 12,
     "models.gan.batch_size": 16,
     "models.gan.generator_width": 8,

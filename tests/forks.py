@@ -88,7 +88,7 @@ class Fork:
 
 
 class Child:
-    """A fork of this process, for pipeline/processes.py in place of subprocess.Popen."""
+    """A fork of this process, for pipeline/runtime/processes.py in place of subprocess.Popen."""
 
     __class_getitem__ = classmethod(GenericAlias)
 
@@ -188,7 +188,7 @@ def _end_as(command: Sequence[str], folder: Path, values: Mapping[str, str]) -> 
             sys.modules["torch"].set_num_threads(int(values["OMP_NUM_THREADS"]))
         for name in [name for name in sys.modules if name.partition(".")[0] in {"pipeline", "tests"}]:
             del sys.modules[name]
-        sys.argv, sys.orig_argv = list(command), [sys.executable, "-m", *command]
+        sys.argv = list(command)
         sys.path.insert(0, str(folder))
         runpy.run_module(command[0], run_name="__main__", alter_sys=True)
     except SystemExit as error:

@@ -1,4 +1,4 @@
-"""One of several processes, for tests/test_processes.py: a stage that trains small models and has accidents.
+"""One of several processes, for tests/runtime/test_processes.py: a stage that trains small models and has accidents.
 
 python -m tests.ranks '{"out": "<folder>", "names": ["gan"], "fault": {"kind": "kill", "rank": 1, "step": 5}}'
 """
@@ -12,8 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline import preemption, processes
-from pipeline.stages import run_stage
+from pipeline.kinds.points import make_fields as point_fields
+from pipeline.runtime import preemption, processes
+from pipeline.stages.__main__ import run
 from tests.forks import Child
 
 if __name__ == "__main__":
@@ -25,16 +26,17 @@ if __name__ == "__main__":
 
         if "TEST_FORKED_RANKS" in os.environ:
             processes.subprocess = SimpleNamespace(Popen=Child)  # type: ignore[attr-defined]
-        run_stage(lambda text: processes.supervise("tests.ranks", text, tell), several=True)
+        run(lambda text: processes.supervise("ranks", text, tell, module="tests.ranks"), sys.argv[-1:], "ranks", "", several=True)
         sys.exit()
 
 import torch
 from pytorch_lightning import Callback
 
-from pipeline import params, plugins, sharding
-from pipeline.artifacts import PointSpec
-from pipeline.data.loading import Examples, LabelledExamples
-from pipeline.training import Recorder, fit
+from pipeline import params, plugins
+from pipeline.batches import Examples, Rows
+from pipeline.history.recorder import Recorder
+from pipeline.runtime import sharding
+from pipeline.training import fit
 from tests.test_training import make
 
 STEPS = 10
@@ -48,8 +50,8 @@ def make_points() -> tuple[Any, Any, Examples]:
     changes |= {"gradient_penalty": 1.0, "penalty_every": 2}
     config = config.model_validate({**config.model_dump(), **changes})
     generator = torch.Generator().manual_seed(0)
-    points = LabelledExamples({"points": torch.randn(36, 2, generator=generator), "labels": torch.arange(36) % 4})
-    return plugins.load("models", "gan").Model(config, PointSpec(dimensions=2, classes=4), seed=0), config, points
+    points = Rows({"points": torch.randn(36, 2, generator=generator), "labels": torch.arange(36) % 4})
+    return plugins.load("models", "gan").Model(config, point_fields(2, 4), seed=0), config, points
 
 
 class Accident(Callback):
@@ -109,4 +111,4 @@ def main(text: str) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, several=True)
+    run(main, sys.argv[-1:], "ranks", "", several=True)

@@ -14,7 +14,10 @@ import pytest
 import torch
 
 from pipeline import artifacts
-from pipeline.artifacts import ArtifactError, ImageSpec, TextSpec
+from pipeline.artifacts import ArtifactError
+from pipeline.kinds import dump_fields, parse_fields, read_fields
+from pipeline.kinds.images import make_fields as image_fields
+from pipeline.kinds.text import make_fields as text_fields
 
 VALUE = {"b": [1, 2.5, None, True], "a": {"text": "Grüße 🙂\n", "tiny": 5e-324, "third": 1 / 3}}
 
@@ -40,7 +43,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     artifacts.write_tensors(folder / "train.safetensors", {"images": images, "labels": torch.arange(20) % 10})
     manifest = {
         "kind": "images",
-        "spec": {"shape": [1, 4, 4], "classes": 10},
+        "fields": {"images": {"kind": "images", "shape": [1, 4, 4]}, "labels": {"kind": "labels", "classes": 10}},
         "splits": {"train": {"sha256": hashlib.sha256((folder / "train.safetensors").read_bytes()).hexdigest()}},
     }
     artifacts.write_json(folder / "manifest.json", manifest)
@@ -114,7 +117,7 @@ def test_read_split_returns_what_was_written(prepared: Path) -> None:
     split = artifacts.read_split("digits", "train")
     assert split["images"].shape == (20, 1, 4, 4)
     assert split["labels"].tolist() == [*range(10)] * 2
-    assert artifacts.read_spec("digits") == ImageSpec(shape=(1, 4, 4), classes=10)
+    assert read_fields("digits") == image_fields((1, 4, 4), 10)
     assert prepared.is_dir()
 
 
@@ -173,13 +176,14 @@ def test_a_missing_data_set_is_named(prepared: Path) -> None:
             read()
 
 
-def test_read_spec_knows_the_kind(prepared: Path) -> None:
-    artifacts.write_json(prepared.parent / "words" / "manifest.json", {"kind": "text", "spec": {"vocabulary": 65}})
-    assert artifacts.read_spec("words") == TextSpec(vocabulary=65)
+def test_fields_know_their_kinds(prepared: Path) -> None:
+    fields = {"tokens": {"kind": "text", "vocabulary": 65}}
+    artifacts.write_json(prepared.parent / "words" / "manifest.json", {"fields": fields})
+    assert read_fields("words") == text_fields(65)
 
 
 def test_specs_are_frozen_and_survive_json() -> None:
-    spec = ImageSpec(shape=(3, 32, 32), classes=10)
-    assert ImageSpec.model_validate(json.loads(json.dumps(spec.model_dump(mode="json")))) == spec
+    spec = image_fields((3, 32, 32), 10)
+    assert parse_fields(json.loads(json.dumps(dump_fields(spec)))) == spec
     with pytest.raises(ValueError, match="frozen"):
-        spec.classes = 2  # type: ignore[misc]
+        spec["labels"].classes = 2  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import artifacts
-from pipeline.protocol import ProtocolError
+from pipeline.evidence.protocol import ProtocolError
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "benchmarks"

@@ -66,7 +66,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def count_runs(folder: Path) -> int:
-    code = "from pipeline.tracking import connect; c, e = connect(); print('runs', len(c.search_runs([e])))"
+    code = "from pipeline.history.mlflow_store import connect; c, e = connect(); print('runs', len(c.search_runs([e])))"
     return int(run(folder, sys.executable, "-c", code).rpartition("runs ")[2])
 
 

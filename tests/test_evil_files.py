@@ -20,7 +20,8 @@ import torch
 from mlflow.pyfunc.model import PythonModel
 from pytorch_lightning import LightningModule
 
-from pipeline import artifacts, checkpoints, seals
+from pipeline import artifacts
+from pipeline.runtime import checkpoints
 from pipeline.weights import load_model, save_model
 from tests.conftest import ROOT
 from tests.test_training import make, run
@@ -169,6 +170,6 @@ def test_a_model_folder_that_names_other_code_is_refused(
     save_model(folder, "gan", model, config, model.spec)
     about = artifacts.read_json(folder / "config.json")
     artifacts.write_json(folder / "config.json", about | {"model": name})
-    seals.seal(folder)
+    artifacts.seal(folder)
     with pytest.raises(ValueError, match="no models plug-in"):
         load_model(folder)

@@ -13,12 +13,13 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from pipeline.runtime.preemption import names_stage
 from tests.forks import Fork
 from tests.test_dvc import BIN, copy_project, run, set_params
 
 pytestmark = pytest.mark.slow
 MODEL = Path("data/runs/transformer/model/model.safetensors")
-STAGE = ("pipeline.stages.train", "transformer")
+STAGE = ("pipeline.stages", "train", "transformer")
 TRAIN = ("python", "-m", *STAGE)
 
 
@@ -73,7 +74,7 @@ def trainers(folder: Path) -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter(["cmdline", "cwd"])
-        if "pipeline.stages.train" in (process.info["cmdline"] or []) and process.info["cwd"] == str(folder)
+        if names_stage(process.info["cmdline"] or []) and process.info["cwd"] == str(folder)
     ]
 
 

@@ -20,9 +20,9 @@ from mlflow.tracking import MlflowClient
 
 from pipeline import artifacts
 from pipeline.__main__ import main
-from pipeline.record import Record
+from pipeline.history.record import Record
+from pipeline.history.recorder import Recorder
 from pipeline.stages import fetch, prepare, train
-from pipeline.training import Recorder
 from tests.conftest import ROOT, TINY
 from tests.test_dvc import set_params
 
@@ -148,7 +148,7 @@ def project(prepared: Path, tmp_path: Path, line: Line, monkeypatch: pytest.Monk
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", tmp_path.name)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setattr("pipeline.tracking.SECONDS_BETWEEN_SENDS", 0.05)
+    monkeypatch.setattr("pipeline.history.mlflow_sync.SECONDS_BETWEEN_SENDS", 0.05)
     return folder
 
 
@@ -179,7 +179,7 @@ def fetch_run() -> tuple[MlflowClient, Any]:
 
 
 def require_complete() -> None:
-    """Compare the server's only run with the record: each value at its step once, images, texts, model, status."""
+    """Compare the server's only run with the record: each value at its step once, exhibits, model, status."""
     record = Record(artifacts.RUNS / "vae" / "record")
     expected: dict[str, list[tuple[int, float]]] = {}
     for name, prefix in (("metrics", ""), ("system", "system/")):
@@ -198,7 +198,7 @@ def require_complete() -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["model.steps"] == "12"
     names = [item.path for item in client.list_artifacts(run.info.run_id, "images") if item.path.endswith(".png")]
-    drawn = [int(path.stem) for path in (record.folder / "images" / "samples").iterdir()]
+    drawn = [int(path.stem) for path in (record.folder / "exhibits" / "samples").glob("*.png")]
     assert sorted(int(name.split("+")[2]) for name in names) == sorted(drawn)
     assert 12 in drawn
     config = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/config.json"))
@@ -255,7 +255,7 @@ def test_a_hanging_server_does_not_delay_the_end_of_a_preempted_training(project
     line.turn("hang")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PIPELINE_CHECKPOINT_SECONDS": "0.5"}
     environment |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5"}
-    command = [sys.executable, "-m", "pipeline.stages.train", "vae"]
+    command = [sys.executable, "-m", "pipeline.stages", "train", "vae"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     end = time.monotonic() + 120
     while not list(project.rglob("*.ckpt.sha256")):
@@ -274,18 +274,18 @@ def test_a_hanging_server_does_not_delay_the_end_of_a_preempted_training(project
 PROCESS = """
 import sys, time
 from pathlib import Path
-from pipeline.record import Record
-from pipeline.tracking import Mirror
+from pipeline.history.record import Record
+from pipeline.history.mlflow_sync import MlflowSync
 about = dict(name=sys.argv[1], parameters={}, config={}, tags={}, datasets=[], environment={})
 record = Record(Path(sys.argv[1]), about)
 Path(sys.argv[1], "ready").touch()
 while not Path("go").exists():
     time.sleep(0.01)
-mirror = Mirror(record).start()
+sync = MlflowSync(record).start()
 record.log(1, {"loss": 1.0})
 record.finish("FINISHED")
-mirror.close()
-sys.exit(mirror.failed)
+sync.finish()
+sys.exit(sync.failed)
 """
 
 

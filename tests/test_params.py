@@ -61,17 +61,18 @@ def problems(path: Path) -> list[str]:
 def test_the_shipped_params_load_and_keep_their_values() -> None:
     loaded = params.load(ROOT / "params.yaml")
     assert set(loaded.runs) == set(SHIPPED["runs"])
-    for section in ("data", "features", "metrics"):
+    for section in ("data", "networks", "metrics"):
         assert {
             name: config.model_dump(exclude_unset=True) for name, config in getattr(loaded, section).items()
         } == SHIPPED[section]
     for name, run in SHIPPED["runs"].items():
-        assert loaded.runs[name].model_dump() == run
-        assert loaded.models[name].model_dump() == {**SHIPPED["models"][run["model"]], **run["set"]}
+        assert loaded.runs[name].model_dump(exclude_unset=True) == run
+        assert loaded.models[name].model_dump() == {**SHIPPED["models"][run["model"]], **run["changes"]}
 
 
 def test_every_plug_in_config_refuses_unknown_keys_and_changes() -> None:
-    configs = [plugins.load(family, name).Config for family in plugins.FAMILIES for name in plugins.names(family)]
+    families = [family for family, needed in plugins.NEEDED.items() if "Config" in needed]
+    configs = [plugins.load(family, name).Config for family in families for name in plugins.names(family)]
     assert configs
     for config in configs:
         assert config.model_config["extra"] == "forbid"
@@ -83,13 +84,13 @@ def test_an_unknown_key_is_refused_in_full_with_the_nearest_valid_one(write: Wri
     nearest = {
         "data.images.split_sed": "split_seed",
         "data.text.tokeniser": "tokenizer",
-        "features.classifier.witdh": "width",
         "metrics.images.neighbors": "neighbours",
         "metrics.images.sampling.cuont": "count",  # nested: the nearest of the inner section, not of the outer
         "metrics.text.sampling.temprature": "temperature",
         "models.gan.generator_lerning_rate": "generator_learning_rate",
         "models.transformer.contxt": "context",
         "models.vae.lerning_rate": "learning_rate",
+        "networks.classifier.witdh": "width",
         "runs.gan.metrics": "metric",
     }
     expected = [f"{key}: unknown key, did you mean {known!r}?" for key, known in nearest.items()]
@@ -131,7 +132,7 @@ def test_a_wrong_type_is_named_with_what_was_expected_and_what_came(write: Write
         "models.vae.latent": (True, "integer"),
         "models.vae.learning_rate": ("1e-3", "number"),
         "models.vae.steps": ("many", "integer"),
-        "runs.vae.features": ("classifier", "list"),
+        "runs.vae.network": (["classifier"], "string"),
         "runs.vae.seed": ("0", "integer"),
     }
     found = problems(write({key: value for key, (value, _) in wrong.items()}))
@@ -163,17 +164,17 @@ def test_a_value_out_of_range_is_named_with_what_came(write: Write) -> None:
 def test_a_missing_key_is_named(write: Write) -> None:
     keys = [
         "data.text.test",
-        "features.classifier.seed",
         "metrics.images.sampling.count",
         "models.vae.beta",
-        "runs.gan.set",
+        "networks.classifier.seed",
+        "runs.gan.changes",
     ]
     assert problems(write(dict.fromkeys(keys, ABSENT))) == [f"{key}: missing key" for key in keys]
 
 
 def test_a_missing_plug_in_name_is_a_missing_key(write: Write) -> None:
-    found = problems(write({"data.images.source": ABSENT, "features.classifier.network": ABSENT}))
-    for problem, key in zip(found, ("data.images.source", "features.classifier.network"), strict=True):
+    found = problems(write({"data.images.source": ABSENT, "networks.classifier.network": ABSENT}))
+    for problem, key in zip(found, ("data.images.source", "networks.classifier.network"), strict=True):
         assert problem.startswith(f"{key}: missing key")
 
 
@@ -184,7 +185,7 @@ def test_a_mistyped_plug_in_name_is_an_unknown_key(write: Write) -> None:
 
 @pytest.mark.parametrize("value", [None, "mnist5k", ["mnist5k"]])
 def test_a_section_with_a_plug_in_that_is_no_mapping_says_so(write: Write, value: object) -> None:
-    keys = ("data.images", "features.classifier")
+    keys = ("data.images", "networks.classifier")
     for problem, key in zip(problems(write(dict.fromkeys(keys, value))), keys, strict=True):
         assert problem.startswith(f"{key}: ")
         assert problem.endswith(f"got {value!r}")
@@ -195,7 +196,7 @@ def test_all_problems_are_listed_at_once(write: Write) -> None:
         write(
             {
                 "data.images.source": "imagenet",
-                "features.classifier.width": "wide",
+                "networks.classifier.width": "wide",
                 "models.gan.latent": 0,
                 "models.vae.betta": 1.0,
                 "metrics.text.sampling.length": ABSENT,
@@ -205,16 +206,16 @@ def test_all_problems_are_listed_at_once(write: Write) -> None:
     )
     assert [problem.split(":")[0] for problem in found] == [
         "data.images.source",
-        "features.classifier.width",
         "metrics.text.sampling.length",
         "models.gan.latent",
         "models.vae.betta",
+        "networks.classifier.width",
         "runs.transformer.model",
     ]
 
 
 def test_an_unknown_source_or_network_lists_the_files_of_its_folder(write: Write) -> None:
-    families = {"data.text.source": "data", "features.classifier.network": "models"}
+    families = {"data.text.source": "data", "networks.classifier.network": "networks"}
     found = problems(write(dict.fromkeys(families, "nowhere")))
     for problem, (key, family) in zip(found, families.items(), strict=True):
         assert problem.startswith(f"{key}: no {family} plug-in 'nowhere': pipeline/{family}/ has ")
@@ -229,14 +230,20 @@ def test_a_section_of_models_or_metrics_without_a_file_is_refused(write: Write) 
         assert all(name in problem for name in plugins.names(family))
 
 
-def test_shared_code_of_a_family_is_no_plug_in(write: Write) -> None:
-    [problem] = problems(write({"models.layers": {}}))  # pipeline/models/layers.py exists, without a Config
+def test_a_layer_is_no_plug_in(write: Write) -> None:
+    [problem] = problems(write({"models.layers": {}}))  # pipeline/layers/blocks.py exists, without a Config
     assert problem.startswith("models.layers: no models plug-in 'layers'")
 
 
 def test_a_run_that_points_to_no_section_lists_the_sections_and_the_files_of_the_folder(write: Write) -> None:
-    sections = {"data": "data", "features": "features", "metric": "metrics", "model": "models"}
-    found = problems(write({f"runs.vae.{key}": ["zzz"] if key == "features" else "zzz" for key in sections}))
+    sections = {
+        "data": "data",
+        "metric": "metrics",
+        "model": "models",
+        "network": "networks",
+        "start": "runs",
+    }  # of a key, the section
+    found = problems(write({f"runs.vae.{key}": "zzz" for key in sections}))
     for problem, (key, section) in zip(found, sections.items(), strict=True):
         known = ", ".join(sorted(SHIPPED[section]))
         folder = f"; pipeline/{section}/ has {', '.join(plugins.names(section))}" if key in {"metric", "model"} else ""
@@ -244,32 +251,35 @@ def test_a_run_that_points_to_no_section_lists_the_sections_and_the_files_of_the
 
 
 def test_a_mistyped_link_names_the_nearest_section(write: Write) -> None:
-    found = problems(write({"runs.gan.model": "ganx", "runs.gan.data": "imges", "features.classifier.data": "imags"}))
-    assert found[0] == "features.classifier.data: no section data.imags, did you mean 'images'?"
+    found = problems(write({"runs.gan.model": "ganx", "runs.gan.data": "imges", "networks.classifier.data": "imags"}))
+    assert found[0] == "networks.classifier.data: no section data.imags, did you mean 'images'?"
     assert found[1] == "runs.gan.data: no section data.imges, did you mean 'images'?"
     assert found[2].startswith("runs.gan.model: no section models.ganx, did you mean 'gan'?; pipeline/models/ has ")
 
 
 def test_a_feature_network_must_be_one_and_look_at_images(write: Write) -> None:
-    assert problems(write({"features.classifier.network": "gan"})) == [
-        "features.classifier.network: expected a feature network, classifier or inception, got 'gan'"
+    assert problems(write({"networks.classifier.network": "gan"})) == [
+        "networks.classifier.network: no networks plug-in 'gan': pipeline/networks/ has classifier, inception"
     ]
-    assert problems(write({"features.classifier.data": "text"})) == [
-        "features.classifier.data: expected images, data.text holds text"
+    assert problems(write({"networks.classifier.data": "text"})) == [
+        "networks.classifier.data: expected images, data.text holds text"
     ]
-    [problem] = problems(write({"runs.transformer.features": ["classifier"]}))
-    assert problem.startswith("runs.transformer.features: feature networks are for images, metric text measures text")
+    [problem] = problems(write({"runs.transformer.network": "classifier"}))
+    assert (
+        problem
+        == "runs.transformer.network: metric text looks through no feature network, expected none, got classifier"
+    )
     modes = {"sampling": {"count": 100, "sets": 1, "importance_samples": 1}}
-    assert problems(write({"metrics.modes": modes, "runs.gan.metric": "modes", "runs.gan.features": []})) == [
-        "runs.gan.features: metric modes labels channels by a network, expected one or more, got []"
+    assert problems(write({"metrics.modes": modes, "runs.gan.metric": "modes", "runs.gan.network": "none"})) == [
+        "runs.gan.network: metric modes needs a feature network, got none"
     ]
 
 
 @pytest.mark.parametrize("value", ["missing", "", ["images"], 3])
 def test_features_of_data_that_do_not_exist_are_refused(write: Write, value: object) -> None:
-    found = problems(write({"features.classifier.data": value}))
+    found = problems(write({"networks.classifier.data": value}))
     assert found
-    assert all(problem.startswith("features.classifier.data: ") for problem in found)
+    assert all(problem.startswith("networks.classifier.data: ") for problem in found)
 
 
 def test_a_model_its_data_and_its_metric_must_be_of_one_kind(write: Write) -> None:
@@ -277,13 +287,13 @@ def test_a_model_its_data_and_its_metric_must_be_of_one_kind(write: Write) -> No
     assert (
         problem == "runs.vae: data text (numpy_docs) holds text, model vae learns images, metric images measures images"
     )
-    [problem] = problems(write({"runs.transformer.metric": "images", "runs.transformer.features": ["classifier"]}))
+    [problem] = problems(write({"runs.transformer.metric": "images", "runs.transformer.network": "classifier"}))
     assert problem.startswith("runs.transformer: data text (numpy_docs) holds text, model transformer learns text")
     assert problem.endswith("metric images measures images")
 
 
-def test_set_changes_the_config_of_its_own_run_alone(write: Write) -> None:
-    twin = {**SHIPPED["runs"]["vae"], "set": {"beta": 4.0, "latent": 7}}
+def test_changes_are_of_their_own_run_only(write: Write) -> None:
+    twin = {**SHIPPED["runs"]["vae"], "changes": {"beta": 4.0, "latent": 7}}
     loaded = params.load(write({"runs.twin": twin}))
     shipped = SHIPPED["models"]["vae"]
     assert loaded.models["vae"].model_dump() == shipped
@@ -291,11 +301,24 @@ def test_set_changes_the_config_of_its_own_run_alone(write: Write) -> None:
     assert loaded.models["gan"].model_dump() == SHIPPED["models"]["gan"]
 
 
-def test_set_is_checked_like_the_model_section(write: Write) -> None:
-    [problem] = problems(write({"runs.vae.set": {"lerning_rate": 1.0e-3}}))
-    assert problem == "runs.vae.set.lerning_rate: unknown key, did you mean 'learning_rate'?"
-    [problem] = problems(write({"runs.vae.set": {"ema": 7.0}}))
-    assert problem.startswith("runs.vae.set.ema: ")
+def test_a_run_starts_from_another_run_and_not_from_itself(write: Write) -> None:
+    loaded = params.load(write({"runs.tuned": {**SHIPPED["runs"]["gan"], "start": "gan", "freeze": ["layers.*"]}}))
+    assert (loaded.runs["tuned"].start, loaded.runs["tuned"].freeze) == ("gan", ["layers.*"])
+    circle = {"runs.tuned": {**SHIPPED["runs"]["gan"], "start": "gan"}, "runs.gan.start": "tuned"}
+    assert problems(write(circle)) == [
+        "runs.gan.start: the runs start from one another: gan <- tuned <- gan",
+        "runs.tuned.start: the runs start from one another: tuned <- gan <- tuned",
+    ]
+    [problem] = problems(write({"runs.gan.skip": ["head.*"]}))
+    assert problem == "runs.gan: freeze and skip are about the weights of a start, which is none"
+    assert problems(write({"runs.none": SHIPPED["runs"]["gan"]})) == ["runs.none: the name is reserved"]
+
+
+def test_changes_are_checked_like_the_model_section(write: Write) -> None:
+    [problem] = problems(write({"runs.vae.changes": {"lerning_rate": 1.0e-3}}))
+    assert problem == "runs.vae.changes.lerning_rate: unknown key, did you mean 'learning_rate'?"
+    [problem] = problems(write({"runs.vae.changes": {"ema": 7.0}}))
+    assert problem.startswith("runs.vae.changes.ema: ")
     assert problem.endswith("got 7.0")
 
 
@@ -357,7 +380,7 @@ def test_configs_are_frozen() -> None:
     sections = [
         *(
             section
-            for family in (loaded.data, loaded.features, loaded.models, loaded.metrics)
+            for family in (loaded.data, loaded.networks, loaded.models, loaded.metrics)
             for section in family.values()
         ),
         *loaded.runs.values(),
@@ -380,12 +403,12 @@ def test_sections_are_those_of_the_params_class() -> None:
 def test_the_command_prints_each_resolved_run_and_fails_on_a_wrong_file(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write({"runs.vae.set": {"beta": 2.0}})
+    write({"runs.vae.changes": {"beta": 2.0}})
     monkeypatch.chdir(tmp_path)
     runpy.run_module("pipeline.params", run_name="__main__")  # what `python -m` does, without importing torch anew
     printed = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
     assert set(printed) == set(SHIPPED["runs"])
-    assert json.loads(printed["vae"])["set"] == {**SHIPPED["models"]["vae"], "beta": 2.0}
+    assert json.loads(printed["vae"])["changes"] == {**SHIPPED["models"]["vae"], "beta": 2.0}
     write({"modles": {}})
     with pytest.raises(SystemExit, match=r"error: params\.yaml is not usable:\n  modles: unknown section"):
         runpy.run_module("pipeline.params", run_name="__main__")

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from pipeline import artifacts, params, plugins
 from pipeline.__main__ import FOLDER
 from pipeline.commands.reproduce import find_interval
-from pipeline.uncertainty import show
+from pipeline.evidence.uncertainty import show
 from tests.conftest import ROOT
 from tests.test_architecture import MODULES, read_code
 
@@ -43,7 +43,7 @@ def test_the_gan_is_compared_with_its_floor() -> None:
 
 def test_the_vae_is_compared_with_independent_pixels(tmp_path: Path) -> None:
     config = params.load(ROOT / "params.yaml").data["images"]
-    source = plugins.load("data", config.source)  # type: ignore[attr-defined]
+    source = plugins.load("data", config.source)
     source.fetch(tmp_path, config)
     splits = source.prepare(tmp_path, config).splits
     train, test = (splits[name][0].double() / 255 for name in ("train", "test"))
@@ -55,7 +55,7 @@ def test_the_vae_is_compared_with_independent_pixels(tmp_path: Path) -> None:
 
 def test_the_language_model_is_compared_with_a_table_of_pairs_and_with_xz(tmp_path: Path) -> None:
     config = params.load(ROOT / "params.yaml").data["text"]
-    source = plugins.load("data", config.source)  # type: ignore[attr-defined]
+    source = plugins.load("data", config.source)
     source.fetch(tmp_path, config)
     texts = {name: "".join(pieces) for name, pieces in source.prepare(tmp_path, config).splits.items()}
     numbers = {character: number for number, character in enumerate(sorted(set(texts["train"])))}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts, seals
+from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 
 
@@ -25,24 +25,24 @@ def write(folder: Path) -> Path:
     (folder / "inner").mkdir(parents=True)
     (folder / "abc").write_bytes(b"abc")
     (folder / "inner" / "empty").touch()
-    seals.seal(folder)
+    artifacts.seal(folder)
     return folder
 
 
 def test_a_seal_has_the_sha256_of_every_file_and_equal_folders_have_equal_bytes(tmp_path: Path) -> None:
     one, two = write(tmp_path / "one"), write(tmp_path / "two")
-    assert artifacts.read_json(one / seals.SEAL) == {
+    assert artifacts.read_json(one / artifacts.SEAL) == {
         # FIPS 180-2, appendix B.1, and the hash of nothing
         "abc": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
         "inner/empty": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     }
-    assert (one / seals.SEAL).read_bytes() == (two / seals.SEAL).read_bytes()
-    seals.seal(one)  # a second time: the manifest does not hash itself
-    assert (one / seals.SEAL).read_bytes() == (two / seals.SEAL).read_bytes()
+    assert (one / artifacts.SEAL).read_bytes() == (two / artifacts.SEAL).read_bytes()
+    artifacts.seal(one)  # a second time: the manifest does not hash itself
+    assert (one / artifacts.SEAL).read_bytes() == (two / artifacts.SEAL).read_bytes()
 
 
 def test_an_untouched_folder_is_verified(tmp_path: Path) -> None:
-    seals.verify(write(tmp_path / "one"))
+    artifacts.verify(write(tmp_path / "one"))
 
 
 @pytest.mark.fault(14)
@@ -54,13 +54,13 @@ def test_a_changed_file_is_refused_with_its_name_and_both_hashes(
     expected = hashlib.sha256(path.read_bytes()).hexdigest()
     damage(path)
     with pytest.raises(ArtifactError) as caught:
-        seals.verify(tmp_path / "one")
+        artifacts.verify(tmp_path / "one")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     assert all(part in str(caught.value) for part in (str(path), expected, found, "pipeline verify"))
 
 
-@pytest.mark.parametrize("name", ["abc", "inner/empty", seals.SEAL])
+@pytest.mark.parametrize("name", ["abc", "inner/empty", artifacts.SEAL])
 def test_a_missing_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     (write(tmp_path / "one") / name).unlink()
     with pytest.raises(ArtifactError, match=name):
-        seals.verify(tmp_path / "one")
+        artifacts.verify(tmp_path / "one")

@@ -16,10 +16,11 @@ import pytest
 import requests
 from mlflow.server import get_app_client
 
-from pipeline.record import Record
-from pipeline.tracking import Mirror, connect
+from pipeline.history.mlflow_store import connect
+from pipeline.history.mlflow_sync import MlflowSync
+from pipeline.history.record import Record
 from tests.conftest import ROOT
-from tests.test_tracking import ABOUT
+from tests.history.test_mlflow_sync import ABOUT
 
 pytestmark = pytest.mark.slow
 PASSWORD = "a long password of a test"  # noqa: S105
@@ -204,21 +205,21 @@ def test_a_training_with_a_login_sends_its_run_and_without_one_keeps_it(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     record = Record(workdir / "record", ABOUT)
     record.log(1, {"loss": 0.5})
-    record.text("samples", 1, "to be")
+    record.exhibit("samples", 1, ".txt", b"to be")
     record.finish("FINISHED")
-    mirror = Mirror(record)
-    mirror.close()
-    assert mirror.failed
+    sync = MlflowSync(record)
+    sync.finish()
+    assert sync.failed
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-    mirror = Mirror(record)
-    mirror.close()
-    assert not mirror.failed
+    sync = MlflowSync(record)
+    sync.finish()
+    assert not sync.failed
     client, experiment = connect()
     (run,) = client.search_runs([experiment])
     assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 0.5)
-    assert [item.path for item in client.list_artifacts(run.info.run_id, "texts/samples")] == [
-        "texts/samples/0000001.txt"
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "exhibits/samples")] == [
+        "exhibits/samples/0000001.txt"
     ]
 
 

@@ -18,18 +18,24 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch._dynamo.utils import counters
 
-from pipeline import checkpoints, params, plugins, training
-from pipeline.artifacts import ArtifactError, ImageSpec, TextSpec
-from pipeline.data.loading import Examples, LabelledExamples, TextExamples
+from pipeline import params, plugins, training
+from pipeline.artifacts import ArtifactError
+from pipeline.batches import Examples, Rows
+from pipeline.history.record import Record, describe_environment
+from pipeline.history.recorder import Recorder
+from pipeline.kinds.images import make_fields as image_fields
+from pipeline.kinds.text import Windows
+from pipeline.kinds.text import make_fields as text_fields
 from pipeline.models.transformer import list_missing_tools
-from pipeline.preemption import PreemptedError
-from pipeline.processes import HardwareError
-from pipeline.record import Record, describe_environment
-from pipeline.training import Guard, NonFiniteError, Recorder, fingerprint, fit, has_batch_norm
+from pipeline.runtime import checkpoints
+from pipeline.runtime.environment import HardwareError
+from pipeline.runtime.hardware import has_batch_norm
+from pipeline.runtime.preemption import PreemptedError
+from pipeline.training import Guard, NonFiniteError, fingerprint, fit
 
 SPECS: dict[str, Any] = {
-    "images": ImageSpec(shape=(1, 28, 28), classes=10),
-    "text": TextSpec(vocabulary=21),  # odd: two processes that share the weights get unequal parts
+    "images": image_fields((1, 28, 28), 10),
+    "text": text_fields(21),  # odd: two processes that share the weights get unequal parts
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "gan": {"generator_width": 4, "discriminator_width": 4},
@@ -44,20 +50,17 @@ def make(name: str, **changes: Any) -> tuple[Any, Any, Examples]:
     config = config.model_validate({**config.model_dump(), "batch_size": 8, "steps": 10} | CHANGES[name] | changes)
     module = plugins.load("models", name)
     generator = torch.Generator().manual_seed(0)
-    if module.KINDS == ("text",):
-        examples: Examples = TextExamples(
-            torch.randint(20, (300,), generator=generator), config.model_dump()["context"], 0
-        )
+    if module.LEARNS == ("text",):
+        examples: Examples = Windows(torch.randint(20, (300,), generator=generator), config.context, 0)
     else:
         images = torch.randint(256, (36, 1, 28, 28), dtype=torch.uint8, generator=generator)
-        examples = LabelledExamples({"images": images, "labels": torch.arange(36) % 10})
-    return module.Model(config, SPECS[module.KINDS[0]], seed=0), config, examples
+        examples = Rows({"images": images, "labels": torch.arange(36) % 10})
+    return module.Model(config, SPECS[module.LEARNS[0]], seed=0), config, examples
 
 
 def train(name: str, *, steps: int = 10, changes: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Trainer]:
     model, config, examples = make(name, **changes or {})
-    clip = config.model_dump().get("clip_norm")
-    return model, fit(model, examples, steps=steps, batch_size=8, seed=0, clip_norm=clip, **options)
+    return model, fit(model, examples, steps=steps, batch_size=8, seed=0, clip_norm=config.clip_norm, **options)
 
 
 def run(name: str, **options: Any) -> Any:
@@ -354,7 +357,7 @@ def test_an_exception_in_a_preview_leaves_average_and_weights_apart(
             msg = "the preview failed"
             raise InterruptedError(msg)
 
-    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "0")
+    monkeypatch.setenv("PIPELINE_CHECKPOINT_SECONDS", "1e-6")
     with pytest.raises(InterruptedError):
         run("transformer", state=tmp_path, callbacks=[Recorder(make_record(tmp_path / "record"), 10, preview)])
     found = checkpoints.find(tmp_path)
@@ -392,7 +395,7 @@ def test_values_that_are_not_plain_are_refused_before_the_start(value: Any) -> N
 @pytest.mark.parametrize("name", ["fsdp_cpu_offload", "deepspeed", "model_parallel"])
 def test_other_strategies_that_cut_weights_into_parts_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPELINE_STRATEGY", name)
-    with pytest.raises(HardwareError, match=f"PIPELINE_STRATEGY {name} cuts weights into parts.*expected fsdp"):
+    with pytest.raises(HardwareError, match=f"PIPELINE_STRATEGY: {name} cuts weights into parts.*expected fsdp"):
         run("gan")
 
 
@@ -412,23 +415,12 @@ def test_a_float16_training_whose_every_update_is_left_out_is_stopped() -> None:
             guard.on_train_batch_end(trainer, torch.nn.Module(), {}, {}, 3)  # type: ignore[arg-type]
 
 
-def test_operators_have_equal_bits_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert training._choose_determinism() is True
-    monkeypatch.setenv("PIPELINE_DETERMINISTIC", "warn")
-    assert training._choose_determinism() == "warn"
-    monkeypatch.setenv("PIPELINE_DETERMINISTIC", "no")
-    with pytest.raises(HardwareError, match="PIPELINE_DETERMINISTIC is 'no', expected true or warn"):
-        training._choose_determinism()
-
-
-def test_fingerprints_change_with_values_and_file_contents(tmp_path: Path) -> None:
-    path = tmp_path / "code.py"
-    path.write_text("a = 1")
-    first = fingerprint({"x": 1}, path)
-    assert first == fingerprint({"x": 1}, path)
-    assert first != fingerprint({"x": 2}, path)
-    path.write_text("a = 2")
-    assert first != fingerprint({"x": 1}, path)
+def test_fingerprints_change_with_values_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fingerprint({"x": 1}, "digest")
+    assert first == fingerprint({"x": 1}, "digest")
+    assert len({first, fingerprint({"x": 2}, "digest"), fingerprint({"x": 1}, "other")}) == 3
+    monkeypatch.setattr(training, "version", lambda name: f"another {name}")
+    assert first != fingerprint({"x": 1}, "digest")
 
 
 def test_a_record_opened_again_goes_on_and_rewinds_to_the_checkpoint(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import artifacts, params, plugins, seals
-from pipeline.artifacts import ArtifactError, PointSpec, TextSpec
+from pipeline import artifacts, params, plugins
+from pipeline.artifacts import ArtifactError
+from pipeline.formats.tokenizers import CharacterTokenizer
+from pipeline.kinds.points import make_fields as point_fields
+from pipeline.kinds.text import make_fields as text_fields
 from pipeline.randomness import make_generator
-from pipeline.tokenization import CharacterTokenizer
 from pipeline.weights import load_model, save_model
 from tests.conftest import ROOT
 
@@ -20,9 +22,10 @@ def save(run: str, folder: Path, **changes: object) -> torch.nn.Module:
     plug_in, config = settings.runs[run].model, settings.models[run]
     config = config.model_validate(config.model_dump() | changes)
     tokenizer = CharacterTokenizer("\nab")
-    spec = TextSpec(vocabulary=tokenizer.size) if run == "transformer" else PointSpec(dimensions=2, classes=3)
+    spec = text_fields(tokenizer.size) if run == "transformer" else point_fields(2, 3)
     model = plugins.load("models", plug_in).Model(config, spec, seed=5)
-    save_model(folder, plug_in, model, config, spec, tokenizer.state() if run == "transformer" else None)
+    state = tokenizer.state() if run == "transformer" else None
+    save_model(folder, plug_in, model, config, spec, tokenizer=state)
     kept: torch.nn.Module = model.kept
     return kept
 
@@ -30,7 +33,7 @@ def save(run: str, folder: Path, **changes: object) -> torch.nn.Module:
 def test_a_text_model_comes_back_with_its_weights_config_and_tokenizer(tmp_path: Path) -> None:
     kept = save("transformer", tmp_path, layers=1, width=16, heads=2, context=8)
     loaded = load_model(tmp_path)
-    assert loaded.kind == "text"
+    assert loaded.kind.__name__ == "pipeline.kinds.text"
     assert not loaded.model.training
     assert loaded.config.model_dump()["width"] == 16
     found = loaded.model.cpu().kept.state_dict()
@@ -64,6 +67,6 @@ def test_a_config_that_was_changed_after_the_training_is_refused(tmp_path: Path)
     artifacts.write_json(path, about)
     with pytest.raises(ArtifactError, match=r"config.json: expected SHA-256 \w{64}, found \w{64}"):
         load_model(tmp_path)
-    seals.seal(tmp_path)  # whoever seals it again still has other shapes than the weights
+    artifacts.seal(tmp_path)  # whoever seals it again still has other shapes than the weights
     with pytest.raises(ArtifactError, match=r"does not fit pipeline/models/gan\.py"):
         load_model(tmp_path)

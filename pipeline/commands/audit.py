@@ -4,11 +4,11 @@
     pipeline audit gan --cells 10
 
 Images: C_T (Meehan et al. 2020): 0 is as far from the training images as test images are, negative nearer. Authenticity
-(Alaa et al. 2022): the share of samples that are no copies, beside that of test images: pipeline/metrics/copying.py.
+(Alaa et al. 2022): the share of samples that are no copies, beside that of test images: pipeline/evidence/copying.py.
 
 Text: the training split is searched for secrets: keys, tokens, card numbers, IBANs, social security numbers, e-mail
 addresses. For each, the exposure in bits (Carlini et al. 2019) says whether the model has memorised it: the rank of its
-loss among --others random ones of the same form: pipeline/metrics/exposure.py. Secrets are printed masked.
+loss among --others random ones of the same form: pipeline/evidence/exposure.py. Secrets are printed masked.
 """
 
 import argparse
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from pipeline import artifacts, params, plugins, seals
+from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
-from pipeline.metrics.copying import authenticity, copying_statistic
-from pipeline.metrics.exposure import WORDS, Secret, exposure, find_secrets, randomise
-from pipeline.metrics.image_evidence import extract
-from pipeline.models.layers import token_nats
+from pipeline.evidence.copying import authenticity, copying_statistic
+from pipeline.evidence.exposure import WORDS, Secret, exposure, find_secrets, randomise
+from pipeline.evidence.features import extract
+from pipeline.layers.blocks import token_nats
 from pipeline.params import Params
 from pipeline.randomness import make_generator
 from pipeline.weights import Loaded, choose_device, load_model
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
 def audit(name: str, network: str, settings: Params, cells: int) -> bool:
     """Print the row of one run with one feature network; return whether its samples are copies."""
     run = settings.runs[name]
-    seals.verify(_samples(name).parent)
+    artifacts.verify(_samples(name).parent)
     generated = artifacts.read_tensors(_samples(name))["0"]
     module = plugins.load("models", settings.features[network].model_dump()["network"])
     extractor = module.load_features(artifacts.FEATURES / network).to(choose_device())

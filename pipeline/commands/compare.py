@@ -23,8 +23,8 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
-from pipeline.protocol import require_equal
-from pipeline.uncertainty import MOST_SEEDS, Summary, compare, summarize
+from pipeline.evidence.protocol import require_equal
+from pipeline.evidence.uncertainty import MOST_SEEDS, Summary, compare, summarize
 
 INPUTS = ("pipeline/", "data/prepared/")  # of a run's deps in dvc.lock: not the weights, they differ by the seed
 BESIDE = ("_floor", "_real", "_se", "_reliable")  # endings of what stands beside another metric

@@ -12,8 +12,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pipeline import artifacts, costs, params
+from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
+from pipeline.history import costs
 from pipeline.params import Params
 
 PATH = artifacts.REPORTS / "costs.json"

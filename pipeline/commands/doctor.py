@@ -11,11 +11,12 @@ from typing import cast
 
 import torch
 
-from pipeline import artifacts, leftovers, params, plugins
+from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
-from pipeline.metrics import selftest
+from pipeline.evidence import selftest
+from pipeline.evidence.selftest import Check
+from pipeline.history import leftovers
 from pipeline.metrics.images import Config
-from pipeline.metrics.selftest import Check
 from pipeline.randomness import make_generator
 
 

@@ -25,10 +25,10 @@ from typing import Any
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands.compare import is_compared, parse_lock
+from pipeline.evidence.protocol import find_differences
+from pipeline.evidence.uncertainty import summarize
+from pipeline.history.record import describe_environment
 from pipeline.params import Params
-from pipeline.protocol import find_differences
-from pipeline.record import describe_environment
-from pipeline.uncertainty import summarize
 
 REPORT = artifacts.REPORTS / "reproduction.md"
 EXACT, WITHIN, NOT = "bit for bit", "within the interval", "**not**"

@@ -21,9 +21,9 @@ from pydantic import Field
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
+from pipeline.evidence.protocol import require_equal
+from pipeline.evidence.uncertainty import summarize
 from pipeline.params import Section, check_section, read_mapping
-from pipeline.protocol import require_equal
-from pipeline.uncertainty import summarize
 
 PATH, SPEED = Path("results.yaml"), Path("speed.json")
 COSTS = ("training_seconds", "cpu_seconds", "peak_memory_mib", "processor", "threads", "commits")

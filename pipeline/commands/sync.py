@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
-from pipeline.record import Record
-from pipeline.tracking import Mirror
+from pipeline.history.mlflow_sync import MlflowSync
+from pipeline.history.record import Record
 
 
 def main(arguments: list[str]) -> int:
@@ -33,8 +33,8 @@ def main(arguments: list[str]) -> int:
         if (options.runs and name not in options.runs) or "ended" not in record.about:  # a training sends by itself
             continue
         values, tags, model = read_results(record)
-        mirror = Mirror(record)
-        mirror.close(values, int(record.about["parameters"]["model.steps"]), tags=tags, model=model)
+        mirror = MlflowSync(record)
+        mirror.finish(values, int(record.about["parameters"]["model.steps"]), tags=tags, model=model)
         failed += mirror.failed
         print(f"{name}: {'not sent' if mirror.failed else 'MLflow run ' + mirror.run_id}")
     return int(failed > 0)

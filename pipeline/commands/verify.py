@@ -10,7 +10,7 @@ DVC itself reports neither. A broken object is mended by deleting it, and `dvc p
 import argparse
 from pathlib import Path
 
-from pipeline import store
+from pipeline.history import dvc_cache
 
 
 def main(arguments: list[str]) -> int:
@@ -21,9 +21,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="outputs, or folders of them; default: all")
     options = parser.parse_args(arguments)
     chosen = [path.resolve() for path in options.paths] or [Path.cwd()]
-    outs = [out for out in store.list_outputs() if any(Path(out.fs_path).is_relative_to(path) for path in chosen)]
+    outs = [out for out in dvc_cache.list_outputs() if any(Path(out.fs_path).is_relative_to(path) for path in chosen)]
     count = broken = 0
-    for entry in store.list_entries(outs):
+    for entry in dvc_cache.list_entries(outs):
         count += 1
         if wrong := entry.explain(hashed=True):
             broken += 1

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 
 from pipeline.artifacts import ArtifactError
-from pipeline.data.archives import read_files
-from pipeline.data.download import Source, fetch_all
-from pipeline.data.image_sets import ImageConfig, ImageSplits, hold_out
+from pipeline.formats.archives import read_files
+from pipeline.formats.download import Source, fetch_all
+from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out
 
 FILE = "cifar-10-binary.tar.gz"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.artifacts import ArtifactError
-from pipeline.data.archives import read_members
-from pipeline.data.download import Source, fetch_all
-from pipeline.data.text_sets import TextConfig, Texts
+from pipeline.formats.archives import read_members
+from pipeline.formats.download import Source, fetch_all
+from pipeline.kinds.text import TextConfig, Texts
 
 FILE = "enwik8.zip"
 SHA256 = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pipeline.data.download import Source, fetch_all
-from pipeline.data.idx import CLASSES, read_pair
-from pipeline.data.image_sets import ImageConfig, ImageSplits, hold_out
+from pipeline.formats.download import Source, fetch_all
+from pipeline.formats.idx import CLASSES, read_pair
+from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out
 
 ADDRESSES = (
     "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",

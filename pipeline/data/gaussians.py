@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipeline.data.point_sets import PointConfig, Points
+from pipeline.kinds.points import PointConfig, Points
 from pipeline.randomness import make_generator, normal
 
 SHARES = {"train": 1.0, "validation": 0.2, "test": 0.2}

@@ -27,18 +27,9 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.artifacts import SPLITS, ArtifactError
-from pipeline.data.image_sets import ImageConfig, ImageSplits
-from pipeline.data.own_files import (
-    FileReport,
-    examine,
-    list_files,
-    map_in_threads,
-    open_file,
-    read_reports,
-    refuse_if_broken,
-    write_reports,
-)
-from pipeline.data.pictures import Look, Picture, decode
+from pipeline.kinds.images import ImageConfig, ImageSplits
+from pipeline.formats.own_files import FileReport, examine, list_files, map_in_threads, open_file, read_reports, refuse_if_broken, write_reports
+from pipeline.formats.pictures import Look, Picture, decode
 from pipeline.randomness import derive_seed
 
 

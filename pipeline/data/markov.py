@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipeline.data.text_sets import TextConfig, Texts, split_documents
+from pipeline.kinds.text import TextConfig, Texts, split_documents
 from pipeline.randomness import make_generator
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"

@@ -6,9 +6,9 @@
 from pathlib import Path
 from typing import Literal
 
-from pipeline.data.download import Source, fetch_all
-from pipeline.data.idx import read_pair
-from pipeline.data.image_sets import ImageConfig, ImageSplits, hold_out
+from pipeline.formats.download import Source, fetch_all
+from pipeline.formats.idx import read_pair
+from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out
 
 ADDRESSES = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",

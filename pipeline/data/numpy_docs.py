@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pipeline.data.text_sets import TextConfig, Texts, split_documents
+from pipeline.formats import docstrings
+from pipeline.kinds.text import TextConfig, Texts, split_documents
 
 FILE = "docstrings.json"
 
@@ -29,7 +30,7 @@ def fetch(folder: Path, config: Config) -> None:
     A fresh interpreter collects them: torchmetrics and others change the numpy module when they are imported.
     """
     del config
-    script = Path(__file__).with_name("docstrings.py")
+    script = docstrings.__file__
     subprocess.run([sys.executable, "-I", str(script), str(folder / FILE)], check=True)
 
 

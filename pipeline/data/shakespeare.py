@@ -6,8 +6,8 @@ One document, split by position: with validation 0.1 and test 0 the split is nan
 from pathlib import Path
 from typing import Literal
 
-from pipeline.data.download import Source, fetch_all
-from pipeline.data.text_sets import TextConfig, Texts, split_documents
+from pipeline.formats.download import Source, fetch_all
+from pipeline.kinds.text import TextConfig, Texts, split_documents
 
 FILE = "input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.data import mnist
-from pipeline.data.image_sets import ImageConfig, ImageSplits
+from pipeline.kinds.images import ImageConfig, ImageSplits
 from pipeline.randomness import make_generator
 
 

@@ -21,17 +21,8 @@ from pydantic import Field, field_validator
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline.artifacts import SPLITS, ArtifactError
-from pipeline.data.own_files import (
-    FileReport,
-    examine,
-    list_files,
-    map_in_threads,
-    open_file,
-    read_reports,
-    refuse_if_broken,
-    write_reports,
-)
-from pipeline.data.text_sets import TextConfig, Texts
+from pipeline.formats.own_files import FileReport, examine, list_files, map_in_threads, open_file, read_reports, refuse_if_broken, write_reports
+from pipeline.kinds.text import TextConfig, Texts
 from pipeline.randomness import derive_seed
 
 CHUNK = 2**18  # bytes read at once

@@ -12,9 +12,9 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.artifacts import ArtifactError
-from pipeline.data.archives import read_files
-from pipeline.data.download import Source, fetch_all
-from pipeline.data.text_sets import TextConfig, Texts
+from pipeline.formats.archives import read_files
+from pipeline.formats.download import Source, fetch_all
+from pipeline.kinds.text import TextConfig, Texts
 
 FOLDERS = {"raw": "wikitext-2-raw", "tokens": "wikitext-2"}  # in the archive, which is named after it
 FILES = {

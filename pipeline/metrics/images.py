@@ -12,6 +12,7 @@ Per-image scores of a model with a likelihood (`scores`: elbo, iw, kl in nats) a
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +24,12 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from pipeline.artifacts import ArtifactError
-from pipeline.metrics.image_evidence import Evidence, Sampling, check_evidence, extract, name_metric
-from pipeline.params import Section
+from pipeline.evidence import features
+from pipeline.evidence.features import Evidence, Sampling, check_evidence, extract, name_metric
+from pipeline.params import Measure, Params
 
 KIND = "images"
+NETWORK = "optional"  # for likelihoods alone
 ERRORS = "test images"  # what a standard error <metric>_se is over
 SPLITS = ("test", "train")  # the second one makes the floors
 COUNTS = ("samples", "floor_sets")  # scores are of the whole test split
@@ -37,7 +40,7 @@ NUMBERS = (
 SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of the images, from which FID is extrapolated
 
 
-class Config(Section):
+class Config(Measure):
     """How image quality is measured."""
 
     sampling: Sampling
@@ -45,6 +48,11 @@ class Config(Section):
     kid_subset_size: int = Field(ge=2, description="images a subset; at most as many as are compared")
     neighbours: int = Field(ge=1, description="k of the nearest-neighbour manifolds of precision and recall")
     isc_splits: int = Field(ge=1, description="splits of the Inception Score")
+
+
+def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evidence:
+    """Read what the metrics of a run rest on."""
+    return features.gather(key, settings, circumstances, floors=True, channelwise=False)
 
 
 def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
@@ -93,12 +101,12 @@ def measure_floor(evidence: Evidence, name: str, images: Tensor, test: Tensor, c
     It is the same for every model, and may be known from another evaluation.
     """
 
-    def make(features: Tensor) -> dict[str, Tensor]:
-        found = measure(features[0], features[1], config)
+    def make(pair: Tensor) -> dict[str, Tensor]:
+        found = measure(pair[0], pair[1], config)
         return {metric: torch.tensor(value, dtype=torch.float64) for metric, value in found.items()}
 
-    features = torch.stack([evidence.extract_real(name, images).features, test])
-    made = evidence.recall({"network": name, "floor": config.model_dump(exclude={"sampling"})}, features, make)
+    pair = torch.stack([evidence.extract_real(name, images).features, test])
+    made = evidence.recall({"network": name, "floor": config.model_dump(exclude={"sampling"})}, pair, make)
     return {metric: value.item() for metric, value in made.items()}
 
 

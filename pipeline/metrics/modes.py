@@ -7,26 +7,35 @@ the modes that have an image, `mode_kl_nats_<network>` is KL(generated || unifor
 many real test images (`_real`), which shows that floor with the network's own errors in it.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pipeline.artifacts import ArtifactError
-from pipeline.metrics.image_evidence import Evidence, Sampling, check_evidence, extract, name_metric
-from pipeline.params import Section
+from pipeline.evidence import features
+from pipeline.evidence.features import Evidence, Sampling, check_evidence, extract, name_metric
+from pipeline.params import Measure, Params
 
 KIND = "images"
+NETWORK = "needed"
 ERRORS = ""  # there are no standard errors
 SPLITS = ("test",)
 COUNTS = ("samples",)
 NUMBERS = "logits float32, shares and KL float64"
 MOST = 10**6  # modes; a network of a thousand classes is none for three channels
-CHANNELWISE = True  # a feature network sees each channel as a picture of its own
 
 
-class Config(Section):
+class Config(Measure):
     """How modes are counted."""
 
     sampling: Sampling
+
+
+def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evidence:
+    """Read what the metrics of a run rest on."""
+    return features.gather(key, settings, circumstances, floors=False, channelwise=True)
 
 
 def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:

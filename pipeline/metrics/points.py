@@ -5,15 +5,17 @@ is captured if a high-quality point is nearest to it. Lin et al. 2018 (PacGAN): 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
-from pipeline.params import Section
+from pipeline.params import Measure, Params, Section
 
 KIND = "points"
 ERRORS = ""  # there are no standard errors
@@ -29,7 +31,7 @@ class Sampling(Section):
     sets: int = Field(ge=1, description="independent sets of so many points; metrics are means over them")
 
 
-class Config(Section):
+class Config(Measure):
     """How mode coverage is measured."""
 
     sampling: Sampling
@@ -44,6 +46,16 @@ class Evidence:
     test: Tensor
     modes: Tensor
     deviation: float
+
+
+def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evidence:
+    """Read generated and test points, and the density that they come from."""
+    del circumstances
+    data = settings.runs[key].data
+    generated = artifacts.read_tensors(artifacts.RUNS / key / "samples" / "generated.safetensors")
+    known = artifacts.read_manifest(data)["known"]
+    test = artifacts.read_split(data, "test")["points"]
+    return Evidence(list(generated.values()), test, torch.tensor(known["modes"]), known["deviation"])
 
 
 def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:

@@ -8,13 +8,15 @@ Perplexity a word does: it is that of word-level papers, which count each line e
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
-from pipeline.params import Section
+from pipeline.params import Measure, Params, Section
 
 KIND = "text"
 BLOCKS = 100
@@ -40,7 +42,7 @@ class Sampling(Section):
     )
 
 
-class Config(Section):
+class Config(Measure):
     """How the text is sampled and scored."""
 
     sampling: Sampling
@@ -58,6 +60,20 @@ class Evidence:
     sizes: Mapping[str, Mapping[str, int]]
     known: Mapping[str, float] = field(default_factory=dict)
     windows: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evidence:
+    """Read the nats of every target and the sizes of the splits."""
+    del circumstances
+    folder = artifacts.RUNS / key / "samples"
+    manifest = artifacts.read_manifest(settings.runs[key].data)
+    windows = folder / "windows.safetensors"
+    return Evidence(
+        artifacts.read_tensors(folder / "nats.safetensors"),
+        manifest["splits"],
+        manifest["known"],
+        artifacts.read_tensors(windows) if windows.exists() else {},
+    )
 
 
 def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:

@@ -1,18 +1,18 @@
-"""Deep convolutional GAN (Goodfellow et al. 2014; Radford et al. 2016, "DCGAN"), sized by the image shape.
+"""Generative adversarial network (Goodfellow et al. 2014) of any kind of data that has a backbone.
 
-Run with `dvc repro train@gan`. For 28x28x1: z (100) -> dense 7x7x128 -> two stride-2 transposed 5x5 convolutions ->
-tanh, or, with full_width, one more convolution after features at full resolution; the discriminator is three stride-2
-4x4 convolutions. Departures: no batch norm in the discriminator (penalties and relativistic pairing need per-image
+Run with `dvc repro train@gan`. Images get the convolutions of DCGAN (Radford et al. 2016), points get perceptrons:
+pipeline/backbones/<kind>.py. For 28x28x1: z (100) -> dense 7x7x128 -> two stride-2 transposed 5x5 convolutions -> tanh,
+or, with full_width, one more convolution after features at full resolution; the discriminator is three stride-2 4x4
+convolutions. Departures: no batch norm in the discriminator (penalties and relativistic pairing need per-image
 gradients), generator weights averaged, the loss chosen in params. The generator's relativistic loss (R3GAN) takes the
-logits that the real images had before the discriminator's update, not after it: one pass less. Points in D dimensions
-get four hidden layers each instead of convolutions, and are magnified for the discriminator.
+logits that the real images had before the discriminator's update, not after it, which saves one pass.
 
-Dimensions: B batch, C H W image, D dimensions of a point, Z latent.
+Dimensions: B batch, C H W image, Z latent.
 """
 
-from collections.abc import Callable
-from itertools import pairwise
-from typing import Literal, cast
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +21,18 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from pipeline.artifacts import ArtifactError, ImageSpec, PointSpec
-from pipeline.models.layers import from_bytes, make_average, pick_augmentation, to_bytes, warmup_cosine
-from pipeline.params import Section
+from pipeline import plugins
+from pipeline.artifacts import ArtifactError
+from pipeline.kinds import Fields, find_field
+from pipeline.layers.blocks import make_average, pick_augmentation, warmup_cosine
+from pipeline.params import Trainable
 from pipeline.randomness import Part, make_generator, normal, seeded, share, this_part
 
-KINDS = ("images", "points")
-HIDDEN_LAYERS = 4  # for points
-# Networks learn coarse functions first (Rahaman et al. 2019, "spectral bias"), and modes may be a hundredth of the
-# points' range wide: the discriminator sees them as through a magnifying glass.
-MAGNIFICATION = 8.0
+BACKBONE = ("PICTORIAL", "from_unit", "make_discriminator", "make_generator", "to_unit")
+LEARNS = plugins.find_providers("backbones", BACKBONE)
 
 
-class Config(Section):
+class Config(Trainable):
     """Hyper-parameters of the GAN."""
 
     latent: int = Field(ge=1, description="width Z of the normal latent vector")
@@ -82,95 +81,37 @@ class Config(Section):
         return self
 
 
-def resolutions(spec: ImageSpec) -> tuple[int, int, int]:
-    """Return (halvings, height, width) of the smallest feature map: 28 -> 7, 32 -> 8, 64 -> 8.
-
-    Raises:
-        ArtifactError: if a side cannot be halved evenly down to 8 or less.
-    """
-    height, width = spec.shape[1:]
-    halvings = 0
-    while not halvings or max(height, width) > 8:
-        if height % 2 or width % 2 or min(height, width) < 4:
-            msg = f"image sides must halve evenly, down to 2 to 8, got {spec.shape[1]}x{spec.shape[2]}"
-            raise ArtifactError(msg)
-        height, width, halvings = height // 2, width // 2, halvings + 1
-    return halvings, height, width
-
-
 class Generator(nn.Module):
-    """Maps z (B, Z) and, when conditional, labels (B,) to images in [-1, 1], (B, C, H, W), or to points (B, D)."""
+    """Maps z (B, Z) and, when conditional, labels (B,) to values in the backbone's range: images (B, C, H, W), ..."""
 
-    def __init__(self, config: Config, spec: ImageSpec | PointSpec) -> None:
+    def __init__(self, config: Config, backbone: Any, spec: Any, classes: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(spec.classes, config.latent) if config.conditional else None
+        self.embedding = nn.Embedding(classes, config.latent) if config.conditional else None
         inputs = config.latent * (2 if config.conditional else 1)
-        width = config.generator_width
-        if isinstance(spec, PointSpec):
-            self.layers = make_perceptron(inputs, width).append(nn.Linear(width, spec.dimensions))
-            return
-        halvings, height, side = resolutions(spec)
-        channels = [width * 2**index for index in range(halvings)][::-1]  # 128, 64 for 28x28
-        layers = [nn.Linear(inputs, channels[0] * height * side), nn.Unflatten(1, (channels[0], height, side))]
-        for before, after in pairwise(channels):
-            layers += [nn.BatchNorm2d(before), nn.LeakyReLU(0.2), double_side(before, after, bias=False)]
-        layers += [nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
-        if full := config.full_width:
-            layers += [double_side(width, full, bias=False), nn.BatchNorm2d(full), nn.LeakyReLU(0.2)]
-            layers += [nn.Conv2d(full, spec.shape[0], 3, padding=1), nn.Tanh()]
-        else:
-            layers += [double_side(width, spec.shape[0], bias=True), nn.Tanh()]
-        self.layers = nn.Sequential(*layers)
+        self.layers = backbone.make_generator(spec, inputs, config.generator_width, config.full_width)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return images (B, C, H, W) in [-1, 1], or points (B, D)."""
+        """Return values, such as images (B, C, H, W) in [-1, 1]."""
         return self.layers(z if self.embedding is None else torch.cat([z, self.embedding(labels)], dim=1))
 
 
 class Discriminator(nn.Module):
-    """Maps images in [-1, 1] or points to logits (B,); projects the class embedding (Miyato and Koyama 2018)."""
+    """Maps values in the backbone's range to logits (B,); projects the class embedding (Miyato and Koyama 2018)."""
 
-    def __init__(self, config: Config, spec: ImageSpec | PointSpec) -> None:
+    def __init__(self, config: Config, backbone: Any, spec: Any, classes: int) -> None:
         super().__init__()
         normalize: Callable[[nn.Module], nn.Module] = spectral_norm if config.spectral_norm else lambda layer: layer
-        width = config.discriminator_width
-        self.magnification = MAGNIFICATION if isinstance(spec, PointSpec) else None
-        if isinstance(spec, PointSpec):
-            features = width
-            self.layers = make_perceptron(spec.dimensions, width, normalize)
-        else:
-            halvings, height, side = resolutions(spec)
-            channels = [spec.shape[0], *(width * 2**index for index in range(halvings + 1))]
-            layers: list[nn.Module] = []
-            for before, after in pairwise(channels):
-                layers += [normalize(nn.Conv2d(before, after, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
-            self.layers = nn.Sequential(*layers, nn.Flatten())
-            features = channels[-1] * (height // 2) * (side // 2)  # 3x3 for 28x28
+        self.layers, features = backbone.make_discriminator(spec, config.discriminator_width, normalize)
         self.head = normalize(nn.Linear(features, 1))
-        self.embedding = normalize(nn.Embedding(spec.classes, features)) if config.conditional else None
+        self.embedding = normalize(nn.Embedding(classes, features)) if config.conditional else None
 
     def forward(self, values: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return logits (B,): positive for real."""
-        hidden = self.layers(values if self.magnification is None else self.magnification * values)
+        hidden = self.layers(values)
         logits: Tensor = self.head(hidden).squeeze(1)
         if self.embedding is not None:
             logits = logits + (self.embedding(labels) * hidden).sum(dim=1) / hidden.size(1) ** 0.5
         return logits
-
-
-def double_side(before: int, after: int, *, bias: bool) -> nn.ConvTranspose2d:
-    """Return the transposed 5x5 convolution that doubles height and width."""
-    return nn.ConvTranspose2d(before, after, 5, stride=2, padding=2, output_padding=1, bias=bias)
-
-
-def make_perceptron(
-    inputs: int, width: int, normalize: Callable[[nn.Module], nn.Module] = lambda layer: layer
-) -> nn.Sequential:
-    """Return the hidden layers of `width` units."""
-    layers: list[nn.Module] = []
-    for before, after in pairwise([inputs, *[width] * HIDDEN_LAYERS]):
-        layers += [normalize(nn.Linear(before, after)), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers)
 
 
 def cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
@@ -214,21 +155,30 @@ def gradient_norms(
 class Model(LightningModule):
     """Trains generator and discriminator by manual optimization; keeps the averaged generator."""
 
-    def __init__(self, config: Config, spec: ImageSpec | PointSpec, seed: int) -> None:
+    def __init__(self, config: Config, fields: Fields, seed: int) -> None:
         super().__init__()
         self.config = config
-        self.spec = spec
         self.seed = seed
-        if isinstance(spec, PointSpec) and (config.flip or config.augment or config.full_width):
-            msg = "flip, augment and full_width are for images: set flip false, augment [] and full_width 0 for points"
+        self.makes = find_field(fields, LEARNS)
+        self.given = ("labels",) if config.conditional else ()
+        spec = fields[self.makes]
+        self.backbone = plugins.load("backbones", spec.kind)
+        if not self.backbone.PICTORIAL and (config.flip or config.augment or config.full_width):
+            msg = f"flip, augment and full_width are for images: set flip false, augment [] and full_width 0 for {spec.kind}"
             raise ArtifactError(msg)
+        classes = fields["labels"].classes if config.conditional else 0
         self.automatic_optimization = False
         self.discriminator_loss, self.generator_loss = LOSSES[config.loss]
         self.augment = pick_augmentation(config.augment)
         with seeded(seed, "weights"):
-            self.generator = Generator(config, spec)
-            self.discriminator = Discriminator(config, spec)
+            self.generator = Generator(config, self.backbone, spec, classes)
+            self.discriminator = Discriminator(config, self.backbone, spec, classes)
         self.average = make_average(self.generator, config.ema) if config.ema else None
+
+    @property
+    def trained(self) -> Generator:
+        """The weights that a start gives."""
+        return self.generator
 
     @property
     def kept(self) -> Generator:
@@ -258,14 +208,13 @@ class Model(LightningModule):
             return normal(count, config.latent, generator=source)
 
         values: dict[str, Tensor] = {}
-        given = batch["points"] if isinstance(self.spec, PointSpec) else from_bytes(batch["images"])
+        shown = self.backbone.to_unit(batch[self.makes])
         if config.flip:
             coin = make_generator(self.seed, "flip", batch_idx, 0, device=self.device)
-            coins = share(lambda count: torch.rand(count, generator=coin, device=self.device), len(given), part) < 0.5
-            given = torch.where(coins.view(-1, 1, 1, 1), given.flip(-1), given)
-        parts = [values.chunk(config.discriminator_steps) for values in (given, batch["labels"])]
-        for real, classes in zip(*parts, strict=True):
-            labels = classes if config.conditional else None
+            coins = share(lambda count: torch.rand(count, generator=coin, device=self.device), len(shown), part) < 0.5
+            shown = torch.where(coins.view(-1, 1, 1, 1), shown.flip(-1), shown)
+        classes = batch["labels"].chunk(config.discriminator_steps) if config.conditional else itertools.repeat(None)
+        for real, labels in zip(shown.chunk(config.discriminator_steps), classes, strict=False):
             fake = self.generator(share(draw_latents, len(real), part), labels)
             self.toggle_optimizer(discriminator_optimizer)
             loss, extra = self._discriminator_loss(real, fake.detach(), labels, batch_idx, source, part)
@@ -326,16 +275,18 @@ class Model(LightningModule):
         return logits
 
     @torch.inference_mode()
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw `count` images, uint8 (N, C, H, W), or points, float32 (N, D), from the kept generator.
+    def sample(self, count: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Draw `count` values from the kept generator, such as images uint8 (N, C, H, W), by the field's name.
 
-        Classes come in turn when conditional.
+        Args:
+            count: N.
+            generator: source of z, on the model's device.
+            given: labels int64 (N,) when conditional.
         """
         network = self.kept.eval()
         drawn = []
         for indices in torch.arange(count, device=self.device).split(500):
             z = self.config.latent_scale * normal(len(indices), self.config.latent, generator=generator)
-            labels = indices % self.spec.classes if self.config.conditional else None
-            values = network(z, labels)
-            drawn.append(values if isinstance(self.spec, PointSpec) else to_bytes(values))
-        return torch.cat(drawn)
+            labels = given["labels"].to(self.device)[indices] if self.config.conditional else None
+            drawn.append(self.backbone.from_unit(network(z, labels)))
+        return {self.makes: torch.cat(drawn)}

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,17 +24,17 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from pipeline.artifacts import TextSpec
-from pipeline.models.decoding import Decoder, choose, require_room
-from pipeline.models.layers import Muon, make_average, token_nats, warmup_cosine
-from pipeline.params import Section
-from pipeline.processes import HardwareError
+from pipeline.kinds import Fields, find_field
+from pipeline.layers.blocks import Muon, make_average, token_nats, warmup_cosine
+from pipeline.layers.decoding import Decoder, choose, require_room
+from pipeline.params import Trainable
 from pipeline.randomness import derive_seed, seed_global, seeded
+from pipeline.runtime.processes import HardwareError
 
-KINDS = ("text",)
+LEARNS = ("text",)
 
 
-class Config(Section):
+class Config(Trainable):
     """Hyper-parameters of the language model."""
 
     layers: int = Field(ge=1, description="blocks")
@@ -155,14 +155,17 @@ def list_missing_tools() -> list[str]:
 
 
 class Model(LightningModule):
-    """Trains and samples the network; `spec` holds the vocabulary's size."""
+    """Trains and samples the network."""
 
-    def __init__(self, config: Config, spec: TextSpec, seed: int) -> None:
+    given: tuple[str, ...] = ()
+
+    def __init__(self, config: Config, fields: Fields, seed: int) -> None:
         super().__init__()
         self.config = config
         self.seed = seed
+        self.makes = find_field(fields, LEARNS)
         with seeded(seed, "weights"):
-            self.network = Network(config, spec.vocabulary)
+            self.network = Network(config, fields[self.makes].vocabulary)
         self.average = make_average(self.network, config.ema) if config.ema else None
         self.compiled: Callable[[dict[str, Tensor]], Tensor] | None = None
 
@@ -187,6 +190,11 @@ class Model(LightningModule):
             for part in (*network.blocks, network):
                 if not isinstance(part, FSDPModule):
                     fully_shard(part, mesh=self.device_mesh["data_parallel"])
+
+    @property
+    def trained(self) -> Network:
+        """The weights that a start gives."""
+        return self.network
 
     @property
     def kept(self) -> Network:
@@ -242,22 +250,31 @@ class Model(LightningModule):
     @torch.inference_mode()
     def sample(
         self,
-        prompt: Tensor,
         count: int,
-        length: int,
         generator: torch.Generator,
+        given: Mapping[str, Tensor],
         *,
+        length: int,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
-    ) -> Tensor:
-        """Continue a prompt, int64 (P,) with P >= 1, `count` times by `length` tokens: int64 (N, P + length).
+    ) -> dict[str, Tensor]:
+        """Continue a prompt `count` times by `length` tokens: int64 (N, P + length), by the field's name.
 
         Each step feeds one token and reads the earlier ones from the cache. When the context is full, the last half
-        of it is fed anew (positions are relative), which costs one pass every context / 2 tokens.
+        of it is fed again (positions are relative), which costs one pass every context / 2 tokens.
+
+        Args:
+            count: N.
+            generator: source of the tokens, on the model's device.
+            given: `prompt`, int64 (P,) with P >= 1.
+            length: tokens to add.
+            temperature: divides the logits; 0 takes the most likely token.
+            top_k: most likely tokens kept; 0 keeps all.
+            top_p: probability mass kept; 1 keeps all.
         """
         context = self.config.context
-        tokens = prompt.to(self.device).expand(count, -1)
+        tokens = given["prompt"].to(self.device).expand(count, -1)
         decoder = Decoder(self.kept.eval(), count)
         fresh = tokens[:, -context:]
         for _ in range(length):
@@ -267,7 +284,7 @@ class Model(LightningModule):
             logits = decoder.feed(fresh)  # (N, V)
             fresh = choose(logits, generator, temperature, top_k, top_p)
             tokens = torch.cat([tokens, fresh], dim=1)
-        return tokens
+        return {self.makes: tokens}
 
     @torch.inference_mode()
     def score(self, tokens: Tensor, stride: int) -> Tensor:

@@ -9,6 +9,7 @@ Dimensions: B batch, K importance samples, C H W image, Z latent.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -18,16 +19,17 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from pipeline.artifacts import ImageSpec
-from pipeline.models.flow import Flow
-from pipeline.models.layers import make_average, shift_images, warmup_cosine
-from pipeline.params import Section
+from pipeline.kinds import Fields, find_field
+from pipeline.kinds.images import Spec
+from pipeline.layers.blocks import make_average, shift_images, warmup_cosine
+from pipeline.layers.flow import Flow
+from pipeline.params import Trainable
 from pipeline.randomness import WHOLE, Part, derive_seed, make_generator, normal, seed_global, seeded, share, this_part
 
-KINDS = ("images",)
+LEARNS = ("images",)
 
 
-class Config(Section):
+class Config(Trainable):
     """Hyper-parameters of the VAE."""
 
     latent: int = Field(ge=1, description="width Z of the latent vector")
@@ -81,7 +83,7 @@ class Residual(nn.Module):
 class Network(nn.Module):
     """Encoder and decoder."""
 
-    def __init__(self, config: Config, spec: ImageSpec) -> None:
+    def __init__(self, config: Config, spec: Spec) -> None:
         super().__init__()
         channels, height, width = spec.shape
         if height % 4 or width % 4:
@@ -167,13 +169,21 @@ def log_normal(z: Tensor, mean: Tensor | float, log_variance: Tensor | float) ->
 class Model(LightningModule):
     """Trains the network on the evidence lower bound or its importance-weighted form."""
 
-    def __init__(self, config: Config, spec: ImageSpec, seed: int) -> None:
+    given: tuple[str, ...] = ()  # an unconditional model
+
+    def __init__(self, config: Config, fields: Fields, seed: int) -> None:
         super().__init__()
         self.config = config
         self.seed = seed
+        self.makes = find_field(fields, LEARNS)
         with seeded(seed, "weights"):
-            self.network = Network(config, spec)
+            self.network = Network(config, fields[self.makes])
         self.average = make_average(self.network, config.ema) if config.ema else None
+
+    @property
+    def trained(self) -> Network:
+        """The weights that a start gives."""
+        return self.network
 
     @property
     def kept(self) -> Network:
@@ -218,7 +228,7 @@ class Model(LightningModule):
         part = this_part()
         seed_global(derive_seed(self.seed, "noise", batch_idx, part.rank))  # dropout has no generator argument
         generator = make_generator(self.seed, "noise", batch_idx, 0, device=self.device)
-        x = self._observe(shift_images(batch["images"], config.shift, generator, part), generator, part)
+        x = self._observe(shift_images(batch[self.makes], config.shift, generator, part), generator, part)
         if config.importance_samples > 1:
             likelihood, divergence = self.draw(self.network, x, config.importance_samples, generator, part)
             weights = likelihood - divergence
@@ -253,11 +263,12 @@ class Model(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @torch.inference_mode()
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw `count` latents from the prior and return the pixels' means, uint8 (N, C, H, W)."""
+    def sample(self, count: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Draw `count` latents from the prior and return the pixels' means, uint8 (N, C, H, W), by the field's name."""
+        del given
         network = self.kept.eval()
         z = network.prior.draw(torch.randn(count, self.config.latent, generator=generator, device=self.device))
-        return torch.cat([_to_bytes(network.decode(part)) for part in z.split(500)])
+        return {self.makes: torch.cat([_to_bytes(network.decode(part)) for part in z.split(500)])}
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor) -> Tensor:

@@ -1,20 +1,36 @@
 """Stage check: refuses a params.yaml that any later stage would refuse, before DVC removes that stage's outputs.
 
-    python -m pipeline.stages.check
+    python -m pipeline.stages check
 
-Every other stage comes after it. What it writes never changes, so a new value makes only its own stages stale.
+Every other stage comes after it, and depends on the code that it finds for that stage: data/code/<stage>/<key>.json.
+Results of runs that params.yaml no longer names are moved to .state/removed, so that no report counts them.
 """
 
-from pipeline import artifacts, params
-from pipeline.stages import run_stage
+import shutil
+import time
+from pathlib import Path
+
+from pipeline import artifacts, code, params
+from pipeline.params import NONE
 
 
 def main() -> None:
-    """Check every section, and write data/checked."""
+    """Check every section, and write data/code and the empty start and network."""
     settings = params.load()
-    artifacts.write_json(artifacts.CHECKED, "params.yaml is valid")
+    for change in code.write_all(settings):
+        print(f"code of {change}")
+    for folder in (artifacts.RUNS / NONE / "model", artifacts.NETWORKS / NONE):
+        artifacts.write_json(folder / "config.json", None)
+    for name, folder in ((artifacts.REPORTS.name, artifacts.REPORTS / "runs"), ("data", artifacts.RUNS)):
+        set_aside(folder, {*settings.runs, NONE}, name)
     print(f"params.yaml: {len(settings.runs)} runs, all keys known and in range")
 
 
-if __name__ == "__main__":
-    run_stage(main)
+def set_aside(folder: Path, names: set[str], title: str) -> None:
+    """Move the subfolders that have none of the names to .state/removed."""
+    for path in sorted(folder.glob("*/")):
+        if path.name not in names:
+            target = artifacts.STATE / "removed" / f"{path.name}-{title}-{time.time_ns()}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, target)
+            print(f"params.yaml has no run {path.name}: {path} is now {target}")

@@ -1,12 +1,11 @@
 """Stage fetch: brings the raw files of one data set to data/raw/<data>.
 
-python -m pipeline.stages.fetch images
+python -m pipeline.stages fetch images
 """
 
 import shutil
 
-from pipeline import artifacts, params, plugins, seals
-from pipeline.stages import run_stage
+from pipeline import artifacts, params, plugins
 
 
 def main(key: str) -> None:
@@ -15,9 +14,5 @@ def main(key: str) -> None:
     folder = artifacts.RAW / key
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    plugins.load("data", config.model_dump()["source"]).fetch(folder, config)
-    seals.seal(folder)
-
-
-if __name__ == "__main__":
-    run_stage(main)
+    plugins.load("data", config.source).fetch(folder, config)
+    artifacts.seal(folder)

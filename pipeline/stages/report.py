@@ -16,9 +16,9 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from ruamel.yaml import YAML
 
 from pipeline import artifacts, params, plugins
+from pipeline.evidence.uncertainty import show, summarize
 from pipeline.params import Run
 from pipeline.stages import run_stage
-from pipeline.uncertainty import show, summarize
 
 mpl.use("svg")
 from matplotlib import pyplot as plt

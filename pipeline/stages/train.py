@@ -1,6 +1,6 @@
 """Stage train: trains the model of one run and writes data/runs/<run>/model and data/runs/<run>/record.
 
-    python -m pipeline.stages.train gan
+    python -m pipeline.stages train gan
 
 A training that was interrupted goes on from .state/train-<run>/ when it is started again with the same params, data
 and code. Hardware comes from the environment: see pipeline/training.py.
@@ -11,27 +11,27 @@ import logging
 import os
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from torch import Tensor
 
-from pipeline import alarms, artifacts, checkpoints, leftovers, params, plugins, processes, sharding
-from pipeline.data.loading import Examples, LabelledExamples, TextExamples, require_length
-from pipeline.metrics import points
-from pipeline.params import Params, Run, Section
-from pipeline.preemption import PreemptedError
-from pipeline.processes import get_rank
-from pipeline.randomness import make_generator
-from pipeline.record import Record, describe_environment, describe_lineage, draw_points
-from pipeline.stages import run_stage
-from pipeline.tokenization import restore_tokenizer
-from pipeline.tracking import Mirror
-from pipeline.training import Recorder, fingerprint, fit
-from pipeline.weights import Loaded, save_model
+from pipeline import artifacts, code, params, plugins
+from pipeline.formats.tokenizers import restore_tokenizer
+from pipeline.history import alarms, leftovers
+from pipeline.history.mlflow_sync import MlflowSync
+from pipeline.history.record import Record, describe_environment, describe_lineage
+from pipeline.history.recorder import Recorder
+from pipeline.kinds import parse_fields, read_fields
+from pipeline.params import NONE, Params, Run, Section, Trainable
+from pipeline.runtime import checkpoints, processes, sharding
+from pipeline.runtime.preemption import PreemptedError
+from pipeline.runtime.processes import get_rank
+from pipeline.training import fingerprint, fit
+from pipeline.weights import WEIGHTS, Loaded, save_model, start_from
 
 log = logging.getLogger(__name__)
 
@@ -41,72 +41,83 @@ def main(key: str) -> None:
     settings = params.load()
     run, config = settings.runs[key], settings.models[key]
     manifest = artifacts.read_manifest(run.data)
-    require_length(run.data, manifest, run.model, config.model_dump().get("context"))
-    code = plugins.PACKAGE / f"models/{run.model}.py"
-    state = artifacts.STATE / f"train-{key}" / fingerprint(run.model_dump(), config.model_dump(), manifest, code)
+    plugins.load("kinds", manifest["kind"]).require(run.data, manifest, run.model, config)
+    inputs = (run.model_dump(), config.model_dump(), manifest, read_start(run))
+    state = artifacts.STATE / f"train-{key}" / fingerprint(*inputs, code.digest("train", key, settings))
     if processes.are_to_be_started():
         if sharding.is_named():  # what it cannot train is refused before the processes start
-            sharding.require_divisible(_make_model(run, config))
-        processes.supervise("pipeline.stages.train", key, lambda cause: close_failed(state, cause))
+            sharding.require_divisible(make_model(run, config))
+        processes.supervise("train", key, lambda cause: close_failed(state, cause))
         return
     checkpoints.require_writable(artifacts.RUNS / key, artifacts.REPORTS / "runs" / key)
     with checkpoints.hold(state.parent) if get_rank() == 0 else contextlib.nullcontext():
         train(key, settings, state)
 
 
+def read_start(run: Run) -> str:
+    """Return the SHA-256 of the weights that a run starts from, or none."""
+    return NONE if run.start == NONE else artifacts.digest(artifacts.RUNS / run.start / "model" / WEIGHTS)
+
+
 def train(key: str, settings: Params, state: Path) -> None:
     """Train with resume state in a folder that no other process writes; then write weights, record and curves."""
     run, config = settings.runs[key], settings.models[key]
-    spec = artifacts.read_spec(run.data)
-    model = _make_model(run, config)
-    training, validation = (artifacts.read_split(run.data, split) for split in ("train", "validation"))
-    tokenizer = artifacts.read_json(artifacts.PREPARED / run.data / "tokenizer.json") if "tokens" in training else None
-    record = _open_record(state, key, settings) if get_rank() == 0 else None
-    mirror = Mirror(record).start() if record else None
-    values = config.model_dump()
     manifest = artifacts.read_manifest(run.data)
+    fields = parse_fields(manifest["fields"])
+    kind = plugins.load("kinds", manifest["kind"])
+    model = make_model(run, config)
+    training, validation = (artifacts.read_split(run.data, split) for split in ("train", "validation"))
+    tokens = artifacts.PREPARED / run.data / "tokenizer.json"
+    tokenizer = artifacts.read_json(tokens) if tokens.exists() else None
+    record = _open_record(state, key, settings) if get_rank() == 0 else None
+    sync = MlflowSync(record).start() if record else None
     whole = sharding.copy_whole(model)
-    loaded = Loaded(whole, manifest["kind"], config, restore_tokenizer(tokenizer) if tokenizer else None)
-    preview = Preview(loaded, validation, record, run.seed, values["steps"], manifest) if record else None
+    loaded = Loaded(whole, fields, config, restore_tokenizer(tokenizer) if tokenizer else None)
+    sampling = settings.metrics[run.metric].sampling
+    preview = Preview(loaded, validation, record, run.seed, config.steps, manifest, sampling) if record else None
     folder = artifacts.RUNS / key / "model"
     try:
         trainer = fit(
             model,
-            _make_examples(training, values, run.seed),
-            steps=values["steps"],
-            batch_size=values["batch_size"],
+            kind.examples(training, config, run.seed),
+            steps=config.steps,
+            batch_size=config.batch_size,
             seed=run.seed,
-            clip_norm=values.get("clip_norm"),
+            clip_norm=config.clip_norm,
             state=state,
-            callbacks=[Recorder(record, values["steps"], preview, whole)],
+            callbacks=[Recorder(record, config.steps, preview, whole)],
         )
         sharding.gather(model, whole)
         if trainer.is_global_zero:
-            save_model(folder, run.model, whole, config, spec, tokenizer)
+            save_model(folder, run.model, whole, config, fields, tokenizer=tokenizer)
     except BaseException as error:
-        if record and mirror:
-            _give_up(record, mirror, error)
+        if record and sync:
+            _give_up(record, sync, error)
         raise
-    if record and mirror:
+    if record and sync:
         record.finish("FINISHED", kept_parameters=sum(p.numel() for p in model.kept.parameters()))
-        mirror.close(model=folder)
+        sync.finish(model=folder)
         write_curves(record, artifacts.REPORTS / "runs" / key / "curves")
         _publish(record, state, artifacts.RUNS / key / "record")
-        print(f"{key}: {values['steps']} steps in {record.about['totals']['seconds']:.0f} s, weights in {folder}")
+        print(f"{key}: {config.steps} steps in {record.about['totals']['seconds']:.0f} s, weights in {folder}")
 
 
-def _make_model(run: Run, config: Section) -> Any:
-    return plugins.load("models", run.model).Model(config, artifacts.read_spec(run.data), run.seed)
+def make_model(run: Run, config: Trainable) -> Any:
+    """Return the run's model: fresh, or with the weights of its start."""
+    model = plugins.load("models", run.model).Model(config, read_fields(run.data), run.seed)
+    if run.start != NONE:
+        start_from(model, artifacts.RUNS / run.start / "model", skip=run.skip, freeze=run.freeze)
+    return model
 
 
-def _give_up(record: Record, mirror: Mirror, error: BaseException) -> None:
+def _give_up(record: Record, sync: MlflowSync, error: BaseException) -> None:
     """End the run's record with the reason; what goes wrong here must not hide it."""
     preempted = isinstance(error, KeyboardInterrupt | PreemptedError)
     try:
         record.finish("KILLED" if preempted else "FAILED", failure=f"{type(error).__name__}: {error}")
     except OSError as problem:
         log.warning("%s: the end of the run could not be written: %s", record.folder, problem)
-    mirror.close(seconds=3 if preempted else 60)  # who preempts does not wait
+    sync.finish(seconds=3 if preempted else 60)  # who preempts does not wait
 
 
 def _publish(record: Record, state: Path, target: Path) -> None:
@@ -129,20 +140,18 @@ def close_failed(state: Path, cause: str) -> None:
         record.about["status"] = "FAILED"
         record.about["tags"]["failure"] = cause[:1000]
         record.save()
-        Mirror(record).close()
+        MlflowSync(record).finish()
 
 
 def _open_record(state: Path, key: str, settings: Params) -> Record:
     """Open the run's record: a new one, or the interrupted one, without the lines after its checkpoint."""
     run, config = settings.runs[key], settings.models[key]
     resolved = {"run": run.model_dump(), "model": config.model_dump(), "data": settings.data[run.data].model_dump()}
-    measured = {
-        "metric": settings.metrics[run.metric].model_dump(),
-        "features": {name: settings.features[name].model_dump() for name in run.features},
-    }
+    network = {} if run.network == NONE else settings.networks[run.network].model_dump()
+    measured = {"metric": settings.metrics[run.metric].model_dump(), "network": network}
     manifest = artifacts.PREPARED / run.data / "manifest.json"
     datasets = [
-        {"name": f"{run.data} ({resolved['data']['source']})", "path": str(manifest.parent), "context": context}
+        {"name": f"{run.data} ({settings.data[run.data].source})", "path": str(manifest.parent), "context": context}
         | {"md5": _md5_of(run.data), "sha256": entry["sha256"], "examples": entry.get("count", entry.get("tokens"))}
         for context, entry in artifacts.read_json(manifest)["splits"].items()
         if context in {"train", "validation"}
@@ -153,7 +162,7 @@ def _open_record(state: Path, key: str, settings: Params) -> Record:
             f"{section}.{name}": value
             for section, values in resolved.items()
             for name, value in values.items()
-            if name != "set"
+            if name != "changes"
         },
         "config": resolved | measured,
         "tags": describe_lineage(),
@@ -181,15 +190,9 @@ def _md5_of(data: str) -> str:
     return artifacts.digest(artifacts.PREPARED / data / "manifest.json")[:32]
 
 
-def _make_examples(train: dict[str, Tensor], values: dict[str, Any], seed: int) -> Examples:
-    if "tokens" in train:
-        return TextExamples(train["tokens"], values["context"], seed)
-    return LabelledExamples(train)
-
-
 @dataclass(frozen=True)
 class Preview:
-    """What happens eight times a training: samples from fixed noise, and a score on validation data."""
+    """What happens eight times per training: samples from fixed noise, and a score on validation data."""
 
     loaded: Loaded
     validation: dict[str, Tensor]
@@ -197,43 +200,21 @@ class Preview:
     seed: int
     steps: int
     manifest: dict[str, Any]
+    sampling: Section
 
     def __call__(self, step: int) -> None:
-        """Add samples to the record, the score of a model that has one, and look for alarms."""
-        show = {"images": self._show_images, "points": self._show_points, "text": self._show_text}[self.loaded.kind]
-        show(step, make_generator(self.seed, "preview", device=self.loaded.model.device))
+        """Add exhibits and values to the record, and look for alarms."""
+        kind = self.loaded.kind
+        look = kind.look(self.loaded, self.validation, self.manifest, self.seed, self.sampling)
+        for exhibit in look.exhibits:
+            self.record.exhibit(exhibit.name, step, exhibit.suffix, exhibit.content)
+        self.record.log(step, look.values)
         self._look_for_alarms()
-
-    def _show_images(self, step: int, generator: torch.Generator) -> None:
-        model, images = self.loaded.model, self.validation["images"]
-        samples = model.sample(64, generator).cpu()
-        self.record.image("samples", step, samples)
-        spread = images[:: max(1, len(images) // 64)]  # a split may be sorted by class
-        values = {"duplicate_share": alarms.duplicate_share(samples, spread)}
-        if hasattr(model, "score"):
-            scores = model.score(images, 1, make_generator(self.seed, "validate", device=model.device))
-            values["validation_elbo_nats"] = float(scores["elbo"].mean())
-            values["active_units"] = float(scores["active_units"])
-        self.record.log(step, values)
-
-    def _show_points(self, step: int, generator: torch.Generator) -> None:
-        samples = self.loaded.model.sample(2000, generator).cpu()
-        self.record.image("samples", step, draw_points(samples))
-        known = self.manifest["known"]
-        found = points.measure(samples, torch.tensor(known["modes"]), known["deviation"], within=3)
-        self.record.log(step, {"modes_covered": found["modes_covered"]})
-
-    def _show_text(self, step: int, generator: torch.Generator) -> None:
-        model = self.loaded.model
-        self.record.text("samples", step, self.loaded.write(1, generator)[0])
-        nats = model.score(self.validation["tokens"][:20_000], model.config.context)
-        self.record.log(step, {"validation_nats": float(nats.mean())})
 
     def _look_for_alarms(self) -> None:
         """Warn of what the record shows and tag it; an alarm that does not last loses its tag."""
-        vocabulary = self.manifest["spec"].get("vocabulary")
-        modes = len(self.manifest.get("known", {}).get("modes", []))
-        found = alarms.find_all(self.record.read(), steps=self.steps, vocabulary=vocabulary, modes=modes)
+        find = partial(self.loaded.kind.find_alarms, manifest=self.manifest)
+        found = alarms.find_all(self.record.read(), steps=self.steps, find=find)
         tags = self.record.about["tags"]
         for text in found:
             if text not in tags.get("alarm", ""):
@@ -254,7 +235,3 @@ def write_curves(record: Record, folder: Path) -> None:
             columns.setdefault(name, [f"step,{name}"]).append(f"{line['step']},{value:.6g}")
     for name, rows in columns.items():
         (folder / f"{name}.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    run_stage(main, several=True)

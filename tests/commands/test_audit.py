@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import artifacts, seals
+from pipeline import artifacts
 from pipeline.__main__ import main
 from pipeline.commands import audit
+from pipeline.formats.tokenizers import ByteTokenizer
 from pipeline.stages import features, fetch, prepare, sample, train
-from pipeline.tokenization import ByteTokenizer
 from pipeline.weights import Loaded
 from tests.conftest import TINY
 
@@ -28,7 +28,7 @@ def write_samples(edit_params: Callable[..., None]) -> Callable[[Tensor], None]:
     def write(images: Tensor) -> None:
         folder = artifacts.RUNS / "gan" / "samples"
         artifacts.write_tensors(folder / "generated.safetensors", {"0": images})
-        seals.seal(folder)
+        artifacts.seal(folder)
 
     return write
 

@@ -10,7 +10,7 @@ import pytest
 from pipeline import artifacts
 from pipeline.__main__ import main
 from pipeline.commands.compare import is_compared
-from pipeline.protocol import hash_protocol
+from pipeline.evidence.protocol import hash_protocol
 
 PROTOCOL = {"metric": {"sampling": {"count": 1000}}, "versions": {"torch": "2.14.0"}}
 

@@ -8,7 +8,7 @@ import pytest
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import costs as command
-from pipeline.costs import FOLDER
+from pipeline.history.costs import FOLDER
 from tests.conftest import ROOT
 
 
@@ -25,6 +25,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("project")
 def test_costs_come_from_the_records_and_the_stages_notes() -> None:
+    committed = command.gather(params.load())
     totals = {"seconds": 12.0, "cpu_seconds": 20.0, "peak_memory_mib": 512.0, "kept_parameters": 7}
     machine = {"processor": "a processor", "threads": "2"}
     record = {"totals": totals, "environment": machine | {"torch": "2"}}
@@ -32,7 +33,6 @@ def test_costs_come_from_the_records_and_the_stages_notes() -> None:
     noted = {"train@gan": {"seconds": 90.0, "peak_memory_mib": 900.0}, "report": {"seconds": 30, "peak_memory_mib": 3}}
     for stage, cost in noted.items():
         artifacts.write_json(FOLDER / f"{stage}.json", cost)
-    committed = artifacts.read_json(command.PATH)
     assert command.main(["--save"]) == 0
     saved = artifacts.read_json(command.PATH)
     assert saved["runs"]["gan"] == totals | machine
@@ -57,7 +57,7 @@ def test_the_table_has_the_most_expensive_stage_first_and_the_total_last() -> No
 
 @pytest.mark.usefixtures("project")
 def test_costs_of_runs_and_stages_that_are_no_longer_there_are_left_out() -> None:
-    committed = artifacts.read_json(command.PATH)
+    committed = command.gather(params.load())
     cost = {"seconds": 1.0, "peak_memory_mib": 1.0}
     gone = ("train@former", "fetch@gan", "former")  # a former run, a data set with a run's name, a former stage
     stages = committed["stages"] | dict.fromkeys(gone, cost)

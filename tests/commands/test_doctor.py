@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from pipeline.__main__ import main
 from pipeline.artifacts import FEATURES
 from pipeline.commands import doctor
-from pipeline.metrics.selftest import Check
+from pipeline.evidence.selftest import Check
 from pipeline.stages import features, fetch, prepare
 
 

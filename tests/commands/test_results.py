@@ -1,13 +1,10 @@
 """`pipeline results`: a claim is the mean over its runs, which differ in nothing but the seed."""
 
-import importlib
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -243,130 +240,6 @@ def test_it_says_where_it_must_be_run(
     monkeypatch.chdir(tmp_path)
     assert main(["results"]) == 1
     assert "results.yaml: not found; run from benchmarks/" in capsys.readouterr().err
-
-
-@pytest.fixture
-def speed(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module benchmarks/speed.py."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("speed")
-
-
-def test_a_row_of_speed_says_what_was_counted_and_is_read_as_it_is_written(speed: Any, tmp_path: Path) -> None:
-    ways = [2.0, 3.0, 4.0], [1.0, 1.0, 1.0]
-    first, second = (iter(seconds).__next__ for seconds in ways)
-    row = speed.compare("a_over_b", "t", "<= 2", (first, second), count="9 steps", seeds=(4, 5), detail="d", repeats=3)
-    assert (row.ratio, row.low, row.high, row.repeats) == (3, 2, 4, 3)
-    assert (row.detail, row.count, row.seeds, row.seconds) == ("3 s against 1 s; d", "9 steps", (4, 5), (3, 1))
-    assert row.peak_memory_mib > 50  # of a process that has imported torch
-    about = {"processor": "p", "threads": "2", "torch": "t", "commit": "1a2b3c4"}
-    artifacts.write_json(tmp_path / "speed.json", {"rows": {"a_over_b": asdict(row) | about}})
-    rows = artifacts.read_json(tmp_path / "speed.json")["rows"]
-    found = results.read_speed({"rows": rows})["a_over_b"]
-    assert (found["value"], found["count"], found["seeds"], found["seconds"]) == (3, "9 steps", [4, 5], [3, 1])
-    assert found["peak_memory_mib"] == row.peak_memory_mib
-    assert "| 3 (missed) | 2 to 4 | 3 | 9 steps | <= 2 | 3 s against 1 s; d |" in speed.render(rows)
-
-
-def test_speed_marks_what_is_missed_and_names_the_commit(speed: Any) -> None:
-    row = {"name": "a", "title": "t", "low": 0.1, "high": 9.0, "repeats": 3, "detail": "", "torch": "t"}
-    row |= {"processor": "p", "threads": "2"}
-    wanted = {"<= 1": 1.0, ">= 0.5": 0.414, "< 1 to be used": 1.0, "< 1": 0.9, "<= 0.01": 0.02, "none": 1.0}
-    rows = {text: row | {"ratio": ratio, "wanted": text} for text, ratio in wanted.items()}
-    rows["none"]["commit"] = "1a2b3c4"
-    lines = speed.render(rows).splitlines()
-    assert {line.count("|") for line in lines} == {9}  # with an empty count: the rows are of an older version
-    cells = [line.split(" | ") for line in lines[2:]]
-    assert [cell[1] for cell in cells] == ["1", "0.414 (missed)", "1 (missed)", "0.9", "0.02 (missed)", "1"]
-    assert [cell[-1] for cell in cells[-2:]] == ["p, 2 threads |", "p, 2 threads, commit `1a2b3c4` |"]
-
-
-def test_speed_notes_the_commit_and_whether_files_differ(
-    speed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def git(*arguments: str) -> str:
-        command = ["git", "-c", "user.name=n", "-c", "user.email=e", *arguments]
-        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
-
-    monkeypatch.setattr(speed, "HERE", tmp_path)
-    assert speed.describe_commit() == "unknown"
-    (tmp_path / "file").write_text("one\n", encoding="utf-8")
-    for command in (["init"], ["add", "file"], ["commit", "-m", "c"], ["tag", "-a", "v1", "-m", "t"]):
-        git(*command)
-    commit = git("rev-parse", "--short", "HEAD")
-    monkeypatch.setattr(
-        speed, "MEASURES", {"one": lambda: iter([speed.summarize("one", "t", "< 1", [0.5], count="1 step")])}
-    )
-    monkeypatch.setattr("sys.argv", ["speed.py"])
-    speed.main()
-    assert artifacts.read_json(tmp_path / "speed.json")["rows"]["one"]["commit"] == commit
-    assert f"commit `{commit}` |" in (tmp_path / "speed.md").read_text(encoding="utf-8")
-    (tmp_path / "file").write_text("two\n", encoding="utf-8")
-    assert speed.describe_commit() == f"{commit}-dirty"
-
-
-def test_speed_trains_nothing_where_the_main_project_is_stale(speed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
-
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        called.append(command[3:])
-        return subprocess.CompletedProcess(command, 1)
-
-    monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(SystemExit, match="run `make repro`"):
-        list(speed.measure_dvc())
-    assert called == [["status", "--quiet"]]
-
-
-def test_speed_says_in_the_title_that_a_gan_has_no_penalties(speed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = type("Config", (), {"batch_size": 1})
-    monkeypatch.setattr(speed, "make", lambda *_, **__: (type("Model", (), {"config": config}), None))
-    monkeypatch.setattr(speed, "fit", lambda *_, **__: None)
-    monkeypatch.setattr(speed, "time_pipeline", lambda *_, **__: 1.0)
-    titles = {row.name: row.title for row in speed.measure_rates()}
-    assert "training gan without its penalties" in titles["rate_gan"]
-    assert "penalties" not in titles["rate_vae"] + titles["rate_transformer"]
-
-
-def test_speed_divides_the_waiting_for_batches_by_the_training(speed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"transformer": (0.4, 20.0), "gan": (0.3, 30.0), "vae": (0.1, 20.0)}
-    monkeypatch.setattr(speed, "time_waits", lambda kind, *_, **__: times[kind])
-    (row,) = speed.measure_data(110)
-    assert (row.name, row.ratio, row.count, row.seconds) == ("data_share", 0.02, "100 steps", (0.4, 20))
-    assert row.detail == "4 ms of 200 ms a step; 0.01 of the GAN's, 0.005 of the VAE's"
-
-
-def test_speed_counts_the_seconds_of_fetching_a_batch_alone(speed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([1.0, 1.5, 7.0, 7.25])
-    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    waits = speed.Waits()
-    for action in ("[_TrainingEpochLoop].train_dataloader_next", "run_training_batch") * 2:
-        with waits.profile(action):
-            pass
-    assert waits.seconds == 0.75
-
-
-def test_speed_counts_the_start_and_the_end_of_mlflow(
-    speed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    found = {"start": 2.0, "steps": 0.5, "between": 90.0, "close": 1.5, "record": 0.9}
-    times = {str(index): found | {"wall": wall} for index, wall in enumerate((100.0, 200.0, 400.0))}
-    monkeypatch.setattr(speed, "time_tracking", lambda _store, name, _steps: times[name])
-    monkeypatch.setattr(speed, "time_import", lambda: 3.0)
-    (row,) = speed.measure_tracking(2400)
-    assert (row.ratio, row.low, row.high, row.seconds, row.count) == (0.02, 0.01, 0.04, (4, 200), "2,400 steps")
-    assert row.detail == (
-        "2 s until the run is open and 1.5 s at the end, with the model, whatever the length; 0.0056 of the time "
-        "between; not counted: 0.9 s for the record's lines, 3 s to import MLflow"
-    )
-
-
-def test_speed_compares_no_ways_that_give_other_values(speed: Any) -> None:
-    row = speed.compare_values("a", "t", (lambda: 2.0, lambda: 2.000001), "1 image", repeats=1)
-    assert row.detail.endswith("; FID 2, relative difference 5e-07")
-    with pytest.raises(AssertionError, match=r"a: 2\.0 against 2\.1"):
-        speed.compare_values("a", "t", (lambda: 2.0, lambda: 2.1), "1 image")
 
 
 @pytest.mark.slow

@@ -8,9 +8,10 @@ import pytest
 
 from pipeline import artifacts
 from pipeline.__main__ import main
-from pipeline.record import Record
-from pipeline.tracking import Mirror, connect
-from tests.test_tracking import ABOUT
+from pipeline.history.mlflow_store import connect
+from pipeline.history.mlflow_sync import MlflowSync
+from pipeline.history.record import Record
+from tests.history.test_mlflow_sync import ABOUT
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_lines_that_an_outage_swallowed_are_sent_and_no_others(
     # The store has step 1 alone: what it got before it went away.
     partial = Record(workdir / "partial", record.about)
     partial.log(1, {"loss": 1.0})
-    Mirror(partial).close()
+    MlflowSync(partial).finish()
     shutil.rmtree(workdir / "partial")
     assert main(["sync"]) == 0
     client, experiment = connect()

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from dvc.repo import Repo
 
-from pipeline import store
 from pipeline.__main__ import main
 from pipeline.artifacts import ArtifactError
+from pipeline.history import dvc_cache
 
 STAGES = """
 stages:
@@ -44,7 +44,7 @@ def find(folder: Path, md5: str, suffix: str = "") -> Path:
 def test_a_whole_cache_a_missing_object_and_a_broken_one(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify"]) == 0
     assert capsys.readouterr().out == "4 objects of 3 outputs: none missing or broken\n"
-    store.require_inputs("second")
+    dvc_cache.require_inputs("second")
     broken = find(project, JOINED)
     broken.write_bytes(b"aB")
     broken.chmod(0o444)  # DVC takes a file of this mode for whole
@@ -59,12 +59,12 @@ def test_a_whole_cache_a_missing_object_and_a_broken_one(project: Path, capsys: 
     with pytest.raises(
         ArtifactError, match=f"inputs of second; free space, then `dvc commit first`:\n  folder/a: .*{A}"
     ):
-        store.require_inputs("second")
-    store.require_inputs("first")  # which reads nothing
+        dvc_cache.require_inputs("second")
+    dvc_cache.require_inputs("first")  # which reads nothing
 
 
 def test_a_broken_list_of_a_folder_is_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder: Any = next(out for out in store.list_outputs() if out.def_path == "folder")
+    folder: Any = next(out for out in dvc_cache.list_outputs() if out.def_path == "folder")
     listed = find(project, folder.hash_info.value.removesuffix(".dir"), ".dir")
     listed.write_text(json.dumps(json.loads(listed.read_text())[:1]))
     assert main(["verify"]) == 1

@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.data.archives import read_files
-from pipeline.data.download import Source, fetch_all
-from pipeline.data.text_sets import TextConfig, Texts, split_documents
+from pipeline.formats.archives import read_files
+from pipeline.formats.download import Source, fetch_all
+from pipeline.kinds.text import TextConfig, Texts, split_documents
 
 FILE = "text8.zip"
 SHA256 = "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232"

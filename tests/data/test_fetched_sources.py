@@ -20,18 +20,9 @@ import torch
 from ruamel.yaml import YAML
 
 from pipeline.artifacts import ArtifactError, read_json
-from pipeline.data import (
-    archives,
-    cifar10,
-    enwik8,
-    fashion_mnist,
-    idx,
-    image_sets,
-    mnist,
-    shakespeare,
-    stacked_mnist,
-    wikitext2,
-)
+from pipeline.formats import archives, idx
+from pipeline.data import cifar10, enwik8, fashion_mnist, mnist, shakespeare, stacked_mnist, wikitext2
+from pipeline.kinds import images
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = {"path": "data/own", "split_seed": 0, "validation": 0.25}
@@ -293,9 +284,9 @@ def test_stacked_mnist_channels_are_digits_of_their_split_and_the_class_is_their
 
 def test_stacked_mnist_is_a_function_of_the_seed(raw: Path, digits: dict[str, np.ndarray], tmp_path: Path) -> None:
     del digits
-    config = image_sets.ImageConfig.model_validate(IMAGES)
+    config = images.ImageConfig.model_validate(IMAGES)
     manifests = [
-        image_sets.write(tmp_path / str(index), stacked_mnist.prepare(raw, STACKED), config) for index in range(2)
+        images.write(tmp_path / str(index), stacked_mnist.prepare(raw, STACKED), config) for index in range(2)
     ]
     assert manifests[0] == manifests[1]
     for name in ("train", "validation", "test"):

@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 from safetensors import torch as safetensors
 
-from pipeline import artifacts, seals
+from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.data import image_folder
 from pipeline.data.image_folder import Config, choose_split
-from pipeline.data.image_sets import ImageSplits, write
-from pipeline.data.own_files import FileReport, read_reports
+from pipeline.kinds.images import ImageSplits, write
+from pipeline.formats.own_files import FileReport, read_reports
 from pipeline.stages import fetch as fetch_stage
 from pipeline.stages import prepare as prepare_stage
 
@@ -110,7 +110,7 @@ def test_source_and_path_are_enough(stages: Callable[..., dict[str, Any]], workd
     for split in SPLITS:
         assert artifacts.read_split("images", split)["images"].shape[1:] == (3, 64, 64)
     assert [path.name for path in (workdir / "data/raw").iterdir()] == ["images"]
-    assert {path.name for path in (workdir / "data/raw/images").iterdir()} == {"files.json", seals.SEAL}
+    assert {path.name for path in (workdir / "data/raw/images").iterdir()} == {"files.json", artifacts.SEAL}
 
 
 def test_every_picture_arrives_once_with_the_class_of_its_first_folder(root: Path) -> None:
@@ -183,7 +183,7 @@ def test_preparing_twice_gives_identical_bytes_whatever_threads_and_order(
         shutil.copy(path, tmp_path / "copy")
         path.unlink()
         shutil.move(tmp_path / "copy", path)
-    monkeypatch.setattr("pipeline.data.own_files.THREADS", 1)
+    monkeypatch.setattr("pipeline.formats.own_files.THREADS", 1)
     write(tmp_path / "two", run(root), configure(root))
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == ["files.json", *sorted(f"{split}.safetensors" for split in SPLITS)]

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MEGABYTES = 64  # of text; benchmarks/data.py does the same with a gigabyte, and with BPE
 STAGE = """
 import runpy, sys
-runpy.run_module(f"pipeline.stages.{sys.argv.pop(1)}", run_name="__main__")
+runpy.run_module("pipeline.stages", run_name="__main__")
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 

@@ -20,10 +20,11 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
-from pipeline.data import idx, mnist, mnist5k, numpy_docs
-from pipeline.data.image_sets import ImageConfig, ImageSplits, write
+from pipeline.formats import idx
+from pipeline.data import mnist, mnist5k, numpy_docs
+from pipeline.kinds.images import ImageConfig, ImageSplits, write
 from pipeline.stages import fetch, prepare
-from pipeline.tokenization import restore_tokenizer
+from pipeline.formats.tokenizers import restore_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLIT = {"path": "data/own", "split_seed": 0, "validation": 0.125}

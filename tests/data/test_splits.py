@@ -8,8 +8,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.data.image_sets import ImageConfig, hold_out, split_stratified
-from pipeline.data.text_sets import TextConfig, split_documents
+from pipeline.kinds.images import ImageConfig, hold_out, split_stratified
+from pipeline.kinds.text import TextConfig, split_documents
 from pipeline.randomness import make_generator
 
 COUNTS = (10, 40, 7, 101)  # of the classes

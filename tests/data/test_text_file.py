@@ -17,7 +17,7 @@ from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.data import text_file
 from pipeline.data.text_file import Config, fetch, prepare
-from pipeline.data.text_sets import write
+from pipeline.kinds.text import write
 
 SHARED: dict[str, Any] = {
     "source": "text_file",

@@ -16,8 +16,9 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from pipeline.artifacts import ArtifactError
+from pipeline.evidence.features import Evidence, Make, extract
+from pipeline.kinds import images as images_kind
 from pipeline.metrics import images as metrics
-from pipeline.metrics.image_evidence import Evidence, Make, check_images, extract
 from pipeline.metrics.images import Config, compute, extrapolate, score_classes
 
 CONFIG = Config.model_validate(
@@ -240,7 +241,7 @@ def test_extrapolation_takes_most_of_the_bias_of_few_samples_away() -> None:
 @pytest.mark.fault(19, 20, 21)
 def test_nonsense_is_refused(images: torch.Tensor, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
-        check_images("generated", images)
+        images_kind.check("generated", images)
     with pytest.raises(ArtifactError, match=message):
         compute(Evidence([images], images, [images], {}, {}), CONFIG)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.artifacts import ArtifactError
 from pipeline.data.stacked_mnist import stack
-from pipeline.metrics.image_evidence import Evidence, Sampling
+from pipeline.evidence.features import Evidence, Sampling
 from pipeline.metrics.modes import Config, compute, label, measure, spread
 
 CONFIG = Config(sampling=Sampling(count=100, sets=1, importance_samples=1))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipeline.artifacts import ArtifactError
+from pipeline.layers.blocks import token_nats
 from pipeline.metrics.text import Config, Evidence, compute
-from pipeline.models.layers import token_nats
 
 CONFIG = Config.model_validate(
     {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.artifacts import TextSpec
+from pipeline.kinds.text import make_fields as text_fields
 from pipeline.models.transformer import Config, Model
 
 VOCABULARY = 17
@@ -27,7 +27,7 @@ def make_model(**changes: object) -> Model:
         "clip_norm": 1.0,
         "ema": 0.0,
     }
-    model = Model(Config.model_validate(values | changes), TextSpec(vocabulary=VOCABULARY), seed=0)
+    model = Model(Config.model_validate(values | changes), text_fields(VOCABULARY), seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # fresh projections and heads are zero, and gains one
         for parameter in model.parameters():

@@ -7,16 +7,19 @@ import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule
 
-from pipeline import params, plugins, seals
-from pipeline.artifacts import ArtifactError, ImageSpec, TextSpec
-from pipeline.data.loading import Examples, LabelledExamples, TextExamples
+from pipeline import artifacts, params, plugins
+from pipeline.artifacts import ArtifactError
+from pipeline.batches import Examples, Rows
+from pipeline.kinds.images import make_fields as image_fields
+from pipeline.kinds.text import Windows
+from pipeline.kinds.text import make_fields as text_fields
 from pipeline.randomness import make_generator
 from pipeline.training import fit
 from pipeline.weights import load_model, save_model
 
 SETTINGS = params.load(Path(__file__).parents[2] / "params.yaml")
 RUNS = tuple(SETTINGS.runs)
-SPECS: dict[str, Any] = {"images": ImageSpec(shape=(1, 28, 28), classes=10), "text": TextSpec(vocabulary=12)}
+SPECS: dict[str, Any] = {"images": image_fields((1, 28, 28), 10), "text": text_fields(12)}
 SMALL = {
     "generator_width": 8,
     "discriminator_width": 8,
@@ -40,30 +43,29 @@ def build(run: str, **changes: Any) -> tuple[Any, Any, Examples, str]:
     config = config.model_validate(config.model_dump() | small)
     module = plugins.load("models", plug_in)
     examples: Examples
-    if module.KINDS == ("text",):
-        examples = TextExamples(torch.arange(300) % 12, config.model_dump()["context"], 0)
+    if module.LEARNS == ("text",):
+        examples = Windows(torch.arange(300) % 12, config.context, 0)
     else:  # one batch of 16 images, two shapes that are easy to tell apart
         images = torch.zeros(16, 1, 28, 28, dtype=torch.uint8)
         images[::2, :, 4:24, 8:12] = 255
         images[1::2, :, 12:16, 4:24] = 255
-        examples = LabelledExamples({"images": images, "labels": torch.arange(16) % 2})
-    return module.Model(config, SPECS[module.KINDS[0]], seed=0), config, examples, plug_in
+        examples = Rows({"images": images, "labels": torch.arange(16) % 2})
+    return module.Model(config, SPECS[module.LEARNS[0]], seed=0), config, examples, plug_in
 
 
 def draw(loaded: Any, seed: int) -> Any:
     model = loaded
     generator = make_generator(seed, "test", device=model.device)
-    if hasattr(model, "spec") or hasattr(model, "reconstruct"):
-        return model.sample(4, generator)
-    return model.sample(torch.tensor([0]), 2, 10, generator)
+    if model.makes == "tokens":
+        return model.sample(2, generator, {"prompt": torch.tensor([0])}, length=10)["tokens"]
+    return model.sample(4, generator, {"labels": torch.arange(4)})["images"]
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_one_batch_is_overfitted(run: str) -> None:
     steps = 400 if run == "gan" else 150
     model, config, examples, plug_in = build(run, steps=steps, learning_rate=5e-3)
-    values = config.model_dump()
-    fit(model, examples, steps=steps, batch_size=16, seed=0, clip_norm=values.get("clip_norm"))
+    fit(model, examples, steps=steps, batch_size=16, seed=0, clip_norm=config.clip_norm)
     batch = examples.batch(torch.arange(min(len(examples), 16)), 0)
     if plug_in == "transformer":  # the text is a cycle of 12: the entropy is zero after the first tokens
         assert model.loss(batch).item() < 0.15
@@ -76,7 +78,14 @@ def test_one_batch_is_overfitted(run: str) -> None:
         target = batch["images"].float().mean(dim=0) / 255
         start, _, _, _ = build(run)
         before, after = (
-            (m.sample(200, make_generator(0, "x")).float().mean(dim=0) / 255 - target).abs().mean().item()
+            (
+                m.sample(200, make_generator(0, "x"), {"labels": torch.arange(200) % 10})["images"].float().mean(dim=0)
+                / 255
+                - target
+            )
+            .abs()
+            .mean()
+            .item()
             for m in (start, model)
         )
         assert after < before / 3
@@ -112,7 +121,7 @@ def test_a_saved_model_loads_and_draws_the_same(run: str, tmp_path: Path) -> Non
     with torch.no_grad():
         for parameter in model.kept.parameters():  # not what a fresh model has
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) / 10)
-    save_model(tmp_path, plug_in, model, config, SPECS[plugins.load("models", plug_in).KINDS[0]])
+    save_model(tmp_path, plug_in, model, config, SPECS[plugins.load("models", plug_in).LEARNS[0]])
     loaded = load_model(tmp_path)
     assert loaded.config == config
     assert torch.equal(draw(loaded.model, 3), draw(model.eval().to(loaded.model.device), 3))
@@ -126,7 +135,7 @@ def test_weights_that_are_not_finite_are_not_saved(run: str, tmp_path: Path) -> 
     with torch.no_grad():
         next(model.kept.parameters()).view(-1)[0] = torch.inf
     with pytest.raises(ArtifactError, match="weights are not finite"):
-        save_model(tmp_path, plug_in, model, config, SPECS[plugins.load("models", plug_in).KINDS[0]])
+        save_model(tmp_path, plug_in, model, config, SPECS[plugins.load("models", plug_in).LEARNS[0]])
     assert not list(tmp_path.iterdir())
 
 
@@ -136,6 +145,6 @@ def test_weights_of_another_shape_are_refused_by_file_name(tmp_path: Path) -> No
     other, other_config, _, _ = build("gan", generator_width=4)
     save_model(tmp_path / "other", plug_in, other, other_config, SPECS["images"])
     (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model.safetensors")
-    seals.seal(tmp_path)
+    artifacts.seal(tmp_path)
     with pytest.raises(ArtifactError, match=r"does not fit pipeline/models/gan\.py"):
         load_model(tmp_path)

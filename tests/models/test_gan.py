@@ -8,21 +8,17 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pipeline.artifacts import ArtifactError, ImageSpec, PointSpec
-from pipeline.data.loading import LabelledExamples
-from pipeline.models.gan import (
-    LOSSES,
-    Config,
-    Discriminator,
-    Generator,
-    Model,
-    gradient_norms,
-    resolutions,
-)
-from pipeline.models.layers import from_bytes, make_average, to_bytes
+from pipeline.artifacts import ArtifactError
+from pipeline.backbones import images as images_backbone
+from pipeline.backbones.images import find_smallest
+from pipeline.batches import Rows
+from pipeline.kinds.images import make_fields as image_fields
+from pipeline.kinds.points import make_fields as point_fields
+from pipeline.layers.blocks import from_bytes, make_average, to_bytes
+from pipeline.models.gan import LOSSES, Config, Discriminator, Generator, Model, gradient_norms
 from pipeline.training import fit
 
-DIGITS = ImageSpec(shape=(1, 28, 28), classes=10)
+DIGITS = image_fields((1, 28, 28), 10)["images"]
 
 
 def make_config(**changes: Any) -> Config:
@@ -100,28 +96,28 @@ def test_gradient_norm_of_a_linear_critic_is_its_weights_norm() -> None:
 @pytest.mark.parametrize("full_width", [0, 3])
 @pytest.mark.parametrize("conditional", [False, True])
 def test_networks_follow_the_image_shape(shape: tuple[int, int, int], conditional: bool, full_width: int) -> None:
-    spec = ImageSpec(shape=shape, classes=3)
+    spec = image_fields(shape, 3)["images"]
     config = make_config(conditional=conditional, full_width=full_width)
     labels = torch.tensor([0, 2]) if conditional else None
-    images = Generator(config, spec)(torch.randn(2, 8), labels)
+    images = Generator(config, images_backbone, spec, 3)(torch.randn(2, 8), labels)
     assert images.shape == (2, *shape)
     assert images.abs().max() <= 1
-    assert Discriminator(config, spec)(images, labels).shape == (2,)
+    assert Discriminator(config, images_backbone, spec, 3)(images, labels).shape == (2,)
 
 
 def test_the_dcgan_for_digits_has_the_published_shapes() -> None:
-    generator = Generator(make_config(latent=100, generator_width=64), DIGITS)
+    generator = Generator(make_config(latent=100, generator_width=64), images_backbone, DIGITS, 10)
     assert generator.layers[0].weight.shape == (7 * 7 * 128, 100)
     kernels = [layer.weight.shape for layer in generator.layers if isinstance(layer, nn.ConvTranspose2d)]
     assert kernels == [(128, 64, 5, 5), (64, 1, 5, 5)]
-    generator = Generator(make_config(generator_width=64, full_width=16), DIGITS)
+    generator = Generator(make_config(generator_width=64, full_width=16), images_backbone, DIGITS, 10)
     shapes = [layer.weight.shape for layer in generator.layers if isinstance(layer, nn.ConvTranspose2d | nn.Conv2d)]
     assert shapes == [(128, 64, 5, 5), (64, 16, 5, 5), (1, 16, 3, 3)]
 
 
 def test_odd_sides_are_refused() -> None:
     with pytest.raises(ArtifactError, match="halve evenly, down to 2 to 8, got 30x30"):
-        resolutions(ImageSpec(shape=(1, 30, 30), classes=2))
+        find_smallest(image_fields((1, 30, 30), 2)["images"])
 
 
 def test_a_wasserstein_critic_without_a_constraint_is_refused() -> None:
@@ -130,7 +126,7 @@ def test_a_wasserstein_critic_without_a_constraint_is_refused() -> None:
 
 
 def test_spectral_norm_makes_the_largest_singular_value_one() -> None:
-    discriminator = Discriminator(make_config(spectral_norm=True), DIGITS).train()
+    discriminator = Discriminator(make_config(spectral_norm=True), images_backbone, DIGITS, 10).train()
     for _ in range(200):  # one power iteration a forward pass
         weight = discriminator.head.weight
     assert torch.linalg.matrix_norm(weight, 2).item() == pytest.approx(1, abs=1e-3)
@@ -154,10 +150,10 @@ def test_the_average_is_the_warmed_up_exponential_mean() -> None:
     assert average.module.weight.item() == pytest.approx(expected)
 
 
-def digits(count: int = 40) -> LabelledExamples:
+def digits(count: int = 40) -> Rows:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
-    return LabelledExamples({"images": images, "labels": torch.arange(count) % 10})
+    return Rows({"images": images, "labels": torch.arange(count) % 10})
 
 
 @pytest.mark.parametrize(
@@ -175,7 +171,7 @@ def digits(count: int = 40) -> LabelledExamples:
 )
 def test_every_choice_trains_both_networks_and_the_average(changes: dict[str, Any]) -> None:
     config = make_config(**changes)
-    model = Model(config, ImageSpec(shape=(1, 8, 8), classes=10), seed=0)
+    model = Model(config, image_fields((1, 8, 8), 10), seed=0)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     fit(model, digits(), steps=config.steps, batch_size=config.batch_size, seed=0)
     frozen = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
@@ -191,7 +187,7 @@ def test_a_batch_that_the_discriminator_s_steps_cannot_share_is_refused_by_name(
 def test_steps_count_batches_and_not_optimizer_steps() -> None:
     # Lightning's global_step counts both optimizers; our average and our schedule must not.
     config = make_config(steps=7, discriminator_steps=2)
-    model = Model(config, ImageSpec(shape=(1, 8, 8), classes=10), seed=0)
+    model = Model(config, image_fields((1, 8, 8), 10), seed=0)
     trainer = fit(model, digits(), steps=config.steps, batch_size=config.batch_size, seed=0)
     assert model.average is not None
     assert int(model.average.n_averaged) == 7
@@ -200,7 +196,7 @@ def test_steps_count_batches_and_not_optimizer_steps() -> None:
 
 def test_equal_seeds_train_to_equal_bits_and_others_do_not() -> None:
     def train(seed: int) -> torch.Tensor:
-        model = Model(make_config(), ImageSpec(shape=(1, 8, 8), classes=10), seed=seed)
+        model = Model(make_config(), image_fields((1, 8, 8), 10), seed=seed)
         fit(model, digits(), steps=6, batch_size=8, seed=seed)
         return torch.cat([parameter.flatten() for parameter in model.kept.parameters()])
 
@@ -208,22 +204,23 @@ def test_equal_seeds_train_to_equal_bits_and_others_do_not() -> None:
     assert not torch.equal(train(3), train(4))
 
 
-def test_conditional_samples_take_the_classes_in_turn() -> None:
-    model = Model(make_config(conditional=True, ema=0.0), ImageSpec(shape=(1, 8, 8), classes=2), seed=0)
+def test_conditional_samples_are_of_the_classes_that_are_given() -> None:
+    model = Model(make_config(conditional=True, ema=0.0), image_fields((1, 8, 8), 2), seed=0)
     with torch.no_grad():  # class 1 fixes the dense layer's input to nothing but its embedding
         model.generator.embedding.weight[1] += 100  # type: ignore[union-attr]
-    images = model.sample(10, torch.Generator().manual_seed(0)).float()
+    given = {"labels": torch.arange(10) % 2}
+    images = model.sample(10, torch.Generator().manual_seed(0), given)["images"].float()
     even, odd = images[::2], images[1::2]
     assert (odd - odd[0]).abs().mean() < (even - even[0]).abs().mean()
 
 
 def test_points_train_a_generator_of_points() -> None:
-    spec = PointSpec(dimensions=2, classes=3)
+    spec = point_fields(2, 3)
     config = make_config(conditional=True, generator_width=16, discriminator_width=16, r1=1.0)
     model = Model(config, spec, seed=0)
     points = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
-    fit(model, LabelledExamples({"points": points, "labels": torch.arange(30) % 3}), steps=6, batch_size=8, seed=0)
-    drawn = model.sample(7, torch.Generator().manual_seed(0))
+    fit(model, Rows({"points": points, "labels": torch.arange(30) % 3}), steps=6, batch_size=8, seed=0)
+    drawn = model.sample(7, torch.Generator().manual_seed(0), {"labels": torch.arange(7) % 3})["points"]
     assert (drawn.shape, drawn.dtype) == ((7, 2), torch.float32)
     with pytest.raises(ArtifactError, match="flip, augment and full_width are for images"):
         Model(make_config(flip=True), spec, seed=0)
@@ -234,8 +231,8 @@ def test_points_train_a_generator_of_points() -> None:
 def test_flipping_mirrors_half_of_the_real_images_and_nothing_else() -> None:
     # With images that are their own mirror, a flip changes nothing; with others it does.
     def train(images: torch.Tensor, *, flip: bool) -> torch.Tensor:
-        model = Model(make_config(flip=flip), ImageSpec(shape=(1, 8, 8), classes=10), seed=0)
-        fit(model, LabelledExamples({"images": images, "labels": torch.arange(40) % 10}), steps=2, batch_size=8, seed=0)
+        model = Model(make_config(flip=flip), image_fields((1, 8, 8), 10), seed=0)
+        fit(model, Rows({"images": images, "labels": torch.arange(40) % 10}), steps=2, batch_size=8, seed=0)
         return torch.cat([parameter.flatten() for parameter in model.kept.parameters()])
 
     images = digits().tensors["images"]
@@ -245,10 +242,10 @@ def test_flipping_mirrors_half_of_the_real_images_and_nothing_else() -> None:
 
 
 def test_the_latent_scale_widens_z_when_sampling_and_changes_no_training() -> None:
-    spec = PointSpec(dimensions=2, classes=3)
+    spec = point_fields(2, 3)
     narrow, wide = (Model(make_config(latent_scale=scale, ema=0.0), spec, seed=0) for scale in (1.0, 2.0))
     z = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
     for model, scale in ((narrow, 1), (wide, 2)):
         torch.testing.assert_close(
-            model.sample(9, torch.Generator().manual_seed(0)), model.generator(scale * z).detach()
+            model.sample(9, torch.Generator().manual_seed(0), {})["points"], model.generator(scale * z).detach()
         )

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.artifacts import TextSpec
-from pipeline.models.layers import Muon, orthogonalize, token_nats, warmup_cosine
+from pipeline.kinds.text import make_fields as text_fields
+from pipeline.layers.blocks import Muon, orthogonalize, token_nats, warmup_cosine
 from pipeline.models.transformer import Model, rotate, rotation
 from tests.models.conftest import VOCABULARY, make_model
 
@@ -45,7 +45,7 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
 
 
 def test_the_first_loss_is_the_logarithm_of_the_vocabulary(tokens: torch.Tensor) -> None:
-    fresh = Model(make_model().config, TextSpec(vocabulary=VOCABULARY), seed=0)
+    fresh = Model(make_model().config, text_fields(VOCABULARY), seed=0)
     loss = fresh.training_step({"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}, 0)["loss"]
     assert loss.item() == pytest.approx(math.log(VOCABULARY), abs=1e-6)
 

@@ -8,18 +8,11 @@ import torch
 from pydantic import ValidationError
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
-from pipeline.artifacts import ImageSpec
-from pipeline.models.layers import shift_images
-from pipeline.models.vae import (
-    Config,
-    Model,
-    gaussian_kl,
-    log_bernoulli,
-    log_discretized_logistic,
-    log_normal,
-)
+from pipeline.kinds.images import make_fields as image_fields
+from pipeline.layers.blocks import shift_images
+from pipeline.models.vae import Config, Model, gaussian_kl, log_bernoulli, log_discretized_logistic, log_normal
 
-SPEC = ImageSpec(shape=(1, 8, 8), classes=2)
+SPEC = image_fields((1, 8, 8), 2)
 
 
 def make_config(**changes: Any) -> Config:

@@ -16,26 +16,32 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline import artifacts, memo, params, plugins, seals
+from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
-from pipeline.metrics.image_evidence import extract
-from pipeline.models import inception, transformer, vae
+from pipeline.evidence import real_cache
+from pipeline.evidence.features import extract
+from pipeline.evidence.uncertainty import show
+from pipeline.history.mlflow_store import connect
+from pipeline.kinds import images as images_kind
+from pipeline.kinds import read_fields, text
+from pipeline.kinds.text import show as show_texts
+from pipeline.models import transformer, vae
+from pipeline.networks import inception
 from pipeline.randomness import make_generator
-from pipeline.stages import evaluate, features, fetch, prepare, report, sample, train
-from pipeline.tracking import connect
-from pipeline.uncertainty import show
+from pipeline.stages import check, evaluate, fetch, networks, prepare, report, sample, train
 from tests.conftest import ROOT
 
 RUNS = ("gan", "vae", "transformer")
 # Equal bits are promised for these; records hold times and report pages show them.
-PROMISED = ("data/prepared", "data/features", "data/runs/*/model", "data/runs/*/samples", "reports/runs")
+PROMISED = ("data/prepared", "data/networks", "data/runs/*/model", "data/runs/*/samples", "reports/runs")
 
 
 def run_all() -> None:
+    check.main()
     for data in ("images", "text"):
         fetch.main(data)
         prepare.main(data)
-    features.main("classifier")
+    networks.main("classifier")
     for run in RUNS:
         train.main(run)
         sample.main(run)
@@ -91,8 +97,8 @@ def test_the_whole_pipeline_gives_equal_bits_twice_and_one_mlflow_run_a_training
 
     # Test and training images passed the classifier once, for both runs; and the floors.
     floors = len(json.loads(first["reports/runs/gan/sets.json"])["fid_classifier_floor"])
-    assert len(list((workdir / memo.FOLDER).iterdir())) == 1 + 2 * floors
-    for folder in ("data", "reports", memo.FOLDER):
+    assert len(list((workdir / real_cache.FOLDER).iterdir())) == 1 + 2 * floors
+    for folder in ("data", "reports", real_cache.FOLDER):
         shutil.rmtree(workdir / folder)
     run_all()
     second = snapshot(workdir)
@@ -129,8 +135,8 @@ def list_outs(stage: str, key: str) -> list[str]:
 
 
 def make_inception(edit_params: Callable[..., None], weights: inception.Config) -> None:
-    edit_params({"features.inception": weights.model_dump()})
-    features.main("inception")
+    edit_params({"networks.inception": weights.model_dump()})
+    networks.main("inception")
 
 
 @pytest.mark.usefixtures("tiny")
@@ -138,10 +144,10 @@ def test_a_fetched_feature_network_leaves_every_out_of_its_stage(
     workdir: Path, edit_params: Callable[..., None], inception_weights: inception.Config
 ) -> None:
     make_inception(edit_params, inception_weights)
-    outs = list_outs("features", "inception")
+    outs = list_outs("networks", "inception")
     assert len(outs) == 2
     assert [out for out in outs if not (workdir / out).exists()] == []
-    about = artifacts.read_json(workdir / "reports" / "features" / "inception.json")
+    about = artifacts.read_json(workdir / "reports" / "networks" / "inception.json")
     assert about == {"weights_sha256": inception_weights.sha256}
 
 
@@ -152,7 +158,7 @@ def test_a_run_is_evaluated_with_inception(
 ) -> None:
     make_inception(edit_params, inception_weights)
     few = {"count": 50, "sets": 1, "importance_samples": 1}
-    edit_params({"runs.gan.features": ["inception"], "metrics.images.sampling": few})
+    edit_params({"runs.gan.network": "inception", "metrics.images.sampling": few})
     edit_params({"metrics.images.kid_subset_size": 20, "metrics.images.isc_splits": 1})
     fetch.main("images")
     prepare.main("images")
@@ -163,7 +169,7 @@ def test_a_run_is_evaluated_with_inception(
     assert metrics["fid_inception"] > 0
     assert metrics["fid_inception_reliable"] == 0  # 50 images, 2048 features
     protocol = artifacts.read_json(workdir / "reports" / "runs" / "gan" / "protocol.json")["protocol"]
-    assert protocol["features"]["inception"]["weights_sha256"] == inception_weights.sha256
+    assert protocol["network"]["weights_sha256"] == inception_weights.sha256
 
 
 @pytest.mark.usefixtures("tiny")
@@ -172,14 +178,12 @@ def test_a_feature_network_of_images_of_another_shape_is_refused_by_the_run_s_na
 ) -> None:
     fetch.main("images")
     prepare.main("images")
-    edit_params({"features.classifier.steps": 2})
-    features.main("classifier")
+    edit_params({"networks.classifier.steps": 2})
+    networks.main("classifier")
     colour = torch.zeros(60, 3, 28, 28, dtype=torch.uint8)
     artifacts.write_tensors(artifacts.RUNS / "gan" / "samples" / "generated.safetensors", {"0": colour})
-    seals.seal(artifacts.RUNS / "gan" / "samples")
-    with pytest.raises(
-        ArtifactError, match=r"runs.gan.features: classifier has learnt images \(1, 28, 28\) .* has \(3,"
-    ):
+    artifacts.seal(artifacts.RUNS / "gan" / "samples")
+    with pytest.raises(ArtifactError, match=r"networks.classifier has learnt images \(1, 28, 28\) .* has \(3,"):
         evaluate.main("gan")
 
 
@@ -188,11 +192,11 @@ def test_random_windows_are_scored_alone_and_are_the_same_for_every_run() -> Non
     fetch.main("text")
     prepare.main("text")
     settings = params.load()
-    model = transformer.Model(settings.models["transformer"], artifacts.read_spec("text"), 0)
+    model = transformer.Model(settings.models["transformer"], read_fields("text"), 0)
     for parameter in model.parameters():  # some begin as zeros, which would make the context count for nothing
         torch.nn.init.normal_(parameter, std=0.3)
     tokens = artifacts.read_split("text", "test")["tokens"].long()
-    found = sample.score_windows(model, tokens, 600, make_generator(0, "windows", "test"))
+    found = text.score_windows(model, tokens, 600, make_generator(0, "windows", "test"))
     starts = torch.randint(len(tokens) - 32, (600,), generator=make_generator(0, "windows", "test"))
     for index in (0, 1, 599):
         window = tokens[starts[index] :][:33]
@@ -211,7 +215,7 @@ def test_random_windows_of_a_text_shorter_than_one_are_refused(workdir: Path, ed
     fetch.main("text")
     prepare.main("text")
     train.main("transformer")
-    with pytest.raises(ArtifactError, match=r"random_windows: data.text has \d+ tokens in split validation, expected"):
+    with pytest.raises(ArtifactError, match=r"random_windows: the validation split has \d+ tokens, expected"):
         sample.main("transformer")
 
 
@@ -223,13 +227,13 @@ def test_modes_are_counted_by_a_network_of_one_channel(workdir: Path, edit_param
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(path)
     own = {"source": "image_folder", "path": "stacks", "size": 28, "split_seed": 0, "validation": 0.1}
-    edit_params({"data.stacks": own, "features.classifier.steps": 2, "runs.gan.data": "stacks"})
+    edit_params({"data.stacks": own, "networks.classifier.steps": 2, "runs.gan.data": "stacks"})
     sampling = {"count": 60, "sets": 2, "importance_samples": 1}
     edit_params({"metrics.modes": {"sampling": sampling}, "runs.gan.metric": "modes", "models.gan.conditional": False})
     for data in ("images", "stacks"):
         fetch.main(data)
         prepare.main(data)
-    features.main("classifier")
+    networks.main("classifier")
     train.main("gan")
     sample.main("gan")
     evaluate.main("gan")
@@ -256,15 +260,15 @@ def test_curves_become_one_table_a_value(workdir: Path) -> None:
 
 def test_chosen_images_are_of_all_classes_when_the_split_is_sorted_by_class() -> None:
     labels = torch.arange(10).repeat_interleave(100)
-    chosen = sample.spread(len(labels), 50)
+    chosen = images_kind.spread(len(labels), 50)
     assert labels[chosen].bincount().tolist() == [5] * 10
-    assert sample.spread(7, 50).tolist() == list(range(7))
+    assert images_kind.spread(7, 50).tolist() == list(range(7))
 
 
 @pytest.mark.parametrize("text", ["\nab\n  c \n", "", "\t\n", "a\x00b\x1b\r\n\x85", "- a: b\n---\n# c", "\ufffd\u2028"])
-def test_texts_are_read_as_they_were_written(text: str, tmp_path: Path) -> None:
-    sample.write_texts(tmp_path / "samples.yaml", [text, "another"])
-    assert YAML(typ="safe", pure=True).load(tmp_path / "samples.yaml") == [text, "another"]
+def test_texts_are_read_as_they_were_written(text: str) -> None:
+    exhibit = show_texts("samples", [text, "another"], None)
+    assert YAML(typ="safe", pure=True).load(exhibit.content) == [text, "another"]
 
 
 def test_the_report_shows_student_s_interval_over_the_sets_of_samples() -> None:
@@ -293,16 +297,15 @@ def test_real_images_are_chosen_by_content_and_remembered_by_the_network_s_weigh
     workdir: Path, edit_params: Callable[..., None]
 ) -> None:
     def gather() -> Any:
-        settings = params.load()
-        return evaluate.gather_images(plugins.load("metrics", "images"), "gan", settings.runs["gan"], settings)
+        return plugins.load("metrics", "images").gather("gan", params.load(), {})
 
     def read(split: str) -> set[bytes]:
         return {image.numpy().tobytes() for image in artifacts.read_split("images", split)["images"]}
 
     fetch.main("images")
     prepare.main("images")
-    edit_params({"features.classifier.steps": 2})
-    features.main("classifier")
+    edit_params({"networks.classifier.steps": 2})
+    networks.main("classifier")
     sets = {str(index): torch.zeros(300, 1, 28, 28, dtype=torch.uint8) for index in range(2)}
     artifacts.write_tensors(artifacts.RUNS / "gan" / "samples" / "generated.safetensors", sets)
     evidence = gather()
@@ -321,12 +324,12 @@ def test_real_images_are_chosen_by_content_and_remembered_by_the_network_s_weigh
     assert all(torch.equal(*pair) for pair in zip(renamed.train, evidence.train, strict=True))
 
     for seed, folders in ((0, 1), (0, 1), (1, 2)):
-        edit_params({"features.classifier.seed": seed})
-        features.main("classifier")
+        edit_params({"networks.classifier.seed": seed})
+        networks.main("classifier")
         evidence = gather()
         found = evidence.extract_real("classifier", evidence.test)
         assert torch.equal(found.logits, extract(evidence.networks["classifier"], evidence.test).logits)
-        assert len(list((workdir / memo.FOLDER).iterdir())) == folders
+        assert len(list((workdir / real_cache.FOLDER).iterdir())) == folders
 
 
 @pytest.mark.usefixtures("tiny")

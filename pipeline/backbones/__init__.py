@@ -1,0 +1,10 @@
+"""One file, one kind of data: the networks of models that learn several kinds.
+
+Each model names what it takes (`BACKBONE`), and learns every kind whose file defines all of it:
+
+to_unit, from_unit            between stored values and the range in which networks work
+PICTORIAL                     whether flips, augmentations and convolutions at full resolution make sense
+make_generator                layers from a latent vector to values
+make_discriminator            layers from values to features, and how many features there are
+make_features, shift          a classifier's layers likewise, and its augmentation
+"""

@@ -1,0 +1,374 @@
+"""The code that a stage instance stands on, as one digest.
+
+    python -m pipeline.code train gan        # list the definitions that the training of runs.gan reaches
+
+The digest covers the top-level statements that an instance reaches from its stage and its plug-ins, name by name. It
+leaves out comments, docstrings, blank lines and the place of a file, so that only an edit of the code itself makes a
+result stale. The stage `check` writes one file per instance, data/code/<stage>/<key>.json, and the instance depends on
+it. The same digest names a training's resume state, and the code of an evaluation's protocol.
+
+Statements are compared as text, because `ast.dump` differs between versions of Python.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import io
+import sys
+import tokenize
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline import artifacts, params, plugins
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+FOLDER = Path("data/code")
+# Machinery that checks, finds, starts, records or shows, and never changes a number.
+MACHINERY = ("versions", "params", "plugins", "code", "stages", "runtime", "history", "commands")
+ENTRY = "main"  # of a stage
+Roots = dict[str, tuple[str, ...]]  # module: the definitions that are called; none named: all of them
+
+
+class Statement(NamedTuple):
+    """A top-level statement of a module of the package, by its position in it."""
+
+    module: str
+    position: int
+
+
+@dataclass(frozen=True)
+class Module:
+    """What one file defines.
+
+    texts: of each top-level statement, without comments, docstrings and imports.
+    used: of each statement the names that it uses, `a` or `a.b`.
+    names: positions of the statements that define a name. always: those that run on import.
+    ours: of each imported name the module of the package, and the name in it, if it is no module.
+    foreign: of each name imported from elsewhere the import.
+    """
+
+    texts: list[str]
+    titles: list[str]
+    used: list[set[str]]
+    names: dict[str, list[int]]
+    always: list[int]
+    ours: dict[str, tuple[str, str]]
+    foreign: dict[str, str]
+
+
+def digest(stage: str, key: str, settings: Params) -> str:
+    """Return the digest of one stage instance, 16 hex digits."""
+    return describe(find_roots(stage, key, settings))["digest"]
+
+
+def write_all(settings: Params) -> list[str]:
+    """Write data/code/<stage>/<key>.json for every instance; return what changed, one line per instance."""
+    changes = []
+    known = set()
+    for stage, key in list_instances(settings):
+        path = FOLDER / stage / f"{key}.json" if key else FOLDER / f"{stage}.json"
+        known.add(path)
+        value = describe(find_roots(stage, key, settings)) | _transfer(stage, key, settings)
+        before = artifacts.read_json(path) if path.exists() else None
+        if before != value:
+            artifacts.write_json(path, value)
+        if before and before.get("digest") != value["digest"]:
+            named = {line.split()[0] for line in set(before["definitions"]) ^ set(value["definitions"])}
+            changes.append(f"{stage}@{key}: {', '.join(sorted(named)) or 'what the definitions refer to'}")
+    for path in set(FOLDER.rglob("*.json")) - known:
+        path.unlink()
+    return changes
+
+
+def _transfer(stage: str, key: str, settings: Params) -> dict[str, list[str]]:
+    """Return what a training takes from its start: optional keys, which dvc.yaml cannot name."""
+    if stage != "train":
+        return {}
+    run = settings.runs[key]
+    return {name: value for name, value in (("freeze", run.freeze), ("skip", run.skip)) if value}
+
+
+def list_instances(settings: Params) -> Iterator[tuple[str, str]]:
+    """List (stage, key) of every stage instance after `check`; the report has no key."""
+    yield from ((stage, key) for stage in ("fetch", "prepare") for key in settings.data)
+    yield from (("networks", key) for key in settings.networks)
+    yield from ((stage, key) for stage in ("train", "sample", "evaluate") for key in settings.runs)
+    yield "report", ""
+
+
+def find_roots(stage: str, key: str, settings: Params) -> Roots:
+    """Return where the code of an instance begins: its stage, and the plug-ins that it loads by name."""
+    roots: Roots = {f"pipeline.stages.{stage}": (ENTRY,)}
+
+    def add(family: str, name: str, *called: str) -> None:
+        roots[f"pipeline.{family}.{name}"] = called
+
+    def add_model(family: str, name: str, kind: str, *called: str) -> None:
+        """Add a model or network, what it takes from the backbone of a kind, and what is called of the kind."""
+        add(family, name)
+        add("kinds", kind, "Spec", *called)
+        for other in getattr(plugins.load("kinds", kind), "WITH", ()):
+            add("kinds", other)
+        if taken := getattr(plugins.load(family, name), "BACKBONE", ()):
+            add("backbones", kind, *taken)
+
+    if stage in {"fetch", "prepare"}:
+        config = settings.data[key]
+        add("data", config.source, stage)
+        if stage == "prepare":
+            add("kinds", config.KIND, "write")
+    elif stage == "networks":
+        network = settings.networks[key]
+        add_model("networks", network.network, settings.data[network.data].KIND, "examples")
+    elif stage == "report":
+        for run in settings.runs.values():
+            add("metrics", run.metric)
+    elif stage == "evaluate":
+        run = settings.runs[key]
+        add("metrics", run.metric)
+        if run.network != params.NONE:
+            network = settings.networks[run.network]
+            add_model("networks", network.network, settings.data[network.data].KIND)
+    else:
+        run = settings.runs[key]
+        called = {"train": ("examples", "look", "require"), "sample": ("draw",)}
+        add_model("models", run.model, settings.data[run.data].KIND, *called[stage])
+    return roots
+
+
+def describe(roots: Roots) -> dict[str, object]:
+    """Return the digest of what is reached, and each definition with its own hash."""
+    lines: set[str] = set()
+    definitions: set[str] = set()
+    for statement in reach(roots):
+        module = read_module(statement.module)
+        own = _hash(module.texts[statement.position])
+        lines.add(own)
+        definitions.add(f"{module.titles[statement.position]} {own[:8]}")
+        for name in module.used[statement.position]:
+            lines |= {f"{own} {name} {_hash(_text(target))}" for target in resolve(statement.module, name)}
+            first = name.partition(".")[0]
+            if first in module.foreign:
+                lines.add(f"{own} {module.foreign[first]}")
+    for path in (file for name in roots for file in list_templates(name)):
+        lines.add(f"{path.suffix} {_hash(path.read_text(encoding='utf-8'))}")
+        definitions.add(f"{path.name} {_hash(path.read_text(encoding='utf-8'))[:8]}")
+    text = "\n".join(sorted(lines))
+    return {"digest": _hash(text)[:16], "definitions": sorted(definitions)}
+
+
+def reach(roots: Roots) -> set[Statement]:
+    """Return every statement that the roots reach; what runs when a module is imported counts once it is reached."""
+    found: set[Statement] = set()
+    entered: set[str] = set()
+    waiting: deque[Statement] = deque()
+    for name, called in roots.items():
+        module = read_module(name)
+        wanted = called or module.names
+        waiting.extend(Statement(name, position) for entry in wanted for position in module.names.get(entry, ()))
+    while waiting:
+        statement = waiting.popleft()
+        if statement in found:
+            continue
+        found.add(statement)
+        module = read_module(statement.module)
+        if statement.module not in entered:
+            entered.add(statement.module)
+            waiting.extend(Statement(statement.module, position) for position in module.always)
+        for name in module.used[statement.position]:
+            waiting.extend(resolve(statement.module, name))
+    return found
+
+
+def resolve(module_name: str, name: str) -> list[Statement]:
+    """Return the statements that define a name as a module sees it; none for a name from elsewhere."""
+    here = read_module(module_name)
+    first, _, rest = name.partition(".")
+    if first in here.names:
+        return [Statement(module_name, position) for position in here.names[first]]
+    if first not in here.ours:
+        return []
+    target, inner = here.ours[first]
+    if is_machinery(target):
+        return []
+    if inner:
+        return resolve(target, inner)
+    module = read_module(target)
+    if rest in module.names or rest in module.ours:
+        return resolve(target, rest)
+    return [Statement(target, position) for position in range(len(module.texts))]  # a module as a value
+
+
+def is_machinery(module: str) -> bool:
+    """Say whether a module of the package can change no number; a stage itself can."""
+    words = module.split(".")
+    return len(words) < 2 or (words[1] in MACHINERY and not (words[1] == "stages" and len(words) > 2))
+
+
+@functools.cache
+def read_module(name: str) -> Module:
+    """Parse one module of the package."""
+    path = find_file(name)
+    source = path.read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    blank = _find_blanks(source, tree)
+    ours: dict[str, tuple[str, str]] = {}
+    foreign: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            _note_import(node, ours, foreign)
+    module = Module([], [], [], {}, [], ours, foreign)
+    for node in tree.body:
+        text = _cut(source, node, blank)
+        if not text:
+            continue
+        position = len(module.texts)
+        defined = list(_list_defined(node))
+        for each in defined:
+            module.names.setdefault(each, []).append(position)
+        if not defined and not _is_type_checking(node):
+            module.always.append(position)
+        module.texts.append(text)
+        module.titles.append(defined[0] if defined else "(runs on import)")
+        module.used.append(set(_list_used(node, ours)))
+    return module
+
+
+def find_file(name: str) -> Path:
+    """Return the file of a module of the package."""
+    path = plugins.PACKAGE.joinpath(*name.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def list_templates(module: str) -> list[Path]:
+    """Return the files next to a module that have its name and are no Python: the report's templates."""
+    path = find_file(module)
+    return sorted(each for each in path.parent.glob(f"{path.stem}.*") if each.suffix != ".py")
+
+
+def _note_import(node: ast.Import | ast.ImportFrom, ours: dict[str, tuple[str, str]], foreign: dict[str, str]) -> None:
+    for alias in node.names:
+        bound = alias.asname or alias.name
+        if isinstance(node, ast.Import):
+            foreign[bound.partition(".")[0] if not alias.asname else bound] = f"import {alias.name} as {bound}"
+        elif str(node.module).partition(".")[0] != "pipeline":
+            foreign[bound] = f"from {node.module} import {alias.name} as {bound}"
+        elif find_file(f"{node.module}.{alias.name}").exists():
+            ours[bound] = f"{node.module}.{alias.name}", ""
+        else:
+            ours[bound] = str(node.module), alias.name
+
+
+def _find_blanks(source: str, tree: ast.Module) -> dict[int, list[tuple[int, int]]]:
+    """Return by line the columns, in bytes, of comments, docstrings and imports."""
+    blank: dict[int, list[tuple[int, int]]] = {}
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            blank.setdefault(row, []).append((len(lines[row - 1][:column].encode()), 1 << 30))
+    for node in ast.walk(tree):
+        removed: list[ast.stmt] = []
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            removed.append(node)
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                removed.append(first)
+        for each in removed:
+            for row in range(each.lineno, (each.end_lineno or each.lineno) + 1):
+                start = each.col_offset if row == each.lineno else 0
+                end = (each.end_col_offset or 0) if row == each.end_lineno else 1 << 30
+                blank.setdefault(row, []).append((start, end))
+    return blank
+
+
+def _cut(source: str, node: ast.stmt, blank: dict[int, list[tuple[int, int]]]) -> str:
+    """Return the lines of a statement without what is blank in them."""
+    decorators = getattr(node, "decorator_list", [])
+    first = min([node.lineno, *(each.lineno for each in decorators)])
+    lines = source.splitlines()
+    kept = []
+    for row in range(first, (node.end_lineno or first) + 1):
+        line = lines[row - 1].encode()
+        for start, end in sorted(blank.get(row, ()), reverse=True):
+            line = line[:start] + line[end:]
+        if text := line.decode().rstrip(" \t;"):
+            kept.append(text)
+    return "\n".join(line for line in kept if line.strip())
+
+
+def _list_defined(node: ast.stmt) -> Iterator[str]:
+    """Yield the names that a statement defines; none where it only runs."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        yield node.name
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        for target in targets:
+            yield from (each.id for each in ast.walk(target) if isinstance(each, ast.Name))
+    elif isinstance(node, ast.TypeAlias if hasattr(ast, "TypeAlias") else ()):
+        yield node.name.id
+
+
+def _is_type_checking(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def _list_used(node: ast.stmt, ours: dict[str, tuple[str, str]]) -> Iterator[str]:
+    """Yield the names that a statement uses; of a module of the package, the name in it: `artifacts.read_json`."""
+    inner = set()
+    for each in ast.walk(node):
+        if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name):
+            target = ours.get(each.value.id)
+            if target and not target[1]:
+                inner.add(id(each.value))
+                yield f"{each.value.id}.{each.attr}"
+    for each in ast.walk(node):
+        if isinstance(each, ast.Name) and id(each) not in inner:
+            yield each.id
+
+
+def _text(statement: Statement) -> str:
+    return read_module(statement.module).texts[statement.position]
+
+
+@functools.cache
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def list_modules(roots: Roots) -> dict[str, list[str]]:
+    """Return the names of the definitions that are reached, by module."""
+    found: dict[str, list[str]] = {}
+    for statement in sorted(reach(roots)):
+        found.setdefault(statement.module, []).append(read_module(statement.module).titles[statement.position])
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Print the digest of an instance and the definitions that it reaches."""
+    instances = list(list_instances(settings := params.load()))
+    stage, key = (*arguments, "", "")[:2]
+    if (stage, key) not in instances:
+        print(f"usage: python -m pipeline.code STAGE KEY\n{', '.join(' '.join(each).strip() for each in instances)}")
+        return 2
+    roots = find_roots(stage, key, settings)
+    print(describe(roots)["digest"])
+    for module, names in list_modules(roots).items():
+        print(f"  {module}: {', '.join(names)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

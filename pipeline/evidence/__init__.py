@@ -1,0 +1,1 @@
+"""From samples to comparable numbers: features, protocols, uncertainty, checks."""

@@ -1,0 +1,141 @@
+"""Self-test of the image metrics on real images: do they say what they must where the answer is known?
+
+Each check returns what was expected, what was found, and whether it holds. `pipeline doctor metrics` prints them.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from pipeline.evidence.features import extract
+from pipeline.metrics import images as metrics
+from pipeline.metrics.images import Config
+from pipeline.randomness import make_generator
+
+COUNTS = (100, 200, 400, 700, 1000)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One property of the metrics, with its evidence."""
+
+    name: str
+    expected: str
+    found: str
+    holds: bool
+
+
+def check_all(
+    network: nn.Module, images: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor], config: Config
+) -> Iterator[Check]:
+    """Check a feature network's metrics on two independent sets of real images.
+
+    Args:
+        network: maps uint8 images to features and logits.
+        images: training and test images, uint8 (N, C, H, W), of equal count.
+        labels: their classes, int64 (N,).
+        config: neighbours and subsets.
+    """
+    train, test = (extract(network, part).features for part in images)
+    base = measure(train, test, config)
+    yield check_identity(test, config)
+    yield check_order(train, test, base, config)
+    yield check_dropped_classes(train, test, labels[0], base, config)
+    yield check_noise(network, images[0], test, base, config)
+    yield check_bias(train, test, config)
+    yield check_torchmetrics(network, images, base)
+
+
+def measure(features: Tensor, reference: Tensor, config: Config) -> dict[str, float]:
+    """Measure features (N, D) against (M, D); fewer images than params.yaml counts on make smaller KID subsets."""
+    size = min(config.kid_subset_size, len(features), len(reference))
+    return metrics.measure(features, reference, config.model_copy(update={"kid_subset_size": size}))
+
+
+def check_identity(test: Tensor, config: Config) -> Check:
+    """A set has no distance to itself."""
+    same = measure(test, test, config)
+    holds = abs(same["fid"]) < 1e-2 and same["precision"] == same["recall"] == 1
+    return Check("identity", "FID 0, precision and recall 1", describe(same), holds)
+
+
+def check_order(train: Tensor, test: Tensor, base: dict[str, float], config: Config) -> Check:
+    """The order of the images changes neither FID nor precision and recall."""
+    order = torch.randperm(len(train), generator=make_generator(0, "shuffle"))
+    shuffled = measure(train[order], test, config)
+    holds = all(
+        abs(shuffled[name] - base[name]) < 1e-4 * max(1, abs(base[name])) for name in ("fid", "precision", "recall")
+    )
+    return Check("shuffling", f"unchanged: {describe(base)}", describe(shuffled), holds)
+
+
+def check_dropped_classes(train: Tensor, test: Tensor, labels: Tensor, base: dict[str, float], config: Config) -> Check:
+    """Half of the classes that are there gone, the upper one: recall falls, precision does not, FID rises."""
+    name, expected = "dropped modes", f"recall far below, precision not below {describe(base)}"
+    classes = labels.unique()  # in rising order
+    if len(classes) < 2:
+        return Check(name, expected, "one class, none to drop", holds=True)
+    kept = train[torch.isin(labels, classes[: len(classes) // 2])]
+    dropped = measure(kept, test, config)
+    holds = (
+        dropped["recall"] < base["recall"] - 0.1
+        and dropped["precision"] > base["precision"] - 0.05
+        and dropped["fid"] > 2 * base["fid"]
+    )
+    return Check(name, expected, describe(dropped), holds)
+
+
+def check_noise(network: nn.Module, images: Tensor, test: Tensor, base: dict[str, float], config: Config) -> Check:
+    """Noise lowers precision and raises FID, the more the stronger it is."""
+    found = [base]
+    for deviation in (30.0, 100.0):
+        generator = make_generator(0, "noise", int(deviation))
+        noise = deviation * torch.randn(images.shape, generator=generator)
+        noisy = (images.float() + noise).round().clamp(0, 255).byte()
+        found.append(measure(extract(network, noisy).features, test, config))
+    rising = all(before["fid"] < after["fid"] for before, after in itertools.pairwise(found))
+    holds = rising and found[-1]["precision"] < base["precision"] - 0.1
+    return Check(
+        "noise", f"FID rises and precision falls from {describe(base)}", "; ".join(map(describe, found[1:])), holds
+    )
+
+
+def check_bias(train: Tensor, test: Tensor, config: Config) -> Check:
+    """FID of few samples is too high; its extrapolation to infinitely many is less so; KID has no bias."""
+    counts = [count for count in COUNTS if count <= len(train)]
+    found = [measure(train[:count], test, config) for count in counts]
+    fids = [values["fid"] for values in found]
+    errors = [max(abs(values[name] - fids[-1]) for values in found[:-1]) for name in ("fid", "fid_infinity")]
+    texts = ", ".join(f"{count}: {fid:.3g}" for count, fid in zip(counts, fids, strict=True))
+    holds = fids == sorted(fids, reverse=True) and errors[1] < errors[0]
+    return Check("bias by count", "FID falls with the count; extrapolated, less", f"FID by count {texts}", holds)
+
+
+def check_torchmetrics(network: nn.Module, images: tuple[Tensor, Tensor], base: dict[str, float]) -> Check:
+    """Torchmetrics gives the same FID of the same features."""
+
+    class Wrapped(nn.Module):
+        num_features = extract(network, images[0][:2]).features.size(1)
+
+        def forward(self, batch: Tensor) -> Tensor:
+            return extract(network, batch).features
+
+    channels, height, width = images[0].shape[1:]
+    metric = FrechetInceptionDistance(feature=Wrapped(), input_img_size=(channels, height, width)).set_dtype(
+        torch.float64
+    )
+    for part, real in zip(images, (False, True), strict=True):
+        for batch in part.split(250):
+            metric.update(batch, real=real)
+    theirs = float(metric.compute())
+    holds = abs(theirs - base["fid"]) < 1e-3 * base["fid"]
+    return Check("torchmetrics", f"FID {base['fid']:.6g} of torch-fidelity", f"{theirs:.6g}", holds)
+
+
+def describe(values: dict[str, float]) -> str:
+    """Return FID, precision and recall as text."""
+    return f"FID {values['fid']:.3g}, P {values['precision']:.3f}, R {values['recall']:.3f}"

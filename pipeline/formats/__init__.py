@@ -1,0 +1,1 @@
+"""Files of the outside world: downloads, archives, pictures, tokenizers."""

@@ -1,0 +1,1 @@
+"""What happened, recorded and shown. Nothing here can change a number."""

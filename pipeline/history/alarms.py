@@ -1,0 +1,92 @@
+"""Signs that a training went wrong though every number is finite: collapse, no learning, jumps.
+
+`find_all` is a function of a record's lines, so a resumed training and a later reader come to the same alarms. What a
+line cannot show, such as samples that are all alike, is measured at each preview and recorded as a value.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BEGINNING = 0.2  # share of the steps in which a model may still look collapsed
+MOST_DUPLICATES = 0.8  # share of the samples; the default VAE has 0.75 after a quarter of its training, 0.06 in the end
+WINDOW, DEVIATIONS, LEAST = 200, 6, 20  # lines before a loss that it is compared with; MADs; lines that are too few
+ACCURACY, STREAK = 0.99, 5  # of a discriminator, on so many lines in a row
+
+
+def duplicate_share(samples: Tensor, real: Tensor) -> float:
+    """Return the share of samples (N, ...) that are much closer to another one than real examples are: 1 is collapse.
+
+    Much closer: within half the median distance from a real example (M, ...) to the nearest other, in equal counts.
+    Arora and Zhang (2018) look for duplicates by eye; this is their birthday test with a distance.
+    """
+    count = min(len(samples), len(real))
+    radius = _nearest(real[:count]).median() / 2
+    return float((_nearest(samples[:count]) <= radius).double().mean())
+
+
+def _nearest(values: Tensor) -> Tensor:
+    """Euclidean distance from each of (N, ...) to the nearest other, (N,)."""
+    flat = values.flatten(1).double()
+    return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(math.inf).amin(dim=1)
+
+
+def find_spikes(values: Sequence[float]) -> list[int]:
+    """Return the positions where a loss jumps above the median of the last 200 values by 6 median deviations.
+
+    Of neighbours above the limit the first counts; a constant past needs a jump of 6 % of its value.
+    """
+    found = []
+    was_above = False
+    for position, value in enumerate(values):
+        past = values[max(0, position - WINDOW) : position]
+        if len(past) < LEAST:
+            continue
+        middle = median(past)
+        deviation = max(median(abs(each - middle) for each in past), abs(middle) / 100)
+        is_above = value > middle + DEVIATIONS * deviation
+        if is_above and not was_above:
+            found.append(position)
+        was_above = is_above
+    return found
+
+
+def find_streak(values: Sequence[float]) -> int | None:
+    """Return the position at which an accuracy has been above 0.99 for 5 values in a row for the first time."""
+    length = 0
+    for position, value in enumerate(values):
+        length = length + 1 if value > ACCURACY else 0
+        if length == STREAK:
+            return position
+    return None
+
+
+def find_all(
+    lines: Sequence[dict[str, Any]], *, steps: int, find: Callable[[dict[str, tuple[int, float]]], list[str]]
+) -> list[str]:
+    """Return one sentence per alarm.
+
+    Args:
+        lines: the record's lines, {"step", "values"}.
+        steps: of the whole training; a preview's values count after the first fifth.
+        find: returns the alarms of the newest (step, value) of each name; see the kinds of data.
+    """
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for name, value in line["values"].items():
+            curves.setdefault(name, []).append((line["step"], value))
+    found = find({name: curve[-1] for name, curve in curves.items() if curve[-1][0] > BEGINNING * steps})
+    losses = curves.get("loss", [])
+    for position in find_spikes([value for _, value in losses]):
+        step, loss = losses[position]
+        before = median(value for _, value in losses[max(0, position - WINDOW) : position])
+        found.append(f"step {step}: the loss jumped to {loss:.4g}, its median before was {before:.4g}")
+    accuracies = curves.get("discriminator_real_accuracy", [])
+    if (position_won := find_streak([value for _, value in accuracies])) is not None:
+        step = accuracies[position_won][0]
+        found.append(f"step {step}: the discriminator wins: right on more than {ACCURACY:.0%}, {STREAK} lines in a row")
+    return found

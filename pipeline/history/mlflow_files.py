@@ -1,0 +1,81 @@
+"""Turns what belongs to a run into MLflow's entities: exhibits, data sets, the model that it serves."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+import mlflow
+import mlflow.pyfunc
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from pipeline import plugins
+from pipeline.history.record import ExhibitId, read_exhibit
+
+FOLDERS = ("exhibits", "texts")  # of artifacts; older versions sent texts to a folder of their own
+PICTURES = ("images", ".png")  # the folder of log_image, which MLflow shows with a slider of steps
+
+
+def send_exhibit(client: MlflowClient, run_id: str, exhibit: ExhibitId, path: Path) -> None:
+    """Send a picture as MLflow shows pictures, and every other file as an artifact; the suffix decides."""
+    if exhibit.suffix == PICTURES[1]:
+        with Image.open(path) as picture:
+            client.log_image(run_id, picture, key=exhibit.key, step=exhibit.step)
+    else:
+        client.log_artifact(run_id, str(path), f"{FOLDERS[0]}/{exhibit.key}")
+
+
+def list_exhibits(client: MlflowClient, run_id: str) -> set[ExhibitId]:
+    """Return the exhibits that MLflow has."""
+    return {*_list_pictures(client, run_id), *_list_files(client, run_id)}
+
+
+def _list_pictures(client: MlflowClient, run_id: str) -> Iterator[ExhibitId]:
+    """Yield the pictures, which log_image stores as <key>+step+<step>+..."""
+    folder, suffix = PICTURES
+    for item in client.list_artifacts(run_id, folder):
+        if match := re.match(r"(.+)\+step\+(\d+)\+", PurePosixPath(item.path).name):
+            yield ExhibitId(match[1], int(match[2]), suffix)
+
+
+def _list_files(client: MlflowClient, run_id: str) -> Iterator[ExhibitId]:
+    for top in FOLDERS:
+        for folder in client.list_artifacts(run_id, top):
+            for item in client.list_artifacts(run_id, folder.path):
+                if exhibit := read_exhibit(Path(item.path)):
+                    yield exhibit
+
+
+def make_dataset(entry: Mapping[str, str]) -> DatasetInput:
+    """Describe one split of a data set; its digest is the md5 under which DVC keeps the folder."""
+    dataset = Dataset(
+        name=entry["name"],
+        digest=entry["md5"][:36],  # MLflow's limit
+        source_type="dvc",
+        source=json.dumps({"uri": entry["path"]}),
+        profile=json.dumps({"sha256": entry["sha256"], "examples": entry["examples"]}),
+    )
+    tags = [InputTag("mlflow.data.context", entry["context"]), InputTag("dvc.md5", entry["md5"])]
+    return DatasetInput(dataset, tags)
+
+
+def log_model(
+    client: MlflowClient, experiment: str, run_id: str, folder: Path, versions: Mapping[str, str], step: int
+) -> None:
+    """Make a model's folder the LoggedModel of a run, with the package's code, unless the run has one."""
+    models = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+    if any(model.status == LoggedModelStatus.READY for model in models):
+        return
+    names = ("torch", "pytorch-lightning", "numpy", "mlflow")
+    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("serving.py")),
+            artifacts={"model": str(folder)},
+            code_paths=[str(plugins.PACKAGE)],
+            pip_requirements=[f"{name}=={versions[name]}" for name in names]
+            + ["pydantic", "ruamel.yaml", "safetensors", "tokenizers", "torchvision"],
+            step=step,
+        )

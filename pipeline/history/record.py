@@ -1,0 +1,230 @@
+"""Writes a run's history to a folder of plain files, from which MLflow is fed.
+
+record/run.json                           name, times, status, parameters, tags, data sets, environment, totals
+record/metrics.jsonl                      one line per logged step: {"step", "time", "values"}
+record/system.jsonl                       the machine's load every few seconds, numbered instead of a step
+record/exhibits/<key>/<step><suffix>      a preview's pictures, texts, sounds, ...
+
+The folder is part of the resume state while the training runs, and becomes a DVC output at its end. An outage of MLflow
+loses nothing, and a clone can create the MLflow run again.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import time
+import uuid
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+
+from pipeline import artifacts
+from pipeline.history.costs import measure_memory
+
+LIBRARIES = ("torch", "pytorch-lightning", "torchmetrics", "torch-fidelity", "mlflow", "dvc", "numpy")
+SAME_START = 60  # seconds that a process's start may seem to move when the clock is set
+
+
+class ExhibitId(NamedTuple):
+    """What names an exhibit: the preview that it belongs to, the step, and the suffix of its file."""
+
+    key: str
+    step: int
+    suffix: str
+
+
+class Record:
+    """The record of one run in `folder`; a record that is opened again continues where it stopped."""
+
+    def __init__(self, folder: Path, about: dict[str, Any] | None = None) -> None:
+        self.folder = folder
+        self.loads = 0  # lines of system.jsonl that this process wrote
+        self.opened = time.monotonic()
+        if about is None or (folder / "run.json").exists():
+            self.about: dict[str, Any] = artifacts.read_json(folder / "run.json")
+        else:
+            new = {"id": uuid.uuid4().hex, "started": time.time(), "status": "RUNNING", "process": describe_process()}
+            self.about = {**new, **about}
+            self.save()
+
+    def save(self) -> None:
+        """Write run.json."""
+        artifacts.write_json(self.folder / "run.json", self.about)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Append finite values at a step; others are left out and named in a tag."""
+        finite = {key: value for key, value in values.items() if math.isfinite(value)}
+        if missing := sorted(values.keys() - finite.keys()):
+            self.about["tags"]["nonfinite"] = f"step {step}: {', '.join(missing)}"
+            self.save()
+        self._append("metrics", step, finite)
+
+    def log_load(self, values: dict[str, float]) -> None:
+        """Append the machine's load under the next number."""
+        if not self.loads:
+            self.loads = len(self.read("system"))
+        self._append("system", self.loads, {key: value for key, value in values.items() if math.isfinite(value)})
+        self.loads += 1
+
+    def _append(self, name: str, step: int, values: dict[str, float]) -> None:
+        path = self.folder / f"{name}.jsonl"
+        line = json.dumps({"step": step, "time": time.time(), "values": values}) + "\n"
+        with path.open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that survives a power cut must find its lines
+
+    def read(self, name: str = "metrics") -> list[dict[str, Any]]:
+        """Return all complete lines of metrics.jsonl or another file, in order."""
+        return self.read_on(name, 0)[0]
+
+    def read_on(self, name: str, start: int) -> tuple[list[dict[str, Any]], int]:
+        """Return the complete lines of a file from the byte `start` on, and the byte where they end."""
+        path = self.folder / f"{name}.jsonl"
+        if not path.exists():
+            return [], start
+        with path.open("rb") as file:
+            file.seek(start)
+            content = file.read()
+        end = content.rfind(b"\n") + 1
+        return [json.loads(line) for line in content[:end].splitlines()], start + end
+
+    def rewind(self, step: int) -> None:
+        """Drop values after `step`, from which a training resumes, and lines that a crash cut off."""
+        for name, last in (("metrics", step), ("system", math.inf)):
+            kept = [json.dumps(line) for line in self.read(name) if line["step"] <= last]
+            with artifacts.replace(self.folder / f"{name}.jsonl") as partial:
+                partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def reopen(self, tags: dict[str, str]) -> None:
+        """Go on with a run that was interrupted: it is RUNNING again, in this process, with the tags of its code."""
+        self.about |= {"status": "RUNNING", "process": describe_process()}
+        self.about.pop("ended", None)
+        self.about["tags"].pop("failure", None)
+        self.about["tags"] |= tags
+        self.save()
+
+    def abandon(self) -> None:
+        """Set the status of a run that is RUNNING though its process is gone to KILLED, ended with its last line."""
+        lines = [*self.read(), *self.read("system")]
+        self.about |= {
+            "status": "KILLED",
+            "ended": max((line["time"] for line in lines), default=self.about["started"]),
+        }
+        self.about["tags"]["failure"] = "the process ended without a word"
+        self.save()
+
+    def exhibit(self, key: str, step: int, suffix: str, content: bytes) -> None:
+        """Store what a model made at a step: a file whose suffix (.png, .txt, .wav, ...) says what it is.
+
+        Raises:
+            ValueError: if MLflow could not take the key or the suffix as a name.
+        """
+        if not re.fullmatch(r"[\w-]+\.[a-z0-9]+", key + suffix, re.ASCII):
+            msg = f"exhibit: expected a key such as samples and a suffix such as .png, got {key!r}, {suffix!r}"
+            raise ValueError(msg)
+        with artifacts.replace(self.folder / "exhibits" / key / f"{step:07d}{suffix}") as partial:
+            partial.write_bytes(content)  # the thread of mlflow_sync.py must not see half a picture
+
+    def list_exhibits(self) -> dict[ExhibitId, Path]:
+        """List the exhibits, also those of older versions, which had a folder for images and one for texts."""
+        paths = [path for folder in ("images", "texts", "exhibits") for path in (self.folder / folder).glob("*/*")]
+        return {exhibit: path for path in sorted(paths) if (exhibit := read_exhibit(path))}
+
+    def finish(self, status: str, *, failure: str = "", **totals: float) -> None:
+        """Set the status (FINISHED, FAILED, KILLED), why it failed, and the totals: costs count every attempt."""
+        before = self.about.get("totals", {})
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        cost = {
+            "seconds": before.get("seconds", 0.0) + time.monotonic() - self.opened,
+            "cpu_seconds": before.get("cpu_seconds", 0.0) + usage.ru_utime + usage.ru_stime,  # of all threads
+            "peak_memory_mib": max(before.get("peak_memory_mib", 0.0), measure_memory()),
+        }
+        self.about |= {"status": status, "ended": time.time(), "totals": cost | totals}
+        self.about["tags"].pop("failure", None)
+        if failure:
+            self.about["tags"]["failure"] = failure[:1000]
+        self.save()
+
+
+def read_exhibit(path: Path) -> ExhibitId | None:
+    """Return what a path <key>/<step><suffix> names; None for another file, such as one that is being written."""
+    match = re.fullmatch(r"(\d+)(\.[a-z0-9]+)", path.name)
+    return ExhibitId(path.parent.name, int(match[1]), match[2]) if match else None
+
+
+def describe_environment() -> dict[str, str]:
+    """Return what the promise of equal bits depends on: lock file, instruction set, threads; and versions."""
+    lock = Path("requirements.lock")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "lock_sha256": artifacts.digest(lock) if lock.exists() else "none",
+        **{name: version(name) for name in LIBRARIES},
+    }
+
+
+def describe_process() -> str:
+    """Return what names this process among all machines and containers: host, process space, id, start."""
+    space = Path("/proc/self/ns/pid")
+    inside = space.readlink() if space.exists() else "-"
+    return f"{platform.node()} {inside} {os.getpid()} {psutil.Process().create_time():.0f}"
+
+
+def is_gone(process: str) -> bool:
+    """Say whether a process that describe_process described is known to have ended; of other machines nothing is."""
+    words = process.split(" ")
+    if len(words) != 4 or words[:2] != describe_process().split(" ")[:2]:
+        return False
+    try:
+        created = psutil.Process(int(words[2])).create_time()
+    except psutil.NoSuchProcess:
+        return True
+    return abs(created - float(words[3])) > SAME_START  # another process has the id now
+
+
+def describe_lineage() -> dict[str, str]:
+    """Return the tags that lead from a run to its code and its place in DVC."""
+    lock = Path("dvc.lock")
+    tags = {
+        "mlflow.source.git.commit": _git("rev-parse", "HEAD"),
+        "git.dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
+        "dvc.stage": os.environ.get("DVC_STAGE", ""),
+        "dvc.exp_name": os.environ.get("DVC_EXP_NAME", ""),
+        "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
+        "dvc.lock_md5": hashlib.md5(lock.read_bytes(), usedforsecurity=False).hexdigest() if lock.exists() else "",
+        "mlflow.source.name": " ".join(["python -m", *_module()]),
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def _module() -> list[str]:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return [spec.name.removesuffix(".__main__") if spec else sys.argv[0], *sys.argv[1:]]
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, timeout=10)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

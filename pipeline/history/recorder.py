@@ -1,0 +1,71 @@
+"""Writes a training's values, learning rates and previews to the record while it runs."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from pipeline.history.record import Record
+from pipeline.runtime import sharding
+from pipeline.training import LOGGED_LINES, NonFiniteError
+
+PREVIEWS = 8  # per training
+
+
+class Recorder(Callback):
+    """Writes about 200 lines of values, averaged over all processes, and 8 previews to the record.
+
+    `whole` receives the weights of a sharded model before each preview.
+    """
+
+    def __init__(
+        self,
+        record: Record | None,
+        steps: int,
+        preview: Callable[[int], None] | None = None,
+        whole: LightningModule | None = None,
+    ) -> None:
+        self.record = record
+        self.steps = steps
+        self.every = max(1, steps // LOGGED_LINES)
+        self.preview_every = max(1, steps // PREVIEWS)
+        self.preview = preview
+        self.whole = whole
+        self.rates: dict[str, float] = {}
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Note the learning rates of this update: at the batch's end a scheduler has set the next one's."""
+        position = next(index for index, known in enumerate(trainer.optimizers) if known is optimizer)
+        for group, settings in enumerate(optimizer.param_groups):
+            self.rates[f"learning_rate_{position}_{group}"] = settings["lr"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Read the step's values where a line is due: `.item()` waits for the device, so not at every step."""
+        step = index + 1
+        if step % self.every and step != self.steps:
+            return
+        values = {key: float(value) for key, value in outputs.items()}
+        if trainer.world_size > 1:
+            means = trainer.strategy.reduce(torch.tensor(list(values.values()), device=module.device))
+            values = dict(zip(values, means.tolist(), strict=True))
+        if broken := {key: value for key, value in values.items() if not math.isfinite(value)}:
+            msg = f"step {step}: {broken} is not finite; lower the learning rate or the penalties' weights"
+            raise NonFiniteError(msg)
+        is_due = step % self.preview_every < self.every or step == self.steps
+        if is_due and self.whole is not None:
+            sharding.gather(module, self.whole)
+        if self.record is None or not trainer.is_global_zero:
+            return
+        self.record.log(step, values | self.rates)
+        if self.preview is not None and is_due:
+            was_training = module.training
+            self.preview(step)
+            module.train(was_training)
+            if self.whole is not None:
+                sharding.release(module, self.whole)

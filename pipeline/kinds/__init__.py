@@ -1,0 +1,106 @@
+"""One file, one kind of data: how values of this kind are checked, written, learnt, drawn, shown and served.
+
+A data set is a mapping of named fields of equal length, each of one kind. This file holds what all kinds share:
+
+Spec             what a model must know of a field, such as its shape
+write            turns what a source prepared into the files of data/prepared/<data>, and returns the manifest
+examples         training examples of a split, for the loop in training.py
+require          refuses, before anything is computed, data that a model's config does not fit
+check            refuses values that would give a plausible number for nonsense
+show             many values as one thing to look at or listen to: an Exhibit
+encode           one value as text, for the served model
+draw             what the stage `sample` makes: files for the metrics, exhibits for the eye
+look, find_alarms   what is shown and measured eight times per training, and what in it is alarming
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline import artifacts, plugins
+from pipeline.artifacts import ArtifactError
+from pipeline.randomness import make_generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class FieldSpec(BaseModel):
+    """What a model must know of one field; each kind adds to it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+
+
+Fields = Mapping[str, Any]  # each field's spec, by the field's name
+
+
+class Exhibit(NamedTuple):
+    """Something for a person: the suffix alone (.png, .wav, .txt, ...) decides how it is shown."""
+
+    name: str
+    suffix: str
+    content: bytes
+
+
+class Drawn(NamedTuple):
+    """What the stage `sample` writes: tensors by file and name, for the metrics, and exhibits."""
+
+    files: dict[str, dict[str, Tensor]]
+    exhibits: list[Exhibit]
+
+
+class Look(NamedTuple):
+    """What a preview shows, and the values that it adds to the record."""
+
+    exhibits: list[Exhibit]
+    values: dict[str, float]
+
+
+def parse_fields(entries: Mapping[str, Any]) -> dict[str, FieldSpec]:
+    """Turn a manifest's `fields` into specs: {"images": {"kind": "images", "shape": [1, 28, 28]}, ...}."""
+    return {
+        name: cast("FieldSpec", plugins.load("kinds", entry["kind"]).Spec.model_validate(entry))
+        for name, entry in entries.items()
+    }
+
+
+def dump_fields(fields: Fields) -> dict[str, Any]:
+    """Return the JSON form of fields."""
+    return {name: spec.model_dump(mode="json") for name, spec in fields.items()}
+
+
+def read_fields(data: str) -> dict[str, FieldSpec]:
+    """Return the fields of the prepared data set `data`."""
+    return parse_fields(artifacts.read_manifest(data)["fields"])
+
+
+def find_field(fields: Fields, kinds: Sequence[str]) -> str:
+    """Return the name of the first field that is of one of the kinds.
+
+    Raises:
+        ArtifactError: if there is none.
+    """
+    for name, spec in fields.items():
+        if spec.kind in kinds:
+            return name
+    found = ", ".join(f"{name} ({spec.kind})" for name, spec in fields.items())
+    msg = f"expected a field of the kind {' or '.join(kinds)}, the data has {found}"
+    raise ArtifactError(msg)
+
+
+def draw_sets(loaded: Any, seed: int, count: int, sets: int) -> dict[str, Tensor]:
+    """Draw independent sets of `count` samples, named "0", "1", ..., each from its own generator."""
+    device = loaded.model.device
+    return {
+        str(index): loaded.sample(count, make_generator(seed, "sample", index, device=device)) for index in range(sets)
+    }
+
+
+def give(fields: Fields, names: Sequence[str], count: int) -> dict[str, Tensor]:
+    """Return what a model is given for `count` samples, one tensor per field."""
+    return {name: plugins.load("kinds", fields[name].kind).give(fields[name], count) for name in names}

@@ -1,0 +1,133 @@
+"""Points in D dimensions of a known density, float32 (N, D): mode coverage has a right answer.
+
+A source's `prepare` returns Points; the stage `prepare` calls `write`.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline import artifacts
+from pipeline.batches import Rows
+from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, draw_sets, dump_fields, images
+from pipeline.kinds import labels as class_labels
+from pipeline.params import Source
+from pipeline.randomness import make_generator
+
+PREVIEW = 2000  # samples of a preview
+SIDE = 256  # pixels of the picture
+BORDER = 1.5  # of the coordinates that the picture shows
+WITHIN = 3  # standard deviations around a mode that cover it
+
+
+WITH = ("labels",)  # kinds of the other fields
+
+
+class Spec(FieldSpec):
+    """Dimensions D."""
+
+    kind: Literal["points"] = "points"
+    dimensions: int
+
+
+class PointConfig(Source):
+    """Keys that every point source shares."""
+
+    KIND: ClassVar = "points"
+
+    count: int = Field(ge=100, description="points of the training split; validation and test hold a fifth each")
+    data_seed: int = Field(ge=0, description="seed of the points")
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points float32 (N, D) with the mode that each was drawn from, int64 (N,), of each split.
+
+    modes: the means of a mixture of equal isotropic Gaussians, float32 (K, D), of standard deviation `deviation`.
+    """
+
+    splits: dict[str, tuple[Tensor, Tensor]]
+    modes: Tensor
+    deviation: float
+
+
+def write(folder: Path, points: Points, config: PointConfig) -> dict[str, Any]:
+    """Write each split's points; return the manifest."""
+    del config
+    entries = {}
+    for name, (values, labels) in points.splits.items():
+        path = folder / f"{name}.safetensors"
+        artifacts.write_tensors(path, {"points": values, "labels": labels})
+        entries[name] = {
+            "sha256": artifacts.digest(path),
+            "count": len(values),
+            "shape": list(values.shape),
+            "minimum": float(values.min()),
+            "maximum": float(values.max()),
+            "per_class": labels.bincount(minlength=len(points.modes)).tolist(),
+        }
+    fields = make_fields(points.modes.size(1), len(points.modes))
+    known = {"modes": points.modes.tolist(), "deviation": points.deviation}
+    return {"fields": dump_fields(fields), "known": known, "splits": entries}
+
+
+def make_fields(dimensions: int, classes: int) -> dict[str, FieldSpec]:
+    """Return the fields of a set of points, each labelled with its mode."""
+    return {"points": Spec(dimensions=dimensions), "labels": class_labels.Spec(classes=classes)}
+
+
+def require(data: str, manifest: dict[str, Any], model: str, config: Any) -> None:
+    """Accept every set of points."""
+    del data, manifest, model, config
+
+
+def examples(split: dict[str, Tensor], config: Any, seed: int) -> Rows:
+    """Return the training examples of a split."""
+    del config, seed
+    return Rows(split)
+
+
+def show(name: str, points: Tensor, loaded: Any) -> Exhibit:
+    """Show points (N, 2 or more) as one PNG, 256 x 256 for [-1.5, 1.5]: dark where many are."""
+    cells = ((points[:, :2] + BORDER) / (2 * BORDER) * SIDE).long().clamp(0, SIDE - 1)
+    places = (SIDE - 1 - cells[:, 1], cells[:, 0])
+    counts = torch.zeros(SIDE, SIDE).index_put_(places, torch.ones(len(cells)), accumulate=True)
+    return images.show(name, (255 * (-counts).exp()).byte()[None, None], loaded)
+
+
+def encode(loaded: Any, generator: torch.Generator, sampling: Any) -> str:
+    """Draw one point for the served model: a JSON list of its coordinates."""
+    del sampling
+    return json.dumps(loaded.sample(1, generator)[0].tolist())
+
+
+def look(loaded: Any, held_out: dict[str, Tensor], manifest: dict[str, Any], seed: int, sampling: Any) -> Look:
+    """Show 2,000 samples, and count the modes that have one within three standard deviations."""
+    del held_out, sampling
+    samples = loaded.sample(PREVIEW, make_generator(seed, "preview", device=loaded.model.device))
+    known = manifest["known"]
+    distances, nearest = torch.cdist(samples.double(), torch.tensor(known["modes"]).double()).min(dim=1)
+    covered = nearest[distances <= WITHIN * known["deviation"]].unique().numel()
+    return Look([show("samples", samples, loaded)], {"modes_covered": float(covered)})
+
+
+def find_alarms(newest: dict[str, tuple[int, float]], manifest: dict[str, Any]) -> list[str]:
+    """Return a sentence if the newest preview covers less than half of the modes."""
+    modes = len(manifest["known"]["modes"])
+    if "modes_covered" not in newest or newest["modes_covered"][1] >= modes / 2:
+        return []
+    step, covered = newest["modes_covered"]
+    return [f"step {step}: mode collapse: {covered:.0f} of {modes} modes covered"]
+
+
+def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: Callable[[str], Any]) -> Drawn:
+    """Draw sets of points. File: generated (sets "0", "1", ... of float32 (N, D))."""
+    del manifest, read
+    sets = draw_sets(loaded, seed, sampling.count, sampling.sets)
+    return Drawn({"generated": sets}, [show("samples", sets["0"], loaded)])

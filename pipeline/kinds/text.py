@@ -1,0 +1,373 @@
+"""Text as a stream of tokens, int32 (N,), with the tokenizer that wrote it.
+
+A source's `prepare` returns Texts; the stage `prepare` calls `write`. The text may be larger than memory. torch is
+imported where it is used: preparing a text takes half a gigabyte less without it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from pipeline import artifacts
+from pipeline.artifacts import SPLITS, ArtifactError
+from pipeline.formats.overlap import WINDOW, measure_overlap, sample_windows
+from pipeline.formats.own_files import FileReport, write_reports
+from pipeline.formats.tokenizers import (
+    Kind,
+    TextTokenizer,
+    code_points,
+    cut,
+    distinct_characters,
+    map_pieces,
+    train_tokenizer,
+)
+from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, dump_fields
+from pipeline.params import Source
+from pipeline.randomness import make_generator
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SHORTEST = 2  # characters of a split
+SCORED = ("validation", "test")
+PREVIEW_LENGTH = 400  # tokens of a preview, and of a served sample
+PREVIEW_TOKENS = 20_000  # of the validation split that a preview scores
+LEARNT_NATS = 0.05  # below a uniform guess that a language model must be
+
+
+class Spec(FieldSpec):
+    """The vocabulary's size V."""
+
+    kind: Literal["text"] = "text"
+    vocabulary: int
+
+
+class TextConfig(Source):
+    """Keys that every text source shares, so that `source` alone changes the data of a run."""
+
+    KIND: ClassVar = "text"
+
+    split_seed: int = Field(ge=0, description="seed that shuffles the documents; one document is split by position")
+    validation: float = Field(gt=0, lt=1, description="share of the characters")
+    test: float = Field(ge=0, lt=1, description="share of the characters; 0 for no test split (nanoGPT's protocol)")
+    tokenizer: Kind = Field(description="what a token is")
+    vocabulary: int = Field(
+        ge=257, description="tokens of bpe, learnt from 16 million characters at most; the others have what they need"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TextConfig:
+        if self.validation + self.test >= 1:
+            msg = f"validation + test must stay below 1, got {self.validation} + {self.test}"
+            raise ValueError(msg)
+        return self
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The text of each split, by its name, in pieces of any size that can be read again and again.
+
+    A text in memory is a list of one string; a large one an object that reads its files anew whenever it is iterated.
+    A split without text is absent. `known` holds facts about the source that the manifest should carry, such as its
+    entropy rate; `files` the reports of one's own files; `encoding` that of the source's files.
+    """
+
+    splits: Mapping[str, Iterable[str]]
+    known: Mapping[str, float] = field(default_factory=dict)
+    files: Sequence[FileReport] = ()
+    encoding: str = "utf-8"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A text whose every pass shows its progress on a terminal; `characters` are as many as it has, if known."""
+
+    pieces: Iterable[str]
+    description: str
+    characters: int | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the pieces."""
+        total, unit = self.characters, " characters"
+        with tqdm(total=total, desc=self.description, unit=unit, unit_scale=True, disable=None) as bar:
+            for piece in self.pieces:
+                yield piece
+                bar.update(len(piece))
+
+
+def split_documents(groups: dict[str, list[str]], config: TextConfig) -> Texts:
+    """Split text into train, validation and test, by character share.
+
+    Several groups of documents are shuffled by seed and stay whole, so that no document, and no two documents of one
+    group, stand in two splits. A single document is cut by position, training text first.
+    """
+    shares = {"validation": config.validation, "test": config.test}
+    if len(groups) == 1:
+        text = "\n\n".join(next(iter(groups.values())))
+        first = int(len(text) * (1 - config.validation - config.test))
+        second = int(len(text) * (1 - config.test))
+        cut = {"train": text[:first], "validation": text[first:second], "test": text[second:]}
+        return Texts({name: [part] for name, part in cut.items() if part})
+    import torch  # here, because it takes half a gigabyte of memory, and text_file gets by without
+
+    names = sorted(groups)
+    order = torch.randperm(len(names), generator=make_generator(config.split_seed, "documents"))
+    texts = ["\n\n".join(groups[names[index]]) for index in order.tolist()]
+    total = sum(len(text) for text in texts)
+    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for text in texts:
+        short = [name for name in shares if sum(map(len, parts[name])) + len(text) <= shares[name] * total]
+        parts[short[0] if short else "train"].append(text)
+    return Texts({name: ["\n\n".join(part)] for name, part in parts.items() if part})
+
+
+def write(folder: Path, texts: Texts, config: TextConfig) -> dict[str, Any]:
+    """Write each split's tokens, and the tokenizer made from the training split; return the manifest.
+
+    The text is read in pieces, several times, and never held as a whole.
+
+    Raises:
+        ArtifactError: if a split that the config asks for has no text to predict.
+    """
+    entries = {name: survey(Watched(pieces, f"survey {name}")) for name, pieces in texts.splits.items()}
+    wanted = [name for name in SPLITS if name != "test" or config.test]
+    if short := [name for name in wanted if name not in entries or entries[name]["characters"] < SHORTEST]:
+        found = ", ".join(f"{name} {entries[name]['characters'] if name in entries else 0}" for name in wanted)
+        msg = (
+            f"{folder}: the {short[0]} split needs at least {SHORTEST} characters, one to predict from another; got "
+            f"{found}; bring more text or more documents, or change validation, test or split_seed"
+        )
+        raise ArtifactError(msg)
+    sizes = {name: entry["characters"] for name, entry in entries.items()}
+    train = texts.splits["train"]
+    tokenizer = train_tokenizer(Watched(train, "learn tokens", sizes["train"]), config.tokenizer, config.vocabulary)
+    artifacts.write_json(folder / "tokenizer.json", tokenizer.state())
+    for name, pieces in texts.splits.items():
+        path = folder / f"{name}.safetensors"
+        entries[name]["tokens"] = tokenize(path, Watched(pieces, f"tokenize {name}", sizes[name]), tokenizer)
+        entries[name]["sha256"] = artifacts.digest(path)
+    for name, overlaps in measure_overlaps(texts, sizes).items():
+        entries[name] |= overlaps
+    report = write_reports(folder, texts.files)
+    fields = dump_fields(make_fields(tokenizer.size))
+    return {"fields": fields, "known": dict(texts.known), "encoding": texts.encoding, "splits": entries, **report}
+
+
+def make_fields(vocabulary: int) -> dict[str, FieldSpec]:
+    """Return the field of a text."""
+    return {"tokens": Spec(vocabulary=vocabulary)}
+
+
+def measure_overlaps(texts: Texts, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Return what share of each held-out split stands word for word in the splits that come before it."""
+    pieces = {name: Watched(texts.splits[name], f"overlap with {name}", sizes[name]) for name in texts.splits}
+    windows = {
+        name: sample_windows(Watched(texts.splits[name], f"sample {name}", size), size)
+        for name, size in sizes.items()
+        if name != "train"
+    }
+    found: dict[str, dict[str, Any]] = {
+        name: {"overlap_with_train": share, "overlap_window": WINDOW, "overlap_windows": len(windows[name])}
+        for name, share in measure_overlap(windows, pieces["train"]).items()
+    }
+    if "test" in windows:
+        share = measure_overlap({"test": windows["test"]}, pieces["validation"])["test"]
+        found["test"]["overlap_with_validation"] = share
+    return found
+
+
+def survey(pieces: Iterable[str]) -> dict[str, Any]:
+    """Count the characters, the bytes of UTF-8, the words and the distinct characters of a text."""
+
+    def count(piece: str) -> tuple[int, int, int, set[str]]:
+        return len(piece), count_bytes(piece), count_words(piece), distinct_characters(piece)
+
+    characters = size = words = 0
+    distinct: set[str] = set()
+    for found in map_pieces(count, cut(pieces)):
+        characters += found[0]
+        size += found[1]
+        words += found[2]
+        distinct |= found[3]
+    return {"characters": characters, "bytes": size, "words": words, "distinct_characters": len(distinct)}
+
+
+def count_words(text: str) -> int:
+    """Count the words between blanks, and the line ends, as word-level papers do: there, <eos> ends a line."""
+    codes = code_points(text)
+    blank = np.concatenate([[True], codes <= ord(" ")])
+    return int(np.count_nonzero(blank[:-1] & ~blank[1:]) + np.count_nonzero(codes == ord("\n")))
+
+
+def count_bytes(text: str) -> int:
+    """Return the length of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8"))
+
+
+def tokenize(path: Path, pieces: Iterable[str], tokenizer: TextTokenizer) -> int:
+    """Write a text's tokens, int32 (N,); return N.
+
+    The tokens are those of the whole text, and the same for any number of threads; see `cut` for the one exception.
+    """
+    count = 0
+    with artifacts.append_tensor(path, "tokens") as append:
+        for tokens in map_pieces(tokenizer.encode, cut(pieces)):
+            append(tokens)
+            count += len(tokens)
+    return count
+
+
+def require(data: str, manifest: dict[str, Any], model: str, config: Any) -> None:
+    """Refuse a training text that is too short for Windows.
+
+    Raises:
+        ArtifactError: naming data.<data> with its source and path, the tokens, and models.<model>.context.
+    """
+    tokens = manifest["splits"]["train"]["tokens"]
+    if tokens > 2 * config.context:
+        return
+    source, path = (manifest["config"][key] for key in ("source", "path"))
+    msg = (
+        f"data.{data} (source {source}, path {path}) has {tokens} tokens in its training split, expected more than "
+        f"twice models.{model}.context, which is {config.context}; bring more text, or lower the context"
+    )
+    raise ArtifactError(msg)
+
+
+def examples(split: dict[str, Tensor], config: Any, seed: int) -> Windows:
+    """Return the training examples of a split."""
+    return Windows(split["tokens"], config.context, seed)
+
+
+class Windows:
+    """Disjoint windows of `context` tokens, once per epoch, from an offset that differs by epoch."""
+
+    def __init__(self, tokens: Tensor, context: int, seed: int) -> None:
+        import torch
+
+        if len(tokens) <= 2 * context:
+            msg = f"the training text has {len(tokens)} tokens, expected more than twice the context of {context}"
+            raise ValueError(msg)
+        self.tokens = tokens  # maybe memory-mapped: only a batch is converted
+        self.context = context
+        self.seed = seed
+        self.span = torch.arange(context + 1)
+
+    def __len__(self) -> int:
+        return (len(self.tokens) - self.context) // self.context
+
+    def batch(self, indices: Tensor, epoch: int) -> dict[str, Tensor]:
+        """Return inputs and targets int64 (B, T): targets are the inputs' next tokens."""
+        import torch
+
+        generator = make_generator(self.seed, "offset", epoch)
+        offset = int(torch.randint(self.context, (), generator=generator))
+        windows = self.tokens[(indices * self.context + offset)[:, None] + self.span].long()  # (B, T + 1)
+        return {"inputs": windows[:, :-1].contiguous(), "targets": windows[:, 1:].contiguous()}
+
+
+def compose(loaded: Any, count: int, generator: torch.Generator, sampling: Any, length: int) -> list[str]:
+    """Continue the prompt of `sampling` `count` times by `length` tokens, at its temperature, top-k and top-p."""
+    import torch
+
+    prompt = torch.tensor(loaded.tokenizer.encode(sampling.prompt), dtype=torch.int64)
+    choice = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
+    tokens = loaded.model.sample(count, generator, {"prompt": prompt}, length=length, **choice)[loaded.model.makes]
+    return [loaded.tokenizer.decode(row) for row in tokens.tolist()]
+
+
+def show(name: str, texts: Sequence[str], loaded: Any) -> Exhibit:
+    """Show texts as a YAML list, printable ones as literal blocks: `dvc plots` stumbles over a .txt."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.scalarstring import LiteralScalarString
+
+    del loaded
+    yaml = YAML(pure=True)
+    yaml.width = 2**16
+    buffer = io.BytesIO()
+    yaml.dump([LiteralScalarString(text) if is_literal(text) else text for text in texts], buffer)
+    return Exhibit(name, ".yaml", buffer.getvalue())
+
+
+def is_literal(text: str) -> bool:
+    """Say whether a YAML block can hold a text as it is."""
+    return text.translate({ord("\n"): None, ord("\t"): None}).isprintable()
+
+
+def encode(loaded: Any, generator: torch.Generator, sampling: Any) -> str:
+    """Write one text for the served model."""
+    return compose(loaded, 1, generator, sampling, PREVIEW_LENGTH)[0]
+
+
+def look(loaded: Any, held_out: dict[str, Tensor], manifest: dict[str, Any], seed: int, sampling: Any) -> Look:
+    """Show one text, and score the beginning of the validation split."""
+    del manifest
+    model = loaded.model
+    [text] = compose(loaded, 1, make_generator(seed, "preview", device=model.device), sampling, PREVIEW_LENGTH)
+    nats = model.score(held_out[model.makes][:PREVIEW_TOKENS], model.config.context)
+    return Look([Exhibit("samples", ".txt", text.encode())], {"validation_nats": float(nats.mean())})
+
+
+def find_alarms(newest: dict[str, tuple[int, float]], manifest: dict[str, Any]) -> list[str]:
+    """Return a sentence if the newest preview predicts no better than a uniform guess."""
+    chance = float(np.log(manifest["fields"]["tokens"]["vocabulary"]))
+    if "validation_nats" not in newest or newest["validation_nats"][1] <= chance - LEARNT_NATS:
+        return []
+    step, nats = newest["validation_nats"]
+    vocabulary = manifest["fields"]["tokens"]["vocabulary"]
+    guess = f"a uniform guess has log({vocabulary}) = {chance:.3f}"
+    return [f"step {step}: nothing learnt: validation {nats:.3f} nats, {guess}"]
+
+
+def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: Callable[[str], Any]) -> Drawn:
+    """Write texts, and score every target of validation and test once.
+
+    Files: nats (float64, one number per target, by split) and windows (float64, the mean of each random window).
+    """
+    model, context = loaded.model, loaded.model.config.context
+    texts = compose(
+        loaded, sampling.count, make_generator(seed, "sample", device=model.device), sampling, sampling.length
+    )
+    stride = max(1, round(sampling.stride * context))
+    nats, windows = {}, {}
+    for split in (name for name in SCORED if name in manifest["splits"]):
+        tokens = read(split)[model.makes]
+        nats[split] = model.score(tokens, stride).cpu()
+        if sampling.random_windows:
+            if len(tokens) <= context:
+                msg = f"sampling.random_windows: the {split} split has {len(tokens)} tokens, expected more than the "
+                raise ArtifactError(msg + f"context of {context}")
+            # All runs face the same windows.
+            windows[split] = score_windows(model, tokens, sampling.random_windows, make_generator(0, "windows", split))
+    files = {"nats": nats} | ({"windows": windows} if windows else {})
+    return Drawn(files, [show("samples", texts, loaded)])
+
+
+def score_windows(model: Any, tokens: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return the mean nats of `count` windows at random places of tokens (N,), float64 (count,).
+
+    This is nanoGPT's estimate_loss: each window is scored alone, half of its targets have less than half a context.
+    """
+    import torch
+
+    from pipeline.layers.blocks import token_nats
+
+    with torch.inference_mode():
+        tokens = tokens.long().to(model.device)
+        span = torch.arange(model.config.context + 1)
+        starts = torch.randint(len(tokens) - model.config.context, (count, 1), generator=generator)
+        network = model.kept.eval()
+        means = []
+        for part in (starts + span).split(max(1, 16_384 // len(span))):
+            window = tokens[part.to(model.device)]  # (B, T + 1)
+            means.append(token_nats(network(window[:, :-1]), window[:, 1:]).mean(dim=1).cpu())
+        return torch.cat(means)

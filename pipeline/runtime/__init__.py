@@ -1,0 +1,1 @@
+"""How a training runs on hardware: processes, checkpoints, signals. Nothing here can change a number."""

@@ -1,0 +1,88 @@
+"""Stops from outside: an exit status that means "try again", and a process that ends with the one that started it.
+
+`python -m pipeline.stages` calls `begin` before it imports a stage: PyTorch, Lightning and MLflow take seconds.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from pipeline.runtime import environment
+
+PREEMPTED = 75  # EX_TEMPFAIL: DVC must not take a half-trained model for a finished one
+SUPERVISOR = "PIPELINE_SUPERVISOR"  # set by processes.py for the processes that it starts: its process id
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STAGES = "pipeline.stages"  # the module that runs a stage
+SHELLS = {"sh", "bash", "dash", "zsh", "ksh"}  # DVC starts a stage through one
+
+
+class PreemptedError(SystemExit):
+    """A signal asked to stop: ends the process with status 75; `except Exception` does not stop it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = PREEMPTED
+
+
+def begin() -> None:
+    """Let SIGTERM and Ctrl-C end this process with status 75, and follow the process that started it."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # set by `nohup` or by a shell's `&`
+            signal.signal(number, _stop)
+    follow()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    del frame
+    msg = f"{signal.Signals(number).name} outside the training's steps; the same command goes on from the last state"
+    raise PreemptedError(msg)
+
+
+def follow() -> None:
+    """End this process when the supervisor or the `dvc` that started it is gone, or was already gone.
+
+    DVC leaves its stages running when it is killed, and a second trainer would start beside the orphan at the next
+    `dvc repro`. The process gets SIGTERM, which lets a training save.
+    """
+    parents = psutil.Process().parents()
+    if supervisor := environment.read_number(SUPERVISOR, 0):
+        followed = next((parent for parent in parents if parent.pid == supervisor), None)
+        orphan = followed is None
+    elif "DVC_STAGE" in os.environ:
+        followed = next((parent for parent in parents if names_dvc(parent.cmdline())), None)
+        orphan = followed is None and _is_adopted(parents)
+    else:
+        return
+    if orphan:
+        print("the process that started this one is gone: nothing was done", file=sys.stderr)
+        sys.exit(PREEMPTED)
+    if followed is not None:
+        threading.Thread(target=_wait_for, args=(followed,), daemon=True).start()
+
+
+def names_dvc(words: list[str]) -> bool:
+    """Say whether a command line is dvc's: `dvc ...`, `python .../bin/dvc ...` or `python -m dvc ...`."""
+    return any(Path(word).name in {"dvc", "dvc.exe"} for word in words[:3])
+
+
+def names_stage(words: list[str]) -> bool:
+    """Say whether a command line is a stage's: `python -m pipeline.stages ...`, perhaps with an option of Python."""
+    return STAGES in words[:4]
+
+
+def _is_adopted(parents: list[psutil.Process]) -> bool:
+    """Say whether the nearest parent but shells is the one that takes in orphans: process 1, or the user's systemd."""
+    nearest = next((parent for parent in parents if parent.name() not in SHELLS), None)
+    return nearest is None or nearest.pid == 1 or nearest.name() == "systemd"
+
+
+def _wait_for(parent: psutil.Process) -> None:
+    while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)

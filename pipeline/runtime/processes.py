@@ -1,0 +1,321 @@
+"""Several processes for one training: started, watched and ended together, on one machine or one node of many.
+
+Not used for one device. With PIPELINE_DEVICES x PIPELINE_NODES > 1 a training stage becomes the supervisor of as many
+processes of itself as this node has devices. A process that is killed, raises, ends early or hangs ends all of them,
+and the report's first line names the first cause. Each node has a supervisor of its own; under torchrun and SLURM,
+which start the processes themselves, there is none.
+
+Lightning's own launcher kills its main process with SIGKILL when another one fails, and keeps the cause to itself.
+"""
+
+import json
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from pipeline import artifacts
+from pipeline.runtime import environment
+from pipeline.runtime.environment import HardwareError
+from pipeline.runtime.preemption import PREEMPTED, SIGNALS, STAGES, SUPERVISOR, PreemptedError
+
+REPORTS = "PIPELINE_REPORTS"  # folder in which the processes say how far they are, and what stopped them
+SILENCE = 3.0  # seconds from the first failure to the end of processes that have noticed nothing
+CLOSING = 20.0  # seconds that a process which has noticed may take to close its record
+# What a process says that has lost another one: a consequence, not a cause.
+LOST = re.compile(r"gloo|NCCL|ProcessGroup|TCPStore|DistNetwork|connection|time.?out|timed out", re.IGNORECASE)
+
+
+class Layout(NamedTuple):
+    """Devices (processes) a node, nodes, and which node this is."""
+
+    devices: int
+    nodes: int
+    node: int
+
+    @property
+    def world(self) -> int:
+        """Count all processes."""
+        return self.devices * self.nodes
+
+
+def read_layout() -> Layout:
+    """Return the layout that PIPELINE_DEVICES, PIPELINE_NODES and NODE_RANK give, or torchrun or SLURM.
+
+    Raises:
+        HardwareError: if they are not numbers or contradict one another.
+    """
+    names = ("SLURM_NTASKS_PER_NODE", "SLURM_NTASKS") if uses_slurm() else ("LOCAL_WORLD_SIZE", "WORLD_SIZE")
+    local, world = (environment.read_number(name, 0) for name in names)
+    devices = local if local and environment.read_devices() is None else _count_devices()
+    nodes = environment.read_nodes(world // local if local and world else 1)
+    layout = Layout(devices, nodes, environment.read_number("NODE_RANK", environment.read_number("GROUP_RANK", 0)))
+    if world and world != layout.world:
+        msg = (
+            f"{names[1]} is {world}, but PIPELINE_DEVICES x PIPELINE_NODES is {devices} x {nodes}: "
+            f"expected {layout.world} processes"
+        )
+        raise HardwareError(msg)
+    if layout.node >= nodes:
+        msg = f"NODE_RANK: expected 0 to {nodes - 1}, got {layout.node}"
+        raise HardwareError(msg)
+    return layout
+
+
+def _count_devices() -> int:
+    """Count the devices that PIPELINE_DEVICES names; auto is all GPUs, or one CPU process."""
+    devices = environment.read_devices()
+    if isinstance(devices, list):
+        return len(devices)
+    if devices is not None:
+        return devices
+    if environment.read_accelerator() == "cpu":
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def is_member() -> bool:
+    """Say whether somebody (the supervisor, torchrun, SLURM) has started this process as one of several."""
+    return "LOCAL_RANK" in os.environ or "RANK" in os.environ or uses_slurm()
+
+
+def are_to_be_started() -> bool:
+    """Say whether this process is to become the supervisor of several."""
+    return not is_member() and read_layout().world > 1
+
+
+def uses_slurm() -> bool:
+    """Say whether `srun` started this process as one of several, and not an interactive shell or a script's step."""
+    interactive = os.environ.get("SLURM_JOB_NAME") in {"bash", "interactive"}
+    return "SLURM_PROCID" in os.environ and environment.read_number("SLURM_NTASKS", 1) > 1 and not interactive
+
+
+def get_rank() -> int:
+    """Return this process's rank among all, before Lightning has started."""
+    if "RANK" in os.environ:
+        return environment.read_number("RANK", 0)
+    if uses_slurm():
+        return environment.read_number("SLURM_PROCID", 0)
+    if "LOCAL_RANK" not in os.environ:
+        return 0
+    layout = read_layout()
+    return layout.node * layout.devices + environment.read_number("LOCAL_RANK", 0)
+
+
+def refuse_several(name: str) -> None:
+    """Refuse to run a stage that is made for one process in several: each would do all of the work.
+
+    Raises:
+        HardwareError: if WORLD_SIZE is more than 1.
+    """
+    if (world := environment.read_number("WORLD_SIZE", 1)) > 1:
+        msg = f"{name} runs in one process, WORLD_SIZE is {world}: start it without torchrun or srun"
+        raise HardwareError(msg)
+
+
+def report(error: str) -> None:
+    """Tell the supervisor, if there is one, what stops this process, or nothing: it has done its work.
+
+    Only the first report of a process counts: later ones are consequences.
+    """
+    if REPORTS not in os.environ:
+        return
+    path = Path(os.environ[REPORTS]) / f"{os.environ['RANK']}.json"
+    if path.parent.exists() and not path.exists():  # a supervisor that was killed has no folder
+        with suppress(OSError):
+            artifacts.write_json(path, {"time": time.time(), "error": error})
+
+
+@dataclass
+class Group:
+    """The processes of this node, and how they ended: status by rank, in the order of their ends."""
+
+    folder: Path
+    children: dict[int, subprocess.Popen[bytes]]
+    ended: dict[int, tuple[int, float]] = field(default_factory=dict)
+    killed: set[int] = field(default_factory=set)
+    stopped: bool = False  # from outside
+
+    def watch(self) -> None:
+        """Wait for the end of all; after the first one's failure the others have a few seconds."""
+        ends: queue.Queue[tuple[int, int, float]] = queue.Queue()
+
+        def wait(rank: int, child: subprocess.Popen[bytes]) -> None:
+            status = child.wait()
+            ends.put((rank, status, time.time()))
+
+        for rank, child in self.children.items():
+            threading.Thread(target=wait, args=(rank, child), daemon=True).start()
+        failed = 0.0
+        while len(self.ended) < len(self.children):
+            with suppress(queue.Empty):
+                rank, status, moment = ends.get(timeout=0.1)
+                self.ended[rank] = status, moment
+                if not failed and (status not in {0, PREEMPTED} or not self._read(rank)):
+                    failed = time.monotonic()
+            for rank in self.children.keys() - self.ended.keys() if failed else ():
+                if time.monotonic() - failed > (CLOSING if self._read(rank) else SILENCE):
+                    self.killed.add(rank)
+                    self.children[rank].kill()
+
+    def find_cause(self) -> str:
+        """Name the first process that failed and what it said, or nothing if all ended well or were preempted."""
+        if all(status == PREEMPTED or (status == 0 and self._read(rank)) for rank, (status, _) in self.ended.items()):
+            return ""
+        causes: list[tuple[bool, float, str]] = []
+        for rank, (status, moment) in self.ended.items():
+            found = self._read(rank)
+            if status == PREEMPTED or (found and not found["error"]):
+                continue  # it had done its work
+            if found and status >= 0:
+                error = str(found["error"])
+                causes.append((bool(LOST.search(error)), float(str(found["time"])), f"rank {rank}: {error}"))
+            elif rank not in self.killed:
+                causes.append((False, moment, f"rank {rank}: {_describe(status)}"))
+        is_lost, _, cause = min(causes, default=(True, 0.0, "no process said why"))
+        return f"{self._find_hanging()}{cause}" if is_lost else cause
+
+    def _find_hanging(self) -> str:
+        """Name the process that had noticed nothing and was behind the others, if there is one."""
+        steps: dict[int, tuple[int, int]] = {}
+        for rank in self.children:
+            with suppress(OSError, ValueError):
+                count, step = (self.folder / f"{rank}.step").read_text(encoding="ascii").split()
+                steps[rank] = int(count), int(step)
+        silent = [rank for rank in sorted(self.killed) if not self._read(rank) and rank in steps]
+        if silent:
+            rank = min(silent, key=lambda rank: steps[rank])
+            return f"rank {rank} did not answer at step {steps[rank][1]}; "
+        if steps:
+            return f"no process of this node is behind at step {min(step for _, step in steps.values())}; "
+        return ""
+
+    def _read(self, rank: int) -> dict[str, object]:
+        path = self.folder / f"{rank}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _describe(status: int) -> str:
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"ended with status {status} before its work was done"
+
+
+class Pulse:
+    """Writes how far this process is to a file that the supervisor reads when somebody hangs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        folder = os.environ.get(REPORTS)
+        self.file = (Path(folder) / f"{os.environ['RANK']}.step").open("wb", buffering=0) if folder else None
+
+    def beat(self, step: int) -> None:
+        """Count one more place reached, in a step."""
+        if self.file is not None:
+            self.count += 1
+            os.pwrite(self.file.fileno(), f"{self.count:015d} {step:015d}".encode(), 0)
+
+
+def supervise(stage: str, key: str, on_failure: Callable[[str], None] = print, *, module: str = STAGES) -> None:
+    """Run `python -m <module> <stage> <key>` in this node's processes until all have ended.
+
+    After a failure they are started again, from the last checkpoint, PIPELINE_RELAUNCHES times (0). SIGTERM and Ctrl-C
+    are passed on: the processes save together and end with status 75.
+
+    Args:
+        stage: the stage that is to run in several processes.
+        key: its argument.
+        on_failure: called with the cause, on node 0, before any new start.
+        module: the module that runs stages.
+
+    Raises:
+        HardwareError: with the cause of the last failure.
+        PreemptedError: if the processes were stopped from outside.
+    """
+    layout = read_layout()
+    for remaining in range(environment.read_relaunches(), -1, -1):
+        with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
+            group = _start([module, stage, key], layout, Path(folder))
+            group.watch()
+            cause = group.find_cause()
+        if not cause:
+            break
+        if layout.node == 0:
+            on_failure(cause)
+        if group.stopped or not remaining:
+            raise HardwareError(cause)
+        print(f"{cause}; starting again, {remaining - 1} more times after this", file=sys.stderr)
+    if any(status for status, _ in group.ended.values()):
+        msg = "a signal; see above"
+        raise PreemptedError(msg)
+
+
+def _start(command: Sequence[str], layout: Layout, folder: Path) -> Group:
+    address, port = _find_master(layout)
+    common = os.environ | {
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "NODE_RANK": str(layout.node),
+        "WORLD_SIZE": str(layout.world),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // layout.devices))),
+        SUPERVISOR: str(os.getpid()),
+        REPORTS: str(folder),
+    }
+    group = Group(folder, {})
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        del frame
+        group.stopped = True
+        for child in group.children.values():
+            child.send_signal(number)  # nothing, if it has ended
+
+    for number in SIGNALS:
+        signal.signal(number, forward)
+    for local in range(layout.devices):
+        rank = layout.node * layout.devices + local
+        own = {"RANK": str(rank), "LOCAL_RANK": str(local)}
+        group.children[rank] = subprocess.Popen([sys.executable, "-m", *command], env=common | own)
+    return group
+
+
+def _find_master(layout: Layout) -> tuple[str, int]:
+    """Return where rank 0 will listen; on one node that is this machine, at a free port.
+
+    Raises:
+        HardwareError: if it is not given for several nodes, unknown, or in use.
+    """
+    if layout.nodes > 1:
+        if missing := {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} - os.environ.keys():
+            msg = f"{layout.nodes} nodes need MASTER_ADDR, MASTER_PORT and NODE_RANK; not set: {sorted(missing)}"
+            raise HardwareError(msg)
+        try:
+            socket.getaddrinfo(os.environ["MASTER_ADDR"], None)
+        except OSError as error:
+            msg = f"MASTER_ADDR {os.environ['MASTER_ADDR']!r} is no known address: {error}"
+            raise HardwareError(msg) from None
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    port = environment.read_number("MASTER_PORT", 0)
+    if layout.node:
+        return address, port
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            msg = f"MASTER_PORT {port} cannot be used: {error}"
+            raise HardwareError(msg) from None
+        return address, probe.getsockname()[1]

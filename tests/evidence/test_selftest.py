@@ -1,0 +1,84 @@
+"""The self-test passes on sound features of real digits, and fails on features that cannot see what it checks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipeline.data import mnist5k
+from pipeline.evidence.selftest import check_all, check_dropped_classes, measure
+from pipeline.metrics.images import Config
+
+CONFIG = Config.model_validate(
+    {
+        "sampling": {"count": 1000, "sets": 1, "importance_samples": 1},
+        "kid_subsets": 2,
+        "kid_subset_size": 100,
+        "neighbours": 3,
+        "isc_splits": 2,
+    }
+)
+
+
+class Coarse(nn.Module):
+    """49 features: means of 4x4 pixels."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        means = functional.avg_pool2d(images.float(), 4).flatten(1) / 255
+        return means, means[:, :10]
+
+
+class Blind(nn.Module):
+    """Features that hold a tenth of an image's brightness and else the same for every image, but for tiny noise."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = images.float().mean(dim=(1, 2, 3)) / 2550
+        features = mean[:, None] * torch.linspace(0.9, 1.1, 4)
+        return features, features
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    folder: Path = tmp_path_factory.mktemp("raw")
+    config = mnist5k.Config(source="mnist5k", path="data/own", split_seed=0, validation=0.125)
+    mnist5k.fetch(folder, config)
+    splits = mnist5k.prepare(folder, config).splits
+    (train, train_labels), (test, test_labels) = splits["train"], splits["test"]
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:1000]
+    return (train[order], test), (train_labels[order], test_labels)
+
+
+def test_every_check_holds_for_features_that_see_the_digits(
+    digits: tuple[tuple[torch.Tensor, torch.Tensor], ...],
+) -> None:
+    checks = list(check_all(Coarse(), *digits, CONFIG))
+    assert len(checks) == 6
+    assert [check for check in checks if not check.holds] == []
+
+
+def test_features_that_see_brightness_alone_fail_the_check_of_dropped_modes(
+    digits: tuple[tuple[torch.Tensor, torch.Tensor], ...],
+) -> None:
+    failed = {check.name for check in check_all(Blind(), *digits, CONFIG) if not check.holds}
+    assert "dropped modes" in failed
+
+
+def test_of_one_class_none_is_dropped(digits: tuple[tuple[torch.Tensor, torch.Tensor], ...]) -> None:
+    images, (train_labels, test_labels) = digits
+    checks = {check.name: check for check in check_all(Coarse(), images, (train_labels * 0, test_labels * 0), CONFIG)}
+    assert checks["dropped modes"].found == "one class, none to drop"
+    assert checks["dropped modes"].holds
+
+
+def test_the_upper_half_of_the_classes_that_are_there_is_dropped(
+    digits: tuple[tuple[torch.Tensor, torch.Tensor], ...],
+) -> None:
+    (train, test), (labels, _) = digits
+    features, reference = (Coarse()(images)[0] for images in (train, test))
+    base = measure(features, reference, CONFIG)
+    plain = check_dropped_classes(features, reference, labels, base, CONFIG)
+    far = check_dropped_classes(features, reference, labels + 10, base, CONFIG)  # no class of a lower half is there
+    assert plain.holds
+    assert far == plain

