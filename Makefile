@@ -1,4 +1,4 @@
-# `make repro` and `make test` are all that a fresh machine needs: Python 3.11 or newer, make and git.
+# A fresh machine needs Python 3.11 or newer, make and git: then `make repro` or `make test` does the rest.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -21,32 +21,32 @@ repro: .venv/installed  ## install the locked environment, then run every stage 
 	@dvc repro || { status=$$?; python -m pipeline.params > /dev/null; exit $$status; }  # a wrong key's name
 	pipeline verify
 
-test: .venv/installed  ## run the default tests (no network)
+test: .venv/installed  ## run the default tests, without a network
 	OMP_NUM_THREADS=1 python -m pytest -m "not slow" --faults --numprocesses 2
 
-test-slow: .venv/installed  ## run the slow tests: DVC in a fresh clone, several processes
+test-slow: .venv/installed  ## run the slow tests: DVC in a fresh clone, training on several processes
 	OMP_NUM_THREADS=1 python -m pytest -m slow --faults --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-benchmark: .venv/installed  ## run the benchmarks, write the README's tables
-	cd benchmarks && dvc repro -P && cd .. && pipeline readme
+benchmark: .venv/installed  ## run the benchmarks and write their tables, such as benchmarks/results.md
+	cd benchmarks && dvc repro -P && python augmentation.py
 
-benchmark-inception: .venv/installed  ## FID by the published Inception weights: needs them, better with a GPU
-	cd benchmarks/inception && dvc repro && pipeline results && cd ../.. && pipeline readme
+benchmark-inception: .venv/installed  ## measure FID with the published Inception weights, preferably on a GPU
+	cd benchmarks/inception && dvc repro && pipeline results
 
-benchmark-data: .venv/installed  ## measure what the data cost, write benchmarks/data.md
+benchmark-data: .venv/installed  ## measure the costs of the data and write benchmarks/data.md
 	python benchmarks/data.py
 
-ui: .venv/installed  ## show the runs at http://127.0.0.1:5000
+ui: .venv/installed  ## show the runs in MLflow at http://127.0.0.1:5000
 	mlflow ui --host 127.0.0.1 --port 5000
 
-lint: .venv/installed  ## ruff and mypy
+lint: .venv/installed  ## run ruff and mypy
 	ruff check .
 	ruff format --check .
 	mypy
 
-lock: .venv/installed  ## write requirements.lock anew from pyproject.toml (needs uv)
+lock: .venv/installed  ## resolve pyproject.toml into requirements.lock (needs uv)
 	uv pip compile pyproject.toml --extra dev --extra server --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header -o requirements.lock
 
-clean:  ## delete resume state and caches; data, runs and reports stay
+clean:  ## delete caches and the state of interrupted trainings; data, runs and reports stay
 	rm -rf .state .mypy_cache .pytest_cache .ruff_cache

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One training on several nodes under SLURM, resumed by itself after preemption and time limits.
+# Trains one run on several nodes under SLURM, and resumes it by itself after preemption or a time limit.
 #
 #     sbatch examples/slurm.sh transformer
 #
-# Run it in the project's folder, on a file system that all nodes share; `dvc repro prepare` comes first. SLURM starts
-# the processes, and `--ntasks-per-node` is the number of GPUs of a node: nothing else needs to be set.
+# Run `dvc repro prepare` first, in the project's folder, on a file system that all nodes share. SLURM starts the
+# processes: set `--ntasks-per-node` and `--gpus-per-node` to the number of GPUs per node.
 #SBATCH --job-name=train
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
@@ -22,7 +22,7 @@ export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 
 srun --kill-on-bad-exit=0 python -m pipeline.stages train "$run"
 status=$?
-if [ "$status" -eq 75 ]; then # stopped by a signal, and saved: the same job goes on from there
+if [ "$status" -eq 75 ]; then # a signal stopped it and its state is saved: the same job resumes
     scontrol requeue "$SLURM_JOB_ID"
 elif [ "$status" -eq 0 ]; then
     dvc commit --force "train@$run"

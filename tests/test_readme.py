@@ -1,30 +1,155 @@
-"""The README says what there is; its figures are tested in tests/commands/test_readme.py."""
+"""What README and docs/ say is true: numbers, pictures, links, commands and names."""
 
+import lzma
 import re
+import tomllib
+from pathlib import Path
 
-from pipeline import plugins
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from pipeline import artifacts, params, plugins
 from pipeline.__main__ import FOLDER
+from pipeline.commands.reproduce import find_interval
+from pipeline.evidence.uncertainty import show
 from tests.conftest import ROOT
 from tests.test_architecture import MODULES, read_code
 
-
-def test_the_example_source_of_the_readme_is_the_one_that_a_test_runs() -> None:
-    example = (ROOT / "tests" / "data" / "example_source.py").read_text(encoding="utf-8")
-    indented = "".join(f"    {line}" if line.strip() else line for line in example.splitlines(keepends=True))
-    assert indented in (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text(encoding="utf-8")
+HEADLINES = {"gan": "fid_classifier", "vae": "iw500_nats", "transformer": "test_bits_per_character"}
 
 
-def test_every_source_stands_in_the_readme_s_table() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = "".join(re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE))
-    assert [name for name in plugins.names("data") if f"`{name}`" not in rows] == []
+def read_run(run: str) -> dict[str, dict[str, float]]:
+    """The committed metrics of a run, and the values of its sets."""
+    folder = ROOT / artifacts.REPORTS / "runs" / run
+    return {name: artifacts.read_json(folder / f"{name}.json") for name in ("metrics", "sets")}
 
 
-def test_the_commands_of_the_readme_exist() -> None:
-    code = read_code((ROOT / "README.md").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("run", HEADLINES)
+def test_the_row_of_a_run_has_its_committed_value_and_interval(run: str) -> None:
+    claim, metric = read_run(run), HEADLINES[run]
+    low, high = find_interval(metric, claim)
+    assert re.search(
+        rf"^\| `{run}`.*\| {show(claim['metrics'][metric])} \({show(low)} to {show(high)}\) \|", README, re.MULTILINE
+    )
+
+
+def test_the_gan_is_compared_with_its_floor() -> None:
+    assert f"| {show(read_run('gan')['metrics']['fid_classifier_floor'])}: real digits" in README
+
+
+def test_the_vae_is_compared_with_independent_pixels(tmp_path: Path) -> None:
+    config = params.load(ROOT / "params.yaml").data["images"]
+    source = plugins.load("data", config.source)
+    source.fetch(tmp_path, config)
+    splits = source.prepare(tmp_path, config).splits
+    train, test = (splits[name][0].double() / 255 for name in ("train", "test"))
+    mean = (train.sum(dim=0) + 0.5) / (len(train) + 1)  # add-half smoothing
+    nats = -(torch.xlogy(test, mean) + torch.xlogy(1 - test, 1 - mean)).sum(dim=(1, 2, 3)).mean()
+    assert f"| {show(float(nats))}: each pixel predicted on its own |" in README
+    assert f"{show(float(nats))} nats" in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+
+def test_the_language_model_is_compared_with_a_table_of_pairs_and_with_xz(tmp_path: Path) -> None:
+    config = params.load(ROOT / "params.yaml").data["text"]
+    source = plugins.load("data", config.source)
+    source.fetch(tmp_path, config)
+    texts = {name: "".join(pieces) for name, pieces in source.prepare(tmp_path, config).splits.items()}
+    numbers = {character: number for number, character in enumerate(sorted(set(texts["train"])))}
+    unknown = len(numbers)
+    train, test = (np.array([numbers.get(each, unknown) for each in texts[name]]) for name in ("train", "test"))
+    counts = np.ones((unknown + 1, unknown + 1))  # add-one smoothing
+    np.add.at(counts, (train[:-1], train[1:]), 1)
+    chances = counts / counts.sum(axis=1, keepdims=True)
+    pairs = -np.log2(chances[test[:-1], test[1:]]).mean()
+    assert f"| {show(float(pairs))}: predicted from one character |" in README
+
+    def compress(text: str) -> int:
+        return len(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
+
+    added = 8 * (compress(texts["train"] + texts["test"]) - compress(texts["train"])) / len(texts["test"])
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert f"{show(float(pairs))} bits" in page
+    assert f"only {show(added)}" in page
+
+
+def test_the_price_is_that_of_the_committed_costs() -> None:
+    costs = artifacts.read_json(ROOT / artifacts.REPORTS / "costs.json")
+    minutes = sum(cost["seconds"] for cost in costs["stages"].values()) / 60
+    threads = {run["threads"] for run in costs["runs"].values()}
+    assert f"**{minutes:.0f} minutes on {threads.pop()} cores, without a network**" in README
+    assert not threads
+
+
+def test_the_text_is_one_that_the_language_model_wrote() -> None:
+    path = ROOT / artifacts.REPORTS / "runs" / "transformer" / "samples" / "samples.yaml"
+    shown = re.search(r"(?:^ {4}.*\n|^\n)+", README[README.index("<img") :], re.MULTILINE)
+    assert shown
+    text = re.sub(r"^ {4}", "", shown[0].strip("\n"), flags=re.MULTILINE)
+    assert len(text) > 100
+    assert any(text in sample for sample in YAML(typ="safe", pure=True).load(path))
+
+
+def test_the_readme_is_a_door() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    first = "\n".join(lines[:60])
+    assert [
+        word for word in ("<img", "make repro", "make test", "| `vae`", "write this one file") if word not in first
+    ] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'<img src="([^"]+)"', text)
+    missing = []
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if "://" in link or (target.exists() and (not anchor or anchor in read_anchors(target))):
+            continue
+        missing.append(link)
+    assert missing == []
+
+
+def read_anchors(page: Path) -> set[str]:
+    """The addresses of a page's headings: small letters, without punctuation, with - for spaces."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_every_source_is_in_the_table_of_sources() -> None:
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert [name for name in plugins.names("data") if name not in rows] == []
+
+
+def test_the_commands_of_the_pages_exist() -> None:
+    code = read_code("\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "CHANGELOG.md"))
     commands = set(re.findall(r"^\s*pipeline ([a-z]+)", code, re.MULTILINE))
-    assert {"compare", "doctor", "readme", "reproduce"} <= commands
     assert [name for name in commands if not (FOLDER / f"{name}.py").exists()] == []
     modules = set(re.findall(r"python -m (pipeline[\w.]*)", code))
     assert "pipeline.params" in modules
     assert modules <= MODULES.keys()
+
+
+def test_the_readme_shows_every_command_but_that_of_the_benchmarks() -> None:
+    commands = set(re.findall(r"^\s*pipeline ([a-z]+)", read_code(README), re.MULTILINE))
+    assert {path.stem for path in FOLDER.glob("*.py")} - commands == {"__init__", "results"}
+
+
+def test_the_environment_variables_of_the_pages_are_read_by_the_code() -> None:
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "pipeline").rglob("*.py"))
+    named = {name for page in PAGES for name in re.findall(r"\bPIPELINE_[A-Z]+\b", page.read_text(encoding="utf-8"))}
+    assert len(named) > 5
+    assert [name for name in named if f'"{name}"' not in code] == []
+
+
+def test_the_changelog_begins_with_the_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE)[0] == version

@@ -481,7 +481,7 @@ def test_enwik8_names_the_place_that_is_no_utf_8(
 
 
 def test_the_example_of_a_source_works_when_it_is_put_into_the_folder(mirror: Path, tmp_path: Path) -> None:
-    # example_source.py is what the README shows. It is put into a copy of the package, as a user would do, and the two
+    # docs/extend.md links to example_source.py. It is put into a copy of the package, as a user would do, and the two
     # stages are run on it; only the hash is changed, because the real archive is not here.
     text = "the quick brown fox jumps over the lazy dog " * 100
     (mirror / "text8").mkdir()

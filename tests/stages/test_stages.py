@@ -291,7 +291,7 @@ def test_the_report_shows_numbers_whose_record_is_not_here(workdir: Path) -> Non
     fid = artifacts.read_json(workdir / "reports" / "runs" / "gan" / "metrics.json")["fid_classifier"]
     assert f"| fid_classifier | {format_number(fid)} [" in readme.read_text()
     assert "| training: seconds |  |" in readme.read_text()
-    assert page.read_text().count("its record is not here") == 3
+    assert page.read_text().count("the record of its training is not in this folder") == 3
 
 
 @pytest.mark.usefixtures("tiny")
