@@ -1,7 +1,7 @@
 """Generative experiment pipeline: DVC stages, Lightning models, torch-fidelity metrics, MLflow records.
 
-Importing it closes what the libraries leave open, for this process and those that it starts: no pickle that runs code
-is loaded, wherever it comes from, and versions with known holes are refused before they are imported.
+Importing it makes the libraries safe, in this process and in those that it starts: a pickle that runs code is refused,
+wherever it comes from, and so are versions with known holes, before they are imported.
 """
 
 import os
@@ -10,7 +10,7 @@ from pipeline import versions
 
 # Lightning loads a checkpoint by address, and torch-fidelity its weights, with weights_only=False: this overrules both.
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-# Our own models are saved as code and safetensors, so MLflow needs to unpickle nothing; its default is to do so.
+# Our models are saved as code and safetensors, so MLflow has nothing to unpickle; by default it would.
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 # cuBLAS needs it for equal bits from run to run; PyTorch reads it at the first product, before Lightning may set it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

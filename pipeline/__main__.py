@@ -1,4 +1,4 @@
-"""Commands beside the DVC stages: `pipeline compare`, `pipeline reproduce`, ...; one file in pipeline/commands/ each.
+"""The command line `pipeline`: runs one of the files of pipeline/commands/, such as `pipeline compare`.
 
 pipeline <command> --help
 """

@@ -29,7 +29,7 @@ PREPARED = Path("data/prepared")
 NETWORKS = Path("data/networks")
 RUNS = Path("data/runs")
 REPORTS = Path("reports")
-STATE = Path(".state")  # what git and DVC do not see: resume state, parts of downloads, reports of stages that stopped
+STATE = Path(".state")  # hidden from git and DVC: resume state, partial downloads, reports of stages that stopped
 SPLITS = ("train", "validation", "test")
 ZEROS = 2**20  # bytes that an empty tensor file grows by
 SEAL = "manifest.json"
@@ -97,7 +97,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def create_tensors(path: Path, layout: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> Iterator[dict[str, Tensor]]:
     """Yield tensors of zeros that are the content of a new safetensors file, for sets larger than memory.
 
-    What is written to them within the context is what the file holds; its bytes are those of `write_tensors`. The file
+    The file holds what is written to them within the context, in the same bytes as `write_tensors` writes. It
     gets its name at the end of the context, and is removed if that fails.
 
     Args:

@@ -1,4 +1,4 @@
-"""The code that a stage instance stands on, as one digest.
+"""Finds the code that the result of a stage instance depends on, as one digest.
 
     python -m pipeline.code train gan        # list the definitions that the training of runs.gan reaches
 
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from pipeline.params import Params
 
 FOLDER = Path("data/code")
-# Machinery that checks, finds, starts, records or shows, and never changes a number.
+# Modules that check, find, start, record or show, and never change a number.
 MACHINERY = ("versions", "params", "plugins", "code", "stages", "runtime", "history", "commands")
 ENTRY = "main"  # of a stage
+CALLED_OF_SOURCES: dict[str, tuple[str, ...]] = {"fetch": (), "prepare": ("write",)}  # of the source's kind
+CALLED_OF_KINDS = {"train": ("examples", "look", "require"), "sample": ("draw",)}
 Roots = dict[str, tuple[str, ...]]  # module: the definitions that are called; none named: all of them
 
 
@@ -88,7 +90,7 @@ def write_all(settings: Params) -> list[str]:
 
 
 def _transfer(stage: str, key: str, settings: Params) -> dict[str, list[str]]:
-    """Return what a training takes from its start: optional keys, which dvc.yaml cannot name."""
+    """Return the keys `skip` and `freeze` of a run: dvc.yaml cannot name them, because they are optional."""
     if stage != "train":
         return {}
     run = settings.runs[key]
@@ -105,46 +107,47 @@ def list_instances(settings: Params) -> Iterator[tuple[str, str]]:
 
 def find_roots(stage: str, key: str, settings: Params) -> Roots:
     """Return where the code of an instance begins: its stage, and the plug-ins that it loads by name."""
-    roots: Roots = {f"pipeline.stages.{stage}": (ENTRY,)}
-
-    def add(family: str, name: str, *called: str) -> None:
-        roots[f"pipeline.{family}.{name}"] = called
-
-    def add_model(family: str, name: str, kind: str, *called: str) -> None:
-        """Add a model or network, what it takes from the backbone of a kind, and what is called of the kind."""
-        add(family, name)
-        add("kinds", kind, "Spec", *called)
-        for other in getattr(plugins.load("kinds", kind), "WITH", ()):
-            add("kinds", other)
-        if taken := getattr(plugins.load(family, name), "BACKBONE", ()):
-            add("backbones", kind, *taken)
-
-    if stage in {"fetch", "prepare"}:
+    roots: Roots = {_name("stages", stage): (ENTRY,)}
+    if stage in CALLED_OF_SOURCES:
         config = settings.data[key]
-        add("data", config.source, stage)
-        if stage == "prepare":
-            add("kinds", config.KIND, "write")
+        roots[_name("data", config.source)] = (stage,)
+        if called := CALLED_OF_SOURCES[stage]:
+            roots[_name("kinds", config.KIND)] = called
     elif stage == "networks":
-        network = settings.networks[key]
-        add_model("networks", network.network, settings.data[network.data].KIND, "examples")
+        roots |= _find_network(key, settings, "examples")
     elif stage == "report":
-        for run in settings.runs.values():
-            add("metrics", run.metric)
+        roots |= {_name("metrics", run.metric): () for run in settings.runs.values()}
     elif stage == "evaluate":
         run = settings.runs[key]
-        add("metrics", run.metric)
+        roots[_name("metrics", run.metric)] = ()
         if run.network != params.NONE:
-            network = settings.networks[run.network]
-            add_model("networks", network.network, settings.data[network.data].KIND)
+            roots |= _find_network(run.network, settings)
     else:
         run = settings.runs[key]
-        called = {"train": ("examples", "look", "require"), "sample": ("draw",)}
-        add_model("models", run.model, settings.data[run.data].KIND, *called[stage])
+        roots |= _find_model("models", run.model, settings.data[run.data].KIND, *CALLED_OF_KINDS[stage])
     return roots
 
 
+def _find_network(name: str, settings: Params, *called: str) -> Roots:
+    network = settings.networks[name]
+    return _find_model("networks", network.network, settings.data[network.data].KIND, *called)
+
+
+def _find_model(family: str, name: str, kind: str, *called: str) -> Roots:
+    """Return a model or network, what it takes from the backbone of a kind, and what is called of the kind."""
+    roots: Roots = {_name(family, name): (), _name("kinds", kind): ("Spec", *called)}
+    roots |= {_name("kinds", other): () for other in getattr(plugins.load("kinds", kind), "WITH", ())}
+    if taken := getattr(plugins.load(family, name), "BACKBONE", ()):
+        roots[_name("backbones", kind)] = taken
+    return roots
+
+
+def _name(family: str, name: str) -> str:
+    return f"pipeline.{family}.{name}"
+
+
 def describe(roots: Roots) -> dict[str, Any]:
-    """Return the digest of what is reached, and each definition with its own hash."""
+    """Return the digest of the reached definitions, and each definition with its own hash."""
     lines: set[str] = set()
     definitions: set[str] = set()
     for statement in reach(roots):
@@ -207,7 +210,7 @@ def resolve(module_name: str, name: str) -> list[Statement]:
 
 
 def is_machinery(module: str) -> bool:
-    """Say whether a module of the package can change no number; a stage itself can."""
+    """Return whether a module of the package can change no number; a stage can."""
     words = module.split(".")
     return len(words) < 2 or (words[1] in MACHINERY and not (words[1] == "stages" and len(words) > 2))
 

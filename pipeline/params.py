@@ -3,7 +3,7 @@
     python -m pipeline.params       # check params.yaml and print the resolved runs
 
 The stages load and check the whole file before they do anything, so that a typing error in the last section stops the
-first stage, `check`. `fetch` and `prepare` come after it and load their own section alone: the others' plug-ins take
+first stage, `check`. `fetch` and `prepare` come after it and load only their own section: other plug-ins take
 hundreds of megabytes of memory. Messages name the key in full, what was expected and what came.
 """
 
@@ -122,7 +122,7 @@ def load(path: Path = PATH) -> Params:
             for name, values in raw[section].items()
         }
     _check_networks(raw, checked["data"], problems)
-    models = {
+    models: dict[str, Any] = {
         name: _plug_in(
             "models", None, f"runs.{name}.changes", {**raw["models"][run.model], **run.changes}, problems, run.model
         )
@@ -139,7 +139,7 @@ def load(path: Path = PATH) -> Params:
 
 
 def load_data(key: str, path: Path = PATH) -> Source:
-    """Read and check the section data.<key> alone, importing no plug-in but its source.
+    """Read and check only the section data.<key>, importing no plug-in but its source.
 
     Raises:
         ParamsError: as `load`, for this section.
@@ -197,7 +197,7 @@ def _check_links(name: str, run: Run, raw: dict[str, Any], problems: list[str]) 
 
 
 def _check_kinds(name: str, run: Run, data: Any) -> list[str]:
-    """Return what does not fit: the kinds of data, model and metric, and feature networks, which are for images."""
+    """Return the problems of a run whose data, model, metric and feature networks do not fit together."""
     model, metric = (
         plugins.load(family, plug_in) for family, plug_in in (("models", run.model), ("metrics", run.metric))
     )

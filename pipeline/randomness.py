@@ -71,7 +71,7 @@ def share(draw: Callable[[int], Tensor], count: int, part: Part = WHOLE, dim: in
 
 
 def seed_global(seed: int) -> None:
-    """Seed PyTorch's global generators as torch.manual_seed does, faster where there is a CPU alone.
+    """Seed PyTorch's global generators as torch.manual_seed does, but faster where there is only a CPU.
 
     torch.manual_seed formats a stack trace for each kind of accelerator that has not been started, at every call.
     """

@@ -117,7 +117,7 @@ class StepSeeder(Callback):
                 raise HardwareError(msg)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Have gradients unscaled before the update: Lightning clips none that a fused optimizer would unscale."""
+        """Unscale gradients before the update: Lightning does not clip those that a fused optimizer would unscale."""
         for optimizer in trainer.optimizers:
             optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined] # noqa: SLF001
 
@@ -130,7 +130,7 @@ class StepSeeder(Callback):
         self.pulse.beat(index + 1)
 
     def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
-        """Tell a process that waits for the others' gradients from one that has them."""
+        """Report that this process has its gradients, and no longer waits for those of other processes."""
         self.pulse.beat(trainer.fit_loop.epoch_loop.batch_idx + 1)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:

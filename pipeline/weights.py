@@ -1,4 +1,4 @@
-"""A trained model on disk: model.safetensors with the kept weights, config.json with all that rebuilds it, sealed."""
+"""A trained model on disk, sealed: the kept weights in model.safetensors, everything to rebuild it in config.json."""
 
 import fnmatch
 from collections.abc import Mapping, Sequence

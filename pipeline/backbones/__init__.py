@@ -1,6 +1,6 @@
 """One file, one kind of data: the networks of models that learn several kinds.
 
-Each model names what it takes (`BACKBONE`), and learns every kind whose file defines all of it:
+Each model names the functions that it needs (`BACKBONE`), and learns every kind whose file defines all of them:
 
 to_unit, from_unit            between stored values and the range in which networks work
 PICTORIAL                     whether flips, augmentations and convolutions at full resolution make sense

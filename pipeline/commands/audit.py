@@ -4,7 +4,7 @@
     pipeline audit gan --cells 10
 
 Images: C_T (Meehan et al. 2020): 0 is as far from the training images as test images are, negative nearer. Authenticity
-(Alaa et al. 2022): the share of samples that are no copies, beside that of test images: pipeline/evidence/copying.py.
+(Alaa et al. 2022): the share of samples that are not copies, and that of test images.
 
 Text: the training split is searched for secrets: keys, tokens, card numbers, IBANs, social security numbers, e-mail
 addresses. For each, the exposure in bits (Carlini et al. 2019) says whether the model has memorised it: the rank of its
@@ -130,7 +130,7 @@ def read_lines(loaded: Loaded, tokens: Tensor) -> Iterator[str]:
 
 
 def search(pieces: Iterable[str]) -> Iterator[tuple[Secret, str, int]]:
-    """Yield each secret of a text once, with the text before it where it stands first, and how often it occurs."""
+    """Yield each secret of a text once, with the text before its first occurrence, and the number of occurrences."""
     first: dict[str, tuple[Secret, str]] = {}
     times: Counter[str] = Counter()
     last = ""

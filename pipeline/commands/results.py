@@ -173,7 +173,7 @@ def find_counts(values: Values, metric: str, metrics: dict[str, float]) -> dict[
 
 
 def judge_claim(claim: Claim, ends: list[float]) -> str:
-    """Return "reached", "missed" or "inconclusive", by the ends of the interval, or by the value alone."""
+    """Return "reached", "missed" or "inconclusive", by the ends of the interval, or by the value if there is none."""
     good = [
         # the ends of an interval without width may differ from the value by their last bits
         math.isclose(end, claim.must, rel_tol=1e-12) or (end < claim.must) == claim.lower_is_better

@@ -1,9 +1,9 @@
 """Hashes every object that DVC's cache holds of the outputs in dvc.lock, and names those that are missing or broken.
 
     pipeline verify                  # after a crash, a full disk, a new disk; before `dvc push`
-    pipeline verify data/runs/gan    # outputs below a path alone
+    pipeline verify data/runs/gan    # only outputs below a path
 
-DVC itself reports neither. A broken object is mended by deleting it, and `dvc pull` where a remote has it, or else
+DVC itself reports neither. To mend a broken object, delete it; then `dvc pull` if a remote has it, or else
 `dvc commit` if the file in the working folder is right, or `dvc repro --force` of its stage.
 """
 

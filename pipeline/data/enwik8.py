@@ -3,7 +3,7 @@
 The canonical split by bytes, 90 million, 5 million and 5 million: the keys `validation`, `test` and `split_seed` have
 no effect here. A character whose bytes lie on both sides of a border belongs to the split in which it begins, so a
 border moves by at most 3 bytes and every split is valid text; `tokenizer: byte` gives the usual bits per byte. The
-archive is read anew for each pass over a split: nothing is unpacked to disk, and a pass holds a megabyte in memory.
+archive is read again for each pass over a split: nothing is unpacked to disk, and a pass holds a megabyte in memory.
 """
 
 import codecs

@@ -1,10 +1,10 @@
-"""image_folder: a folder of one's own pictures, of any sizes and formats; its subfolders are the classes.
+"""image_folder: a folder of your own pictures, of any size and format; its subfolders are the classes.
 
     dvc exp run -S data.images.source=image_folder -S data.images.path=pictures
 
 `fetch` lists every file with its SHA-256, `prepare` decodes exactly what is listed; the pictures stay where they are.
 The first folder of a path is the class; pictures right in the folder, without subfolders, are one class. The split of
-a picture is a function of `split_seed` and its pixels, as the set holds them, alone: a further picture moves no other,
+a picture is a function only of `split_seed` and of its pixels as the set holds them: a new picture moves no other,
 and no two splits share one. Of pictures with equal pixels the first is used, whatever their format; files.json names
 the others, and the reason of each file that is not used.
 """
@@ -68,7 +68,7 @@ def prepare(raw: Path, config: Config) -> ImageSplits:
     listed = read_reports(raw)
     judged = _quarantine_strays([report for report in listed if not report.path.endswith("/")])
     with ExitStack() as stack:
-        # Nameless files beside the raw ones: nothing is left of them, however the stage ends.
+        # Nameless temporary files in the folder of the raw ones: none is left, however the stage ends.
         stores = {name: stack.enter_context(tempfile.TemporaryFile(dir=raw.parent)) for name in SPLITS}
         decoded, digests = _decode_all(root, judged, config, stores)
         reports = _quarantine_contradictions(decoded, digests)
@@ -87,7 +87,7 @@ def prepare(raw: Path, config: Config) -> ImageSplits:
 
 
 def choose_split(digest: str, config: Config) -> str:
-    """Return the split of the pixels with this SHA-256: `test` of all, then `validation` of the others."""
+    """Return the split of the pixels with this SHA-256: `test` of all, then `validation` of the rest."""
     for name, share in (("test", config.test), ("validation", config.validation)):
         if derive_seed(config.split_seed, name, digest) < share * 2**63:
             return name
@@ -101,7 +101,7 @@ def _name_class(path: str) -> str:
 
 
 def _quarantine_strays(listed: Sequence[FileReport]) -> list[FileReport]:
-    """Give pictures beside class folders a reason."""
+    """Quarantine pictures next to class folders."""
     mixed = len({bool(_name_class(report.path)) for report in listed if not report.reason}) == 2
     reason = "beside class folders: its class is not known"
     return [

@@ -2,7 +2,7 @@
 
 Technical English with code. Deterministic: modules and names in a fixed order, exact duplicates dropped,
 `inspect.cleandoc`. All docstrings of one name (`sum` of numpy, numpy.ma, ndarray, ...) go to one split, because NumPy
-repeats itself: RandomState.normal nearly equals Generator.normal, and a split by docstring alone would leak.
+repeats itself: RandomState.normal nearly equals Generator.normal, and a split by single docstrings would leak.
 The data are what the locked NumPy says, on Linux; dvc.lock tells a difference. Licence: BSD 3-clause.
 """
 

@@ -1,8 +1,8 @@
 """stacked_mnist: three random MNIST digits as the red, green and blue channel of one image, 1000 classes.
 
 The class is 100 r + 10 g + b, so the modes that a GAN drops can be counted (Metz et al. 2017; Srivastava et al. 2017).
-The digits are split before they are stacked: no digit stands in two splits, and the test images are made from MNIST's
-test digits. The draw, with replacement, is a function of `split_seed` alone. Reads MNIST's files.
+The digits are split before they are stacked: no digit is in two splits, and the test images are made from MNIST's
+test digits. The draw, with replacement, is a function of `split_seed` only. Reads MNIST's files.
 """
 
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""text_file: texts of one's own, one file or all files of a folder, of any size.
+"""text_file: your own text, one file or the files of a folder, of any size.
 
     dvc exp run -S data.text.source=text_file -S data.text.path=novel.txt
 
 One file is split by position. Several files are documents: each goes to a split as a whole, by a function of its text
-and `split_seed` alone, so that a further file moves no other. `fetch` lists every file with its SHA-256; `prepare`
+and `split_seed` only, so that a new file moves no other. `fetch` lists every file with its SHA-256; `prepare`
 reads exactly what is listed, decodes it and makes CRLF and CR a line feed; the files stay where they are. Of files
-with equal text the first is used; files.json names the others, and the reason of each file that is not used.
+with equal text the first is used; files.json names the rest, and the reason for each file that is not used.
 """
 
 import codecs
@@ -75,7 +75,7 @@ class Config(TextConfig):
 
 @dataclass(frozen=True)
 class Part:
-    """Characters `start` to `stop` of a file's text, decoded anew whenever it is iterated.
+    """Characters `start` to `stop` of a file's text, decoded again for each iteration.
 
     places: (character, byte) pairs that decoding can begin at, ascending. changed: time of the file's last change.
     """

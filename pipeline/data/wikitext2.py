@@ -1,8 +1,8 @@
 """wikitext2: two million words of Wikipedia's good and featured articles (Merity et al. 2017), CC BY-SA 3.0.
 
 `variant` raw is the text as it was, for characters, bytes and BPE; tokens is the one that word-level papers use, with
-<unk> for rare words and @-@ for hyphens within words. Both archives are fetched, 9 MB, so that `variant` alone
-changes the data. The canonical train, valid and test files are the splits: the keys `validation`, `test` and
+<unk> for rare words and @-@ for hyphens within words. Both archives are fetched, 9 MB, so that changing `variant`
+suffices to change the data. The canonical train, valid and test files are the splits: `validation`, `test` and
 `split_seed` have no effect here.
 """
 

@@ -56,7 +56,7 @@ def authenticity(generated: Tensor, train: Tensor) -> float:
     """Return the share of generated features (N, D) that are no copies of training features (L, D).
 
     A copy is nearer to its nearest training feature than that one is to the nearest other. Copies have 0; what fresh
-    data have depends on dimensions and counts, and is to be measured beside it.
+    data have depends on dimensions and counts: measure it too.
     """
     apart = torch.cat([_without_self(rows, train, start) for start, rows in _parts(train)])
     authentic = 0

@@ -1,4 +1,4 @@
-"""What metrics of images rest on: the images themselves, checked, and what feature networks make of them."""
+"""The evidence of image metrics: checked images, and their features by feature networks."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +99,7 @@ def gather(
     Args:
         key: the run.
         settings: all parameters.
-        circumstances: what the features of real images depend on beside the network: code, versions, processor.
+        circumstances: other dependencies of the features of real images: code, versions, processor.
         floors: whether training images are compared with test images as well.
         channelwise: whether the network sees each channel as a picture of its own.
     """
@@ -135,8 +135,8 @@ def load_network(run: Run, settings: Params, shape: tuple[int, ...]) -> nn.Modul
     folder = artifacts.NETWORKS / run.network
     learnt = artifacts.read_json(folder / "config.json").get("fields", {}).get("images", {}).get("shape")
     if learnt and tuple(learnt) != shape:
-        msg = f"networks.{run.network} has learnt images {tuple(learnt)} of data.{section.data}, data.{run.data} has {shape}"
-        raise ArtifactError(msg)
+        msg = f"networks.{run.network} has learnt images {tuple(learnt)} of data.{section.data}, "
+        raise ArtifactError(msg + f"data.{run.data} has {shape}")
     network: nn.Module = plugins.load("networks", section.network).load_features(folder).to(choose_device())
     return network
 

@@ -1,7 +1,7 @@
-"""Evaluation protocols: what must be equal for two numbers to be comparable.
+"""Evaluation protocols: everything that must be equal for two numbers to be comparable.
 
 A protocol is nested JSON, and its hash covers all of it. What belongs to the run itself (seeds, kept weights, training
-data) is carried beside it and never compared.
+data) is stored next to the protocol and never compared.
 """
 
 import hashlib

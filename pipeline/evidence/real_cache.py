@@ -1,8 +1,8 @@
-"""Tensors that are the same whenever they are made, kept in .state/real, so that they are made once.
+"""A cache of tensors in .state/real, found by the content of everything that they depend on.
 
-Every evaluation of a data set passes the same real images through the same feature network. What that gave is found by
-the content of the images and by all else that it depends on. A folder is sealed, so that one that was half written or
-has rotten is made anew. The last used ones stay; deleting them, or a disk that takes none, costs time and nothing else.
+Every evaluation of a data set passes the same real images through the same feature network. The result is found by
+the content of the images and of its other inputs. A folder is sealed, so that a half-written or damaged one is
+made again. The most recently used folders stay; without them, evaluation takes longer and changes no number.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ MOST = 4 * 2**30  # bytes
 
 
 def recall(about: Mapping[str, Any], given: Tensor, make: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return what `make` returned for an equal tensor under equal circumstances before, or make it now.
+    """Return the cached tensors of `make(given)`, or make and cache them.
 
     Args:
         about: all that `make` depends on but its argument: weights, code, versions, processor, threads.
@@ -62,7 +62,7 @@ def _keep(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _forget() -> None:
-    """Remove what was not used for longest until MOST bytes are left."""
+    """Evict the least recently used folders until at most MOST bytes remain."""
     sizes: dict[Path, tuple[float, int]] = {}
     for path in FOLDER.glob("*"):
         with suppress(OSError):  # another evaluation removed it

@@ -1,4 +1,4 @@
-"""Self-test of the image metrics on real images: do they say what they must where the answer is known?
+"""Self-test of the image metrics on real images, where the right answer is known.
 
 Each check returns what was expected, what was found, and whether it holds. `pipeline doctor metrics` prints them.
 """

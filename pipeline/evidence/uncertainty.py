@@ -1,8 +1,8 @@
 """Means with their uncertainty over training seeds and sample sets, and comparisons that may end inconclusive.
 
 A metric's values form a table: one row a training seed, one column a set of samples. Training and sampling variance are
-told apart by a one-way random-effects analysis of variance; intervals are Student's t over the seeds' means, because
-sets of one training are no independent trainings. FID is never bootstrapped: resampling with replacement repeats
+separated by a one-way random-effects analysis of variance. Intervals are Student's t over the seeds' means, because
+sets of one training are not independent trainings. FID is never bootstrapped: resampling with replacement repeats
 images, and its interval then excludes FID's own value. Numbers are shown with four digits.
 """
 
@@ -19,7 +19,7 @@ MOST_SEEDS = 1000
 
 @dataclass(frozen=True)
 class Summary:
-    """A metric over S seeds and K sets each.
+    """A metric over S training seeds with K sets of samples each.
 
     low, high: the 95 % interval of the mean; over seeds if there are several, else over the sets of the one seed, else
     not a number. sampling_sd, training_sd: standard deviations of one set around its seed's mean, and of seeds' true

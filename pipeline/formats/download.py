@@ -1,7 +1,7 @@
 """Verified downloads: a mirror first, then each address; resumed, retried, hashed; https only.
 
-DATA_MIRROR, a folder or an https address, is tried first: <mirror>/<data set>/<file>. What has not the right hash never
-gets the file's name. What came of a file before its address failed or the process ended lies in .state/fetch/, and the
+DATA_MIRROR, a folder or an https address, is tried first: <mirror>/<data set>/<file>. Content with a wrong hash never
+gets the file's name. The part that came before an address failed or the process ended is in .state/fetch/, and the
 next address, or the next process, asks for the rest.
 """
 
@@ -27,7 +27,7 @@ from pipeline.artifacts import STATE, ArtifactError
 
 PARTIAL = STATE / "fetch"
 ATTEMPTS = 3  # that one address gets in a row without progress
-PROGRESS = 1 << 16  # bytes beyond all that came before; fewer would let a server hold the process for ever
+PROGRESS = 1 << 16  # new bytes that count as progress; fewer would let a server hold the process forever
 REDIRECTS = 10
 TIMEOUT = 30.0  # seconds without a byte
 HEADERS = 60.0  # seconds until an answer begins, however its headers drip

@@ -1,4 +1,4 @@
-"""How much of a held-out text occurs word for word in the training text: a leak that no split by document excludes.
+"""Measures how much of a held-out text occurs word for word in the training text, a leak despite separate documents.
 
 Windows of the held-out text are looked up by a polynomial hash modulo 2^64 in one pass over the training text, so the
 memory does not grow with it. A chance collision would make a window too many: for 20,000 windows in 10^9 characters

@@ -1,4 +1,4 @@
-"""Files of one's own: found without leaving their folder, judged one by one, the broken ones quarantined with a reason.
+"""Finds your own files within their folder, judges each, and quarantines the broken ones with a reason.
 
 `image_folder` and `text_file` use it. Names may hold anything that the file system takes: spaces, quotes, newlines,
 bytes that are no UTF-8.
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class FileReport:
-    """What became of one file: `path` is relative to the folder, with / between its parts; a folder's ends with /.
+    """The decision on one file: `path` is relative to the folder, with / between its parts; a folder's ends with /.
 
     mode: what the file holds, such as "RGB 640x480 PNG" or "utf-8-sig, CRLF". note: what was done to it on the way in,
     such as "first of 12 frames". reason: why the file is broken, else empty. duplicate_of: the file of equal content
@@ -61,7 +61,7 @@ def list_files(root: Path) -> Iterator[tuple[str, Path]]:
     """Yield (relative path, path) of every file below `root` that is not hidden, in byte order of the names.
 
     Links to files are yielded wherever they lead, so that each gets a report; `leaves` tells those that lead out. What
-    is in a linked folder below `root` is yielded at its own place alone.
+    is in a linked folder below `root` is yielded only at its own place.
 
     Raises:
         ArtifactError: if `root` is not a folder, or a folder below it cannot be read or is a link that leads out.

@@ -97,7 +97,7 @@ class ByteTokenizer:
         return bytes(tokens).decode("utf-8", errors="replace")
 
     def state(self) -> dict[str, object]:
-        """Return the name alone."""
+        """Return only the name."""
         return {"tokenizer": "byte"}
 
 
@@ -142,7 +142,7 @@ class BytePairTokenizer:
 
 
 def train_tokenizer(pieces: Iterable[str], kind: Kind, vocabulary: int) -> TextTokenizer:
-    """Make a tokenizer from the training text alone, read once or twice; only BPE has a choice of `vocabulary`."""
+    """Make a tokenizer from the training text, read once or twice; only BPE has a choice of `vocabulary`."""
     makers: dict[str, Callable[[], TextTokenizer]] = {
         "character": lambda: CharacterTokenizer.train(pieces),
         "byte": ByteTokenizer,

@@ -1,7 +1,7 @@
 """Signs that a training went wrong though every number is finite: collapse, no learning, jumps.
 
-`find_all` is a function of a record's lines, so a resumed training and a later reader come to the same alarms. What a
-line cannot show, such as samples that are all alike, is measured at each preview and recorded as a value.
+`find_all` is a function of a record's lines, so a resumed training and a later reader find the same alarms. Signs that
+need samples, such as their similarity, are measured at each preview and recorded as values.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 
 BEGINNING = 0.2  # share of the steps in which a model may still look collapsed
 MOST_DUPLICATES = 0.8  # share of the samples; the default VAE has 0.75 after a quarter of its training, 0.06 in the end
-WINDOW, DEVIATIONS, LEAST = 200, 6, 20  # lines before a loss that it is compared with; MADs; lines that are too few
+WINDOW, DEVIATIONS, LEAST = 200, 6, 20  # lines that a loss is compared with; median deviations; minimum of lines
 ACCURACY, STREAK = 0.99, 5  # of a discriminator, on so many lines in a row
 
 

@@ -1,6 +1,6 @@
-"""What each stage cost when it last ran on this machine: data/costs/<stage>.json. No stage reads it, so DVC need not.
+"""Notes the cost of each stage's last run on this machine in data/costs/<stage>.json, which no stage reads.
 
-`pipeline readme` gathers these and the costs of the trainings into reports/costs.json, which git keeps.
+`pipeline costs` prints them; with `--save` it writes reports/costs.json, which git keeps.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""What DVC's cache really holds of the outputs that dvc.lock names.
+"""Checks that DVC's cache holds the outputs that dvc.lock names.
 
-On a full disk DVC prints a line, ends with status 0 and writes the hashes of objects that it has not stored; an object
-whose content has changed it takes for the right one. Both are found here: the first before the next stage uses the
+On a full disk DVC prints a line, ends with status 0, and writes hashes of objects that it has not stored. An object
+with changed content counts as the right one for DVC. Both are found here: the first before the next stage uses the
 output, the second by `pipeline verify`.
 """
 

@@ -1,7 +1,7 @@
-"""What a crash can leave behind in a project's folder, what it means, and its repair.
+"""Finds, explains and repairs what a crash left behind in a project's folder.
 
 Nothing here is needed for the next `dvc repro`, which resumes by itself; half-written files take space, and a run that
-was killed without a word stays RUNNING in MLflow until the next training of its name.
+was killed stays RUNNING in MLflow until the next training of its name.
 """
 
 import contextlib
@@ -134,7 +134,7 @@ def _close(record: Record) -> None:
 def find_partial_files() -> Iterator[Leftover]:
     """Find files that were being written: they are renamed when they are complete, so these never were.
 
-    Those that a running training or a stage of a running `dvc` may be writing now are left alone.
+    Files that a running training or a stage of a running `dvc` may be writing now are not touched.
     """
     trained = {folder for folder in _list_trainings() if _is_held(folder / "lock")}
     runs = _dvc_runs()

@@ -163,7 +163,7 @@ def read_exhibit(path: Path) -> ExhibitId | None:
 
 
 def describe_environment() -> dict[str, str]:
-    """Return what the promise of equal bits depends on: lock file, instruction set, threads; and versions."""
+    """Return the machine and versions on which equal bits depend: lock file, instruction set, threads, libraries."""
     lock = Path("requirements.lock")
     return {
         "python": platform.python_version(),
@@ -178,7 +178,7 @@ def describe_environment() -> dict[str, str]:
 
 
 def describe_process() -> str:
-    """Return what names this process among all machines and containers: host, process space, id, start."""
+    """Return a name of this process that is unique over machines and containers: host, process space, id, start."""
     space = Path("/proc/self/ns/pid")
     inside = space.readlink() if space.exists() else "-"
     return f"{platform.node()} {inside} {os.getpid()} {psutil.Process().create_time():.0f}"

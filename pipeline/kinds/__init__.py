@@ -2,14 +2,14 @@
 
 A data set is a mapping of named fields of equal length, each of one kind. This file holds what all kinds share:
 
-Spec             what a model must know of a field, such as its shape
+Spec             properties of a field that a model needs, such as its shape
 write            turns what a source prepared into the files of data/prepared/<data>, and returns the manifest
 examples         training examples of a split, for the loop in training.py
 require          refuses, before anything is computed, data that a model's config does not fit
 check            refuses values that would give a plausible number for nonsense
 show             many values as one thing to look at or listen to: an Exhibit
 encode           one value as text, for the served model
-draw             what the stage `sample` makes: files for the metrics, exhibits for the eye
+draw             makes the files of the stage `sample`: for the metrics, and exhibits for the eye
 look, find_alarms   what is shown and measured eight times per training, and what in it is alarming
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class FieldSpec(BaseModel):
-    """What a model must know of one field; each kind adds to it."""
+    """Properties of one field that a model needs; each kind adds its own."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,7 +40,7 @@ Fields = Mapping[str, Any]  # each field's spec, by the field's name
 
 
 class Exhibit(NamedTuple):
-    """Something for a person: the suffix alone (.png, .wav, .txt, ...) decides how it is shown."""
+    """Something to look at or listen to; only its suffix (.png, .wav, .txt, ...) decides how it is shown."""
 
     name: str
     suffix: str
@@ -48,14 +48,14 @@ class Exhibit(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What the stage `sample` writes: tensors by file and name, for the metrics, and exhibits."""
+    """The output of the stage `sample`: tensors by file and name, for the metrics, and exhibits."""
 
     files: dict[str, dict[str, Tensor]]
     exhibits: list[Exhibit]
 
 
 class Look(NamedTuple):
-    """What a preview shows, and the values that it adds to the record."""
+    """The exhibits of a preview, and the values that it adds to the record."""
 
     exhibits: list[Exhibit]
     values: dict[str, float]
@@ -102,5 +102,5 @@ def draw_sets(loaded: Any, seed: int, count: int, sets: int) -> dict[str, Tensor
 
 
 def give(fields: Fields, names: Sequence[str], count: int) -> dict[str, Tensor]:
-    """Return what a model is given for `count` samples, one tensor per field."""
+    """Return the given fields of `count` samples, one tensor per field."""
     return {name: plugins.load("kinds", fields[name].kind).give(fields[name], count) for name in names}

@@ -29,7 +29,7 @@ from pipeline.kinds import labels as class_labels
 from pipeline.params import Source
 from pipeline.randomness import make_generator
 
-GRID = 100  # samples that a person is shown
+GRID = 100  # samples of a picture
 PREVIEW = 64  # samples of a preview
 LEAST = 50  # images that a metric is computed of
 
@@ -45,7 +45,7 @@ class Spec(FieldSpec):
 
 
 class ImageConfig(Source):
-    """Keys that every image source shares, so that `source` alone changes the data of a run."""
+    """Keys that every image source shares, so that changing `source` suffices to change the data of a run."""
 
     KIND: ClassVar = "images"
 
@@ -152,7 +152,7 @@ def examples(split: dict[str, Tensor], config: Any, seed: int) -> Rows:
 
 
 def check(name: str, images: Tensor, least: int = LEAST) -> None:
-    """Refuse what would give a plausible number for nonsense.
+    """Refuse images that would give a plausible number for nonsense.
 
     Raises:
         ArtifactError: if the images are not uint8, with the range found; if their shape is not (N, 1 or 3, H, W), they
@@ -234,7 +234,7 @@ def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: 
     if not hasattr(model, "score"):
         return drawn
     images = read("test")[model.makes]
-    # All runs face the same binary images, on a GPU, too.
+    # Every run is scored on the same binary images, on a GPU too.
     observed = model.observe(images, make_generator(0, "observe"))
     scores = model.score(observed, sampling.importance_samples, make_generator(seed, "score", device=model.device))
     named = {

@@ -41,7 +41,7 @@ SHORTEST = 2  # characters of a split
 SCORED = ("validation", "test")
 PREVIEW_LENGTH = 400  # tokens of a preview, and of a served sample
 PREVIEW_TOKENS = 20_000  # of the validation split that a preview scores
-LEARNT_NATS = 0.05  # below a uniform guess that a language model must be
+LEARNT_NATS = 0.05  # by which a language model must beat a uniform guess
 
 
 class Spec(FieldSpec):
@@ -52,7 +52,7 @@ class Spec(FieldSpec):
 
 
 class TextConfig(Source):
-    """Keys that every text source shares, so that `source` alone changes the data of a run."""
+    """Keys that every text source shares, so that changing `source` suffices to change the data of a run."""
 
     KIND: ClassVar = "text"
 
@@ -76,9 +76,9 @@ class TextConfig(Source):
 class Texts:
     """The text of each split, by its name, in pieces of any size that can be read again and again.
 
-    A text in memory is a list of one string; a large one an object that reads its files anew whenever it is iterated.
+    A text in memory is a list of one string. A large one is an object that reads its files again for each iteration.
     A split without text is absent. `known` holds facts about the source that the manifest should carry, such as its
-    entropy rate; `files` the reports of one's own files; `encoding` that of the source's files.
+    entropy rate; `files` the reports on the user's own files; `encoding` that of the source's files.
     """
 
     splits: Mapping[str, Iterable[str]]
@@ -108,7 +108,7 @@ def split_documents(groups: dict[str, list[str]], config: TextConfig) -> Texts:
     """Split text into train, validation and test, by character share.
 
     Several groups of documents are shuffled by seed and stay whole, so that no document, and no two documents of one
-    group, stand in two splits. A single document is cut by position, training text first.
+    group, are in two splits. A single document is cut by position, training text first.
     """
     shares = {"validation": config.validation, "test": config.test}
     if len(groups) == 1:
@@ -168,7 +168,7 @@ def make_fields(vocabulary: int) -> dict[str, FieldSpec]:
 
 
 def measure_overlaps(texts: Texts, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Return what share of each held-out split stands word for word in the splits that come before it."""
+    """Return the share of each held-out split that occurs word for word in the splits before it."""
     pieces = {name: Watched(texts.splits[name], f"overlap with {name}", sizes[name]) for name in texts.splits}
     windows = {
         name: sample_windows(Watched(texts.splits[name], f"sample {name}", size), size)
@@ -355,7 +355,7 @@ def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: 
 def score_windows(model: Any, tokens: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return the mean nats of `count` windows at random places of tokens (N,), float64 (count,).
 
-    This is nanoGPT's estimate_loss: each window is scored alone, half of its targets have less than half a context.
+    This is nanoGPT's estimate_loss: each window is scored by itself; half of its targets have less than half a context.
     """
     import torch
 

@@ -1,1 +1,1 @@
-"""Parts that models are built of."""
+"""Layers and functions that several models use."""

@@ -71,7 +71,7 @@ class Muon(torch.optim.Optimizer):
         others: every other parameter (embeddings, heads, gains), updated by AdamW.
         lr: learning rate of the matrices; their update has an RMS of about 0.2 per element times `lr`
             (Liu et al. 2025, "Muon is scalable for LLM training"), which makes it comparable with AdamW's.
-        adam_lr: learning rate of the others.
+        adam_lr: learning rate of the other parameters.
     """
 
     def __init__(

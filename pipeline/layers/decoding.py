@@ -22,10 +22,10 @@ def require_room(tokens: int, context: int) -> None:
 
 
 class Decoder:
-    """The transformer's network for generation: its logits but for rounding, in as few operators as possible.
+    """The transformer's network for generation: the same logits up to rounding, with as few operators as possible.
 
-    A single token costs the calls of operators and one reading of the weights, not their arithmetic. So the gains of
-    norms stand in the matrices that follow them, the units of a query or key that turn together are neighbours, as
+    A single token costs operator calls and one pass over the weights, not arithmetic. So the gains of
+    norms are folded into the matrices that follow them, units of a query or key that rotate together are neighbours, as
     the parts of a complex number, and keys and values are written into one tensor. Weights of 16 bits are read as
     float32.
     """
@@ -64,7 +64,7 @@ class Decoder:
         self.gains = [gain.float().view(2, 1, 1, 1, size) * size**0.5 for gain in gains]
         self.turns = torch.complex(*rotation)  # (P, K / 2)
         self.memory = rotation.new_zeros(len(blocks), 2, count, self.heads, context, size)  # keys and values
-        self.length = 0  # tokens in the memory; 0 starts anew
+        self.length = 0  # tokens in the memory; 0 starts again
         # A norm's epsilon, as the second leg of hypot: sqrt(sum of squares + N epsilon).
         self.legs = {number: self.head.new_tensor((number * EPSILON) ** 0.5) for number in (width, size)}
 

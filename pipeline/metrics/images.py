@@ -2,9 +2,9 @@
 
 Heusel et al. 2017 (FID), Chong and Forsyth 2020 (FID extrapolated to infinitely many samples), Binkowski et al. 2018
 (KID, unbiased), Salimans et al. 2016 (IS), Kynkaanniemi et al. 2019 (precision and recall). Each number is named
-<metric>_<feature network> and stands beside its floor: the same metric of real training images against the same real
+<metric>_<feature network> and comes with its floor: the same metric of real training images against the same real
 test images, with the same counts, once for each disjoint set of training images. Lower is better for FID and KID.
-fid_ratio is FID over its floor, set by set, so that its interval has the floor's chance in it. Every image passes each
+fid_ratio is FID over its floor, set by set, so that its interval covers the floor's noise too. Every image passes each
 network once.
 
 Per-image scores of a model with a likelihood (`scores`: elbo, iw, kl in nats) are averaged, with standard errors.
@@ -30,7 +30,7 @@ from pipeline.evidence.values import SETS, Value, fill_name, find_companion, fin
 from pipeline.params import Measure, Params
 
 KIND = "images"
-NETWORK = "optional"  # for likelihoods alone
+NETWORK = "optional"  # likelihoods need none
 SPLITS = ("test", "train")  # the second one makes the floors
 NUMBERS = (
     "features, FID's means, KID, distances and log-likelihoods float32; "

@@ -3,8 +3,8 @@
 Stacked-MNIST: three digits as colour channels make 10^3 modes (Metz et al. 2017; Srivastava et al. 2017, "VEEGAN").
 A one-channel feature network labels each channel; the labels together name the mode. `modes_covered_<network>` counts
 the modes that have an image, `mode_kl_nats_<network>` is KL(generated || uniform) of their histogram (Lin et al. 2018,
-"PacGAN"), which N samples of K uniform modes do not bring below about (K - 1) / 2N. Beside them stands the same of as
-many real test images (`_real`), which shows that floor with the network's own errors in it.
+"PacGAN"), which N samples of K uniform modes do not bring below about (K - 1) / 2N. `_real` is the same value of as
+many real test images, which shows that floor with the network's own errors in it.
 """
 
 from collections.abc import Mapping

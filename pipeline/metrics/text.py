@@ -159,7 +159,7 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
         if len(nats) >= 2 * BLOCKS:
             found["{split}_nats_se"] = estimate_error(nats)
         windows = evidence.windows.get(split, torch.empty(0))
-        if len(windows):  # the protocol of nanoGPT's figures, for comparison alone: targets count by chance
+        if len(windows):  # the protocol of nanoGPT's figures, only for comparison: targets count by chance
             found["{split}_windows"] = len(windows)
             found["{split}_window_nats"] = float(windows.double().mean())
             if len(windows) > 1:  # they are drawn independently

@@ -164,8 +164,8 @@ class Model(LightningModule):
         spec = fields[self.makes]
         self.backbone = plugins.load("backbones", spec.kind)
         if not self.backbone.PICTORIAL and (config.flip or config.augment or config.full_width):
-            msg = f"flip, augment and full_width are for images: set flip false, augment [] and full_width 0 for {spec.kind}"
-            raise ArtifactError(msg)
+            msg = "flip, augment and full_width are for images: set flip false, augment [] and full_width 0 for "
+            raise ArtifactError(msg + spec.kind)
         classes = fields["labels"].classes if config.conditional else 0
         self.automatic_optimization = False
         self.discriminator_loss, self.generator_loss = LOSSES[config.loss]
@@ -270,7 +270,7 @@ class Model(LightningModule):
         return loss, values
 
     def _judge(self, values: Tensor, labels: Tensor | None, source: torch.Generator, part: Part) -> Tensor:
-        """Return the discriminator's logits (B,) of what augmentation made of images, or of points."""
+        """Return the discriminator's logits (B,) of augmented images, or of points."""
         logits: Tensor = self.discriminator(self.augment(values, source, part), labels)
         return logits
 

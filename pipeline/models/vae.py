@@ -1,7 +1,7 @@
 """Variational autoencoder (Kingma and Welling 2014) with the importance-weighted bound (Burda et al. 2016, "IWAE").
 
 Run with `dvc repro train@vae`. Convolutional encoder to mean and log-variance, reparameterisation, convolutional
-decoder. The Bernoulli likelihood binarises each training image anew at every step (dynamic binarisation); the
+decoder. The Bernoulli likelihood binarises each training image again at every step (dynamic binarisation); the
 discretised logistic likelihood models the 256 grey levels (Kingma et al. 2016, appendix). The prior is a standard
 normal, or a flow that is learned (flow.py). Departures: SiLU, residual blocks, averaged weights.
 

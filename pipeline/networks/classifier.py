@@ -1,4 +1,4 @@
-"""Small convolutional classifier whose features take Inception's place where no network is at hand.
+"""Small convolutional classifier whose features replace Inception's where there is no internet.
 
 Trained by the stage `networks` on the training split only, then frozen and hashed: `fid_classifier`,
 `kid_classifier`, `precision_classifier` and `recall_classifier` compare its 128 features, `isc_classifier` uses its

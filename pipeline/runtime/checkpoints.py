@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted: written beside their place and renamed, hashed, finite; a broken one is passed over.
+"""Reliable checkpoints: written under another name and renamed, hashed, finite; a broken one is skipped.
 
 <folder>/step-000001200.ckpt with its SHA-256 in step-000001200.ckpt.sha256; the newest two are kept, so that a crash,
 a full disk or a flipped bit leaves a valid one.
@@ -28,10 +28,10 @@ PATTERN = re.compile(r"step-(\d{9})\.ckpt")
 
 
 class Writer(TorchCheckpointIO):
-    """What the Trainer writes its checkpoints through; `error` says why the last one was not written.
+    """Writes the Trainer's checkpoints; `error` says why the last one was not written.
 
     Lightning's own stages the file in TMPDIR, from where it is copied byte by byte if that is another disk, and raises
-    in the first process alone, while the others wait for it.
+    only in the first process, while the other processes wait for it.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Writer(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             self._require_readable(partial)
-            target.unlink(missing_ok=True)  # of an earlier attempt, and broken: with the new hash it must not stand
+            target.unlink(missing_ok=True)  # left by an earlier attempt, and broken: the new hash must not vouch for it
             with _sidecar(target).open("w", encoding="ascii") as file:
                 file.write(artifacts.digest(partial))
                 file.flush()
@@ -90,11 +90,11 @@ class Writer(TorchCheckpointIO):
 def save(trainer: Trainer, folder: Path, step: int) -> bool:
     """Save the training's state after `step` through the trainer's Writer; every process calls it, the first writes.
 
-    What cannot be written (a full disk) or must not be kept (weights that are not finite) becomes a warning: the
+    A checkpoint that cannot be written (a full disk), or that has weights that are not finite, becomes a warning: the
     training and the checkpoints before it stay.
 
     Returns:
-        Whether the state was saved, in the first process; True in the others.
+        Whether the state was saved, in the first process; True in every other process.
     """
     trainer.save_checkpoint(folder / f"step-{step:09d}.ckpt")
     if not trainer.is_global_zero:
@@ -170,7 +170,7 @@ def require_space(folder: Path, module: LightningModule) -> None:
 
 
 def require_writable(*folders: Path) -> None:
-    """Make the folders and write to each, so that hours of training do not end at its door.
+    """Make the folders and write to each, so that a training does not fail after hours because it cannot write.
 
     Raises:
         ArtifactError: with the folder's name and the system's reason.

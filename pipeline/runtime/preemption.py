@@ -47,7 +47,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def follow() -> None:
     """End this process when the supervisor or the `dvc` that started it is gone, or was already gone.
 
-    DVC leaves its stages running when it is killed, and a second trainer would start beside the orphan at the next
+    DVC leaves its stages running when it is killed, and a second trainer would start next to the orphan at the next
     `dvc repro`. The process gets SIGTERM, which lets a training save.
     """
     parents = psutil.Process().parents()

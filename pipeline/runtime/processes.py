@@ -1,7 +1,7 @@
 """Several processes for one training: started, watched and ended together, on one machine or one node of many.
 
-Not used for one device. With PIPELINE_DEVICES x PIPELINE_NODES > 1 a training stage becomes the supervisor of as many
-processes of itself as this node has devices. A process that is killed, raises, ends early or hangs ends all of them,
+Not used for one device. With PIPELINE_DEVICES x PIPELINE_NODES > 1 a training stage becomes a supervisor. It starts
+one process of itself per device of this node. A process that is killed, raises, ends early or hangs ends all of them,
 and the report's first line names the first cause. Each node has a supervisor of its own; under torchrun and SLURM,
 which start the processes themselves, there is none.
 
@@ -34,7 +34,7 @@ from pipeline.runtime.preemption import PREEMPTED, SIGNALS, STAGES, SUPERVISOR, 
 REPORTS = "PIPELINE_REPORTS"  # folder in which the processes say how far they are, and what stopped them
 SILENCE = 3.0  # seconds from the first failure to the end of processes that have noticed nothing
 CLOSING = 20.0  # seconds that a process which has noticed may take to close its record
-# What a process says that has lost another one: a consequence, not a cause.
+# Messages of a process that has lost another one: a consequence, not a cause.
 LOST = re.compile(r"gloo|NCCL|ProcessGroup|TCPStore|DistNetwork|connection|time.?out|timed out", re.IGNORECASE)
 
 
@@ -151,7 +151,7 @@ class Group:
     stopped: bool = False  # from outside
 
     def watch(self) -> None:
-        """Wait for the end of all; after the first one's failure the others have a few seconds."""
+        """Wait until all processes have ended; after the first failure the rest have a few seconds."""
         ends: queue.Queue[tuple[int, int, float]] = queue.Queue()
 
         def wait(rank: int, child: subprocess.Popen[bytes]) -> None:
@@ -190,7 +190,7 @@ class Group:
         return f"{self._find_hanging()}{cause}" if is_lost else cause
 
     def _find_hanging(self) -> str:
-        """Name the process that had noticed nothing and was behind the others, if there is one."""
+        """Return the name of the process that noticed nothing and lagged behind, if there is one."""
         steps: dict[int, tuple[int, int]] = {}
         for rank in self.children:
             with suppress(OSError, ValueError):

@@ -68,7 +68,7 @@ class Saver(Callback):
             raise PreemptedError(msg)
 
     def _ask(self, trainer: Trainer, module: LightningModule, step: int, *, due: bool, stop: bool) -> tuple[bool, bool]:
-        """Ask all processes, about once a second: at steps that follow from what all have heard the last time."""
+        """Ask all processes, about once a second, at steps on which all of them agreed the last time."""
         if step < self.ask_step:
             return False, False
         pace = (time.monotonic() - self.asked) / max(1, step - self.asked_step)

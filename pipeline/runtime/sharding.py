@@ -38,7 +38,7 @@ def is_named() -> bool:
 
 
 def is_asked_for() -> bool:
-    """Say whether this process is one of several that share the weights of a model: one alone holds them all."""
+    """Return whether this process shares the weights of a model with others; a single process holds them all."""
     return is_named() and processes.is_member() and processes.read_layout().world > 1
 
 
@@ -55,7 +55,7 @@ class Sharded(ModelParallelStrategy):
         )
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return the whole state in the first process, nothing in the others."""
+        """Return the whole state in the first process, and nothing in every other process."""
         assert self.model is not None
         named: dict[str, Any] = get_optimizer_state_dict(self.model, optimizer, options=WHOLE)
         if self.global_rank:
@@ -125,7 +125,7 @@ def make_strategy(model: LightningModule, world: int, timeout: timedelta) -> Sha
 
 
 def copy_whole(model: LightningModule) -> LightningModule:
-    """Return what is sampled and saved: in the first process of a model about to be sharded a copy, else the model."""
+    """Return the model to sample and save: a copy in the first process if it is about to be sharded, else the model."""
     return copy.deepcopy(model) if is_asked_for() and processes.get_rank() == 0 else model
 
 

@@ -41,7 +41,7 @@ def main(key: str) -> None:
     artifacts.write_json(folder / "metrics.json", values)
     artifacts.write_json(folder / "protocol.json", protocol)
     artifacts.write_json(folder / "sets.json", {name: sets for name, sets in found.items() if len(sets) > 1})
-    # The record is no dependency: its times differ from run to run, the numbers do not.
+    # The record is not a dependency: its times differ from run to run, but the numbers do not.
     history = artifacts.RUNS / key / "record"
     if (history / "run.json").exists():
         sync = MlflowSync(Record(history))
@@ -51,12 +51,12 @@ def main(key: str) -> None:
 
 
 def describe(key: str, settings: Params, counts: dict[str, int], digest: str) -> dict[str, Any]:
-    """Return the evaluation protocol with its hash, and with it what belongs to the run itself.
+    """Return the evaluation protocol with its hash, and the run's own seed, config, data and kept weights.
 
     Args:
         key: the run.
         settings: all parameters.
-        counts: how many of what was compared.
+        counts: the counts of what was compared, by name.
         digest: of the evaluation's code.
     """
     run = settings.runs[key]

@@ -2,7 +2,7 @@
 
     python -m pipeline.stages train gan
 
-A training that was interrupted goes on from .state/train-<run>/ when it is started again with the same params, data
+An interrupted training resumes from .state/train-<run>/ when it is started again with the same params, data
 and code. Hardware comes from the environment: see pipeline/training.py.
 """
 
@@ -109,13 +109,13 @@ def make_model(run: Run, config: Trainable) -> Any:
 
 
 def _give_up(record: Record, sync: MlflowSync, error: BaseException) -> None:
-    """End the run's record with the reason; what goes wrong here must not hide it."""
+    """End the run's record with the reason; a further error here must not hide it."""
     preempted = isinstance(error, KeyboardInterrupt | PreemptedError)
     try:
         record.finish("KILLED" if preempted else "FAILED", failure=f"{type(error).__name__}: {error}")
     except OSError as problem:
         log.warning("%s: the end of the run could not be written: %s", record.folder, problem)
-    sync.finish(seconds=3 if preempted else 60)  # who preempts does not wait
+    sync.finish(seconds=3 if preempted else 60)  # a scheduler that preempts does not wait
 
 
 def _publish(record: Record, state: Path, target: Path) -> None:
@@ -128,7 +128,7 @@ def _publish(record: Record, state: Path, target: Path) -> None:
 
 
 def close_failed(state: Path, cause: str) -> None:
-    """Mark the record as failed by what the supervisor knows: its process was killed, or saw a consequence alone."""
+    """Mark the record as failed by what the supervisor knows: its process was killed, or saw only a consequence."""
     if not (state / "record" / "run.json").exists():
         return
     with contextlib.suppress(artifacts.ArtifactError), checkpoints.hold(state.parent):  # else it is another trainer's
@@ -189,7 +189,7 @@ def _md5_of(data: str) -> str:
 
 @dataclass(frozen=True)
 class Preview:
-    """What happens eight times per training: samples from fixed noise, and a score on validation data."""
+    """Eight previews per training: samples from fixed noise, and a score on validation data."""
 
     loaded: Loaded
     validation: dict[str, Tensor]
@@ -209,7 +209,7 @@ class Preview:
         self._look_for_alarms()
 
     def _look_for_alarms(self) -> None:
-        """Warn of what the record shows and tag it; an alarm that does not last loses its tag."""
+        """Warn of the alarms in the record and tag them; an alarm that does not last loses its tag."""
         find = partial(self.loaded.kind.find_alarms, manifest=self.manifest)
         found = alarms.find_all(self.record.read(), steps=self.steps, find=find)
         tags = self.record.about["tags"]

@@ -13,7 +13,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from pipeline.layers.blocks import Muon
 from pipeline.runtime import processes, sharding
 from pipeline.runtime.environment import HardwareError
-from pipeline.stages import fetch, prepare, train
+from pipeline.stages import fetch, networks, prepare, train
 from tests.test_training import make
 
 
