@@ -13,8 +13,7 @@ help:  ## list the targets
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes --no-deps -r requirements.lock
 	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # on all cores, where pip takes one; some files are for other Pythons
-	printf '#!/bin/sh\nexec python -m pipeline "$$@"\n' > $(BIN)/pipeline
-	chmod +x $(BIN)/pipeline
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
 	touch $@
 
 repro: .venv/installed  ## install the locked environment, then run every stage that is not up to date
