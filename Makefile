@@ -1,7 +1,12 @@
 # `make repro` and `make test` are all that a fresh machine needs: Python 3.11 or newer, make and git.
 PYTHON ?= python3
 BIN := .venv/bin
+PORT ?= 5000
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# `mlflow ui` does not import the package, which sets the first two for everything else; nothing here needs its jobs.
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .PHONY: help repro test test-slow benchmark benchmark-inception benchmark-data ui lint lock clean
 
@@ -35,8 +40,8 @@ benchmark-inception: .venv/installed  ## FID by the published Inception weights:
 benchmark-data: .venv/installed  ## measure what the data cost, write benchmarks/data.md
 	python benchmarks/data.py
 
-ui: .venv/installed  ## show the runs at http://127.0.0.1:5000
-	mlflow ui --host 127.0.0.1 --port 5000
+ui: .venv/installed  ## show the runs at http://127.0.0.1:5000 (PORT=5001: at another port)
+	mlflow ui --host 127.0.0.1 --port $(PORT)
 
 lint: .venv/installed  ## ruff and mypy
 	ruff check .

@@ -1,7 +1,8 @@
 """Generative experiment pipeline: DVC stages, Lightning models, torch-fidelity metrics, MLflow records.
 
 Importing it closes what the libraries leave open, for this process and those that it starts: no pickle that runs code
-is loaded, wherever it comes from, and versions with known holes are refused before they are imported.
+is loaded, wherever it comes from, versions with known holes are refused before they are imported, and no library tells
+its makers that it runs. MLflow does that in every training, except under pytest or CI, where no test would notice.
 """
 
 import os
@@ -12,6 +13,10 @@ from pipeline import versions
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 # Our own models are saved as code and safetensors, so MLflow needs to unpickle nothing; its default is to do so.
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+# MLflow asks a host for instructions and writes an installation id to the home folder; it obeys either of the two, read
+# as it is imported and again at each call. Hugging Face's hub obeys the second. DVC's switches are in .dvc/config.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["DO_NOT_TRACK"] = "true"
 # cuBLAS needs it for equal bits from run to run; PyTorch reads it at the first product, before Lightning may set it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 versions.require()

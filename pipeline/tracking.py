@@ -1,4 +1,4 @@
-"""Feeds MLflow from a run's record; with serving.py the only code that imports mlflow.
+"""Feeds MLflow from a run's record; with serving.py and server/ the only code that imports mlflow.
 
 The store is sqlite:///<DVC_ROOT>/mlflow.db, where `mlflow ui` looks by default, unless MLFLOW_TRACKING_URI names a
 server. A thread sends what MLflow lacks of the record: the training never waits for the tracker, and an outage becomes

@@ -32,6 +32,7 @@ RANKS = {
     "weights": 1,
     "tracking": 2,
     "serving": 2,
+    "server": 2,
     "models": 2,
     "data": 2,
     "metrics": 2,
@@ -117,9 +118,13 @@ def test_models_data_and_metrics_do_not_import_one_another() -> None:
     assert {(a, b) for a, b in across if not (part(a) == "models" and b == "pipeline.data.download")} == set()
 
 
-def test_only_tracking_and_serving_import_mlflow() -> None:
+def test_only_tracking_serving_and_the_server_import_mlflow() -> None:
     users = {module for module, targets in IMPORTS.items() if any(name.split(".")[0] == "mlflow" for name in targets)}
-    assert users == {"pipeline.tracking", "pipeline.serving"}
+    assert users == {"pipeline.tracking", "pipeline.serving", "pipeline.server.app"}
+
+
+def test_nothing_imports_the_server() -> None:
+    assert [(a, b) for a, b in LINKS if part(b) == "server" and part(a) != "server"] == []
 
 
 @pytest.mark.parametrize("file", FILES)

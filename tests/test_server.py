@@ -16,6 +16,7 @@ from pipeline.tracking import Mirror, connect
 from tests import attacks
 from tests.browser import Browser, start_browser
 from tests.servers import ADA, ADMIN, EVE, PASSWORD, Server, start, write_settings
+from tests.test_server_routes import TABLE, fill_in
 from tests.test_serving import make_generator_of
 from tests.test_tracking import ABOUT
 
@@ -161,8 +162,9 @@ def test_a_granted_permission_lets_a_second_user_write(server: Server) -> None:
     number = server.post("/api/2.0/mlflow/experiments/create", {"name": "shared"}).json()["experiment_id"]
     client, body = server.log_in(EVE), {"experiment_id": number}
     assert client.send("POST", "/api/2.0/mlflow/runs/create", body).status_code == 403
-    path = f"/api/2.0/mlflow-artifacts/artifacts/{number}/x.txt"
-    assert client.send("PUT", path, {}).status_code == 403
+    for place in (f"{number}/x.txt", "x.txt", "x/y.txt", "99/x.txt", f"{int(number) + 1}/x.txt"):
+        answer = client.send("PUT", f"/api/2.0/mlflow-artifacts/artifacts/{place}", {})
+        assert answer.status_code in {403, 404}, place
     grant = {"username": "eve", "resource_type": "experiment", "resource_id": number, "permission": "EDIT"}
     path = "/api/3.0/mlflow/users/permissions/grant"
     assert client.send("POST", path, grant).status_code == 403
@@ -170,6 +172,12 @@ def test_a_granted_permission_lets_a_second_user_write(server: Server) -> None:
     assert client.send("POST", "/api/2.0/mlflow/runs/create", body).ok
     assert server.post("/api/3.0/mlflow/users/permissions/revoke", grant).ok
     assert client.send("POST", "/api/2.0/mlflow/runs/create", body).status_code == 403
+
+
+def test_every_closed_route_ends_with_404_for_the_administrator_too(entrance: Server) -> None:
+    client = entrance.log_in(ADMIN)
+    closed = [route for route, who in TABLE.items() if who == "nobody"]
+    assert {route for route in closed if client.send(route[0], fill_in(route[1])).status_code != 404} == set()
 
 
 def test_websockets_are_refused(server: Server) -> None:
