@@ -6,6 +6,7 @@ its makers that it runs. MLflow does that in every training, except under pytest
 """
 
 import os
+from pathlib import Path
 
 from pipeline import versions
 
@@ -17,6 +18,10 @@ os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 # as it is imported and again at each call. Hugging Face's hub obeys the second. DVC's switches are in .dvc/config.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
+# Matplotlib, which torchmetrics imports, keeps a list of fonts: in the project's folder, not in the home folder.
+project = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+if (project / "params.yaml").exists():
+    os.environ.setdefault("MPLCONFIGDIR", str(project / ".state" / "matplotlib"))
 # cuBLAS needs it for equal bits from run to run; PyTorch reads it at the first product, before Lightning may set it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 versions.require()

@@ -60,7 +60,8 @@ class Watch:
         """Assert that no host was looked up and no file was left outside the project."""
         assert self.list_events() == []
         assert list(self.home.rglob("*")) == []
-        assert list(self.temporary.rglob("*")) == []
+        # PyTorch makes an empty folder there as it is imported.
+        assert [path for path in self.temporary.rglob("*") if not path.is_dir()] == []
 
 
 @pytest.fixture
