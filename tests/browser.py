@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,24 +113,23 @@ def start_browser(folder: Path, login: tuple[str, str]) -> Iterator[Browser]:
     assert chromium
     port = find_free_port()
     environment = {"HOME": str(folder), "TMPDIR": str(folder), "PATH": "/usr/bin:/bin"}
-    process = subprocess.Popen([driver, f"--port={port}"], env=environment, stdout=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
-    try:
+    with ExitStack() as started:
+        process = subprocess.Popen([driver, f"--port={port}"], env=environment, stdout=subprocess.DEVNULL)
+        started.callback(process.wait, timeout=60)
+        started.callback(process.terminate)
         wait_for_port(address)
         options = {"args": [*ARGUMENTS, f"--user-data-dir={folder / 'profile'}"], "binary": chromium}
         capabilities = {"goog:chromeOptions": options, "goog:loggingPrefs": {"performance": "ALL"}}
         created = requests.post(f"{address}/session", json={"capabilities": {"alwaysMatch": capabilities}}, timeout=120)
         assert created.ok, created.text
         browser = Browser(f"{address}/session/{created.json()['value']['sessionId']}")
+        started.callback(requests.delete, browser.address, timeout=60)  # ends Chromium, which outlives its driver
         word = base64.b64encode(":".join(login).encode()).decode()
         headers = {"Authorization": f"Basic {word}"}
         browser.call("goog/cdp/execute", {"cmd": "Network.enable", "params": {}})
         browser.call("goog/cdp/execute", {"cmd": "Network.setExtraHTTPHeaders", "params": {"headers": headers}})
         yield browser
-        requests.delete(browser.address, timeout=60)
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
 
 
 def wait_for_port(address: str) -> None:

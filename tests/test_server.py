@@ -345,6 +345,6 @@ def test_the_interface_shows_runs_charts_pictures_and_models_and_nothing_that_it
         show("text", f"{page}/runs/{run}/artifacts/texts/samples/0000003.txt", "to be")
         show("models", f"{page}/models", "model", "gan")
         model = proxy.post("/api/2.0/mlflow/logged-models/search", {"experiment_ids": [experiment]}).json()["models"][0]
-        show("model", f"{page}/models/{model['info']['model_id']}", "Ready", "gan")
+        show("model", f"{page}/models/{model['info']['model_id']}", "Source run", "gan")
         show("registry", "models", "hers", "Version 1")
         show("version", "models/hers/versions/1", "hers", "Version 1")
