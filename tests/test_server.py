@@ -342,8 +342,9 @@ def test_the_interface_shows_runs_charts_pictures_and_models_and_nothing_that_it
         show("system", f"{page}/runs/{run}/system-metrics", "cpu_utilization_percentage")
         seen = "[...document.images].some(i => i.src.startsWith('blob:') && i.naturalWidth > 30)"
         show("picture", f"{page}/runs/{run}/artifacts/{picture}", "images", until=seen)
-        show("text", f"{page}/runs/{run}/artifacts/texts/samples/0000003.txt", "to be")
         show("models", f"{page}/models", "model", "gan")
+        # After another page: a second file's address alone does not change what the page of files shows.
+        show("text", f"{page}/runs/{run}/artifacts/texts/samples/0000003.txt", "to be")
         model = proxy.post("/api/2.0/mlflow/logged-models/search", {"experiment_ids": [experiment]}).json()["models"][0]
         show("model", f"{page}/models/{model['info']['model_id']}", "Source run", "gan")
         show("registry", "models", "hers", "Version 1")
