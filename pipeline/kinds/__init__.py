@@ -15,6 +15,7 @@ look, find_alarms   what is shown and measured eight times per training, and wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -26,6 +27,9 @@ from pipeline.randomness import make_generator
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+MOST_DUPLICATES = 0.8  # share of the samples; the default VAE has 0.75 after a quarter of its training, 0.06 in the end
 
 
 class FieldSpec(BaseModel):
@@ -104,3 +108,22 @@ def draw_sets(loaded: Any, seed: int, count: int, sets: int) -> dict[str, Tensor
 def give(fields: Fields, names: Sequence[str], count: int) -> dict[str, Tensor]:
     """Return the given fields of `count` samples, one tensor per field."""
     return {name: plugins.load("kinds", fields[name].kind).give(fields[name], count) for name in names}
+
+
+def duplicate_share(samples: Tensor, real: Tensor) -> float:
+    """Return the share of samples (N, ...) that are much closer to another one than real examples are: 1 is collapse.
+
+    Much closer: within half the median distance from a real example (M, ...) to the nearest other, in equal counts.
+    Arora and Zhang (2018) look for duplicates by eye; this is their birthday test with a distance.
+    """
+    count = min(len(samples), len(real))
+    radius = _nearest(real[:count]).median() / 2
+    return float((_nearest(samples[:count]) <= radius).double().mean())
+
+
+def _nearest(values: Tensor) -> Tensor:
+    """Euclidean distance from each of (N, ...) to the nearest other, (N,)."""
+    import torch
+
+    flat = values.flatten(1).double()
+    return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(math.inf).amin(dim=1)
