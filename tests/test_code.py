@@ -90,8 +90,7 @@ def test_a_constant_of_the_flow_changes_the_vae_s_training_and_samples_only(pack
     assert (
         find_changed(lambda: edit(package / "layers" / "flow.py", "class Flow", "LIMIT = 1\n\n\nclass Flow")) == set()
     )  # nobody reads it
-    found = changed(
-        package,
+    found = find_changed(
         lambda: edit(
             package / "layers" / "flow.py",
             "        super().__init__()",
@@ -127,8 +126,7 @@ def test_an_edit_changes_what_runs_it_and_nothing_else(
 
 
 def test_another_library_under_the_same_name_changes_the_digest(package: Path) -> None:
-    found = changed(
-        package,
+    found = find_changed(
         lambda: edit(
             package / "layers" / "flow.py",
             "from torch import Tensor, nn",

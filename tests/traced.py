@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
+GENERATED = "__create_fn__"  # the methods that dataclasses write
 FOUND: dict[str, set[str]] = {}
 
 
@@ -19,7 +20,7 @@ def watch(frame: FrameType, event: str, argument: object) -> None:
     module = str(frame.f_globals.get("__name__", ""))
     if event == "call" and module.startswith("pipeline."):
         name = frame.f_code.co_qualname.partition(".")[0]
-        if name not in FOUND.get(module, ()) and not is_import(frame):
+        if name not in {*FOUND.get(module, ()), GENERATED} and not is_import(frame):
             FOUND.setdefault(module, set()).add(name)
 
 

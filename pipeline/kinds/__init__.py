@@ -78,6 +78,27 @@ def dump_fields(fields: Fields) -> dict[str, Any]:
     return {name: spec.model_dump(mode="json") for name, spec in fields.items()}
 
 
+def flatten_fields(fields: Fields) -> dict[str, Any]:
+    """Return the kind of the first field and what all fields specify, as a model's config.json has it.
+
+    Raises:
+        ArtifactError: if two fields specify the same.
+    """
+    specs = dump_fields(fields)
+    kind = next(iter(specs.values()))["kind"]
+    pairs = [(key, value) for spec in specs.values() for key, value in spec.items() if key != "kind"]
+    if len(dict(pairs)) < len(pairs):
+        msg = f"two fields specify the same: {specs}"
+        raise ArtifactError(msg)
+    return {"kind": kind, "spec": dict(pairs)}
+
+
+def unflatten_fields(about: Mapping[str, Any]) -> dict[str, FieldSpec]:
+    """Return the fields that flatten_fields wrote."""
+    fields: dict[str, FieldSpec] = plugins.load("kinds", about["kind"]).make_fields(**about["spec"])
+    return fields
+
+
 def read_fields(data: str) -> dict[str, FieldSpec]:
     """Return the fields of the prepared data set `data`."""
     return parse_fields(artifacts.read_manifest(data)["fields"])
