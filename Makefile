@@ -32,7 +32,7 @@ test-slow: .venv/installed  ## run the slow tests: DVC in a fresh clone, trainin
 	OMP_NUM_THREADS=1 python -m pytest -m slow --faults --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 benchmark: .venv/installed  ## run the benchmarks and write their tables, such as benchmarks/results.md
-	cd benchmarks && dvc repro -P && python augmentation.py
+	cd benchmarks && dvc repro -P
 
 benchmark-inception: .venv/installed  ## measure FID with the published Inception weights, preferably on a GPU
 	cd benchmarks/inception && dvc repro && pipeline results

@@ -135,7 +135,7 @@ def _find_network(name: str, settings: Params, *called: str) -> Roots:
 
 def _find_model(family: str, name: str, kind: str, *called: str) -> Roots:
     """Return a model or network, what it takes from the backbone of a kind, and what is called of the kind."""
-    roots: Roots = {_name(family, name): (), _name("kinds", kind): ("Spec", *called)}
+    roots: Roots = {_name(family, name): (), _name("kinds", kind): ("Spec", "make_fields", *called)}
     roots |= {_name("kinds", other): () for other in getattr(plugins.load("kinds", kind), "WITH", ())}
     if taken := getattr(plugins.load(family, name), "BACKBONE", ()):
         roots[_name("backbones", kind)] = taken

@@ -1,6 +1,14 @@
-"""One file, one command of `pipeline`: main(arguments) returns the exit status."""
+"""One file, one command of `pipeline`: main(arguments) returns the exit status. This file has what commands share."""
 
 import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline.artifacts import ArtifactError
+
+DVC = [sys.executable, "-m", "dvc"]
 
 
 def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -10,3 +18,30 @@ def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def call(command: list[str], folder: Path) -> str:
+    """Run a program in a folder and return its output.
+
+    Raises:
+        ArtifactError: if it fails, with its last words.
+    """
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        msg = f"{' '.join(command)} failed: {done.stderr.strip()}"
+        raise ArtifactError(msg)
+    return done.stdout
+
+
+def run_in_clone(command: list[str], project: Path) -> None:
+    """Run a program in a clone of the project, with this interpreter; what it prints goes to standard error.
+
+    Raises:
+        ArtifactError: if it fails.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    status = subprocess.run(command, cwd=project, env=environment, stdout=sys.stderr, check=False).returncode
+    if status:
+        msg = f"{' '.join(command[1:])} failed with status {status} in a clone"
+        raise ArtifactError(msg)

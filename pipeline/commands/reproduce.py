@@ -14,8 +14,6 @@ project of its own, the command is about that project.
 
 import argparse
 import math
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,7 +22,7 @@ from typing import Any
 
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import make_parser
+from pipeline.commands import DVC, call, make_parser, run_in_clone
 from pipeline.evidence.protocol import find_differences
 from pipeline.evidence.uncertainty import format_interval, summarize
 from pipeline.evidence.values import (
@@ -44,7 +42,6 @@ EXACT, WITHIN, NOT = "bit for bit", "within the interval", "**not**"
 HALF_ERRORS = 1.96  # standard errors in half of a 95 % interval
 NOTED = ("versions.", "code")  # fields of a protocol whose difference is noted, and does not decide
 NETWORKS = ("network", "features")  # fields of a protocol; the second one is that of old revisions
-DVC = [sys.executable, "-m", "dvc"]
 
 
 def main(arguments: list[str]) -> int:
@@ -59,15 +56,15 @@ def main(arguments: list[str]) -> int:
     if unknown := [run for run in runs if run not in settings.runs]:
         msg = f"no run {', '.join(unknown)}; params.yaml has {', '.join(settings.runs)}"
         raise ArtifactError(msg)
-    root = Path(_call(["git", "rev-parse", "--show-toplevel"], Path.cwd()).strip())
-    if _call(["git", "status", "--porcelain", "--untracked-files=no"], root):
+    root = Path(call(["git", "rev-parse", "--show-toplevel"], Path.cwd()).strip())
+    if call(["git", "status", "--porcelain", "--untracked-files=no"], root):
         print("warning: uncommitted changes are not part of what is reproduced", file=sys.stderr)
     rows, notes = [], []
     with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:
         clone = Path(folder) / "clone"
-        _call(["git", "clone", "--quiet", str(root), str(clone)], root)
+        call(["git", "clone", "--quiet", str(root), str(clone)], root)
         made = describe_reproduction(options, clone)
-        project = clone / _call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
+        project = clone / call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
         claims = {run: read_claims(project, run) for run in runs}
         committed = read_outputs(project)
         repeat(project, runs, settings, evaluate=options.evaluate)
@@ -87,7 +84,7 @@ def main(arguments: list[str]) -> int:
 def describe_reproduction(options: argparse.Namespace, clone: Path) -> str:
     """Return the beginning of a sentence, with the command, commit and machine of a reproduction."""
     command = " ".join(["pipeline reproduce", *options.runs, *(["--evaluate"] if options.evaluate else [])])
-    commit = _call(["git", "rev-parse", "--short=12", "HEAD"], clone).strip()
+    commit = call(["git", "rev-parse", "--short=12", "HEAD"], clone).strip()
     machine = describe_environment()
     return f"`{command}` of commit {commit}, {machine['processor']}, {machine['threads']} threads:"
 
@@ -110,23 +107,18 @@ def repeat(project: Path, runs: list[str], settings: Params, *, evaluate: bool) 
     Raises:
         ArtifactError: if a stage fails.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     commands = [[*DVC, "repro", *(f"evaluate@{run}" for run in runs)]]
     if evaluate:
         inputs = dict.fromkeys(stage for run in runs for stage in list_inputs(run, settings))
         again = [f"{stage}@{run}" for run in runs for stage in ("sample", "evaluate")]
         commands = [
-            [*DVC, "cache", "dir", "--local", _call([*DVC, "cache", "dir"], Path.cwd()).strip()],
+            [*DVC, "cache", "dir", "--local", call([*DVC, "cache", "dir"], Path.cwd()).strip()],
             [*DVC, "checkout", "--quiet", *inputs],
             [*DVC, "repro", "check"],  # finds the code that the stages depend on
             [*DVC, "repro", "--force", "--single-item", *again],
         ]
     for command in commands:
-        status = subprocess.run(command, cwd=project, env=environment, stdout=sys.stderr, check=False).returncode
-        if status:
-            msg = f"{' '.join(command[1:])} failed with status {status} in a clone"
-            raise ArtifactError(msg)
+        run_in_clone(command, project)
 
 
 def judge_claims(
@@ -221,11 +213,3 @@ def format_table(rows: list[tuple[str, str, float, str, float, str]], notes: lis
     counts = [f"{sum(row[-1].startswith(kind) for row in rows)} {kind.strip('*')}" for kind in (EXACT, WITHIN, NOT)]
     lines += [line for note in notes for line in ("", note)]
     return "\n".join([*lines, "", f"{len(rows)} claims: {', '.join(counts)}"]) + "\n"
-
-
-def _call(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        msg = f"{' '.join(command)} failed: {done.stderr.strip()}"
-        raise ArtifactError(msg)
-    return done.stdout

@@ -205,8 +205,8 @@ def measure_costs(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_speed(speed: dict[str, Any]) -> dict[str, Any]:
-    """Return the ratios of speed.py: median, least and largest, of what, on which machine, and by which commit."""
-    command = make_command("python speed.py")
+    """Return the ratios of benchmarks/speed: median, least and largest, of what, on which machine, and by which commit."""
+    command = make_command("python -m speed")
     return {
         name: {
             "value": row["ratio"],

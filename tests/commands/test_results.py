@@ -243,7 +243,7 @@ def test_the_ratios_of_speed_are_results_too() -> None:
         "repeats": 5,
         "detail": "d",
         "wanted": "<= 2",
-        "command": "python speed.py",
+        "command": "python -m speed",
         "processor": "p",
         "threads": "2",
     }

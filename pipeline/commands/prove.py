@@ -1,0 +1,176 @@
+"""Proves that a change of code changed no bit of any result, and only then enters the new code in dvc.lock.
+
+    pipeline prove main~3                # a few steps of each kind of training, under that revision and under HEAD
+    pipeline prove main~3 --steps 50
+    pipeline prove main~3 --no-commit    # compare only
+
+Both revisions prepare the data, train, sample and evaluate one run of each kind of params.yaml, with few steps and few
+samples. The command compares the SHA-256 of their weights, samples, scores and numbers, and prints a table. If all are
+equal, the stages of dvc.lock get the hash of the code as it is now: their outputs stay valid, and nothing trains again.
+Status 0 if all are equal. In a subfolder that is a DVC project of its own, the command is about that project.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipeline import artifacts, code, params
+from pipeline.artifacts import ArtifactError
+from pipeline.commands import DVC, call, make_parser, run_in_clone
+from pipeline.evidence.protocol import hash_protocol
+from pipeline.history import dvc_lock
+from pipeline.params import Params
+
+STEPS = 8
+SMALL = {  # what is drawn and compared in a proof; each value is lowered to this one
+    "count": 60,
+    "sets": 2,
+    "importance_samples": 3,
+    "length": 20,
+    "random_windows": 5,
+    "kid_subset_size": 20,
+    "kid_subsets": 3,
+    "isc_splits": 2,
+}
+CHANGES = ("changes", "set")  # the key of a run for its own parameters, and its name before
+FORMER = ("data/networks/", "data/features/")  # the folder of networks, and its name before
+RESULTS = (  # what must be equal
+    "data/prepared/*/*.safetensors",
+    "data/networks/*/model.safetensors",
+    "data/runs/*/model/model.safetensors",
+    "data/runs/*/samples/*.safetensors",
+    "reports/runs/*/metrics.json",
+    "reports/runs/*/sets.json",
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Compare two revisions, print the table, and enter the new code."""
+    parser = make_parser("prove", __doc__)
+    parser.add_argument("revision", help="the revision whose results are valid")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of each training; default: {STEPS}")
+    parser.add_argument("--no-commit", action="store_true", help="leave dvc.lock as it is")
+    options = parser.parse_args(arguments)
+    settings = params.load()
+    root = Path(call(["git", "rev-parse", "--show-toplevel"], Path.cwd()).strip())
+    if call(["git", "status", "--porcelain", "--untracked-files=no"], root):
+        msg = "expected committed changes, since a proof is about commits: `git commit` first"
+        raise ArtifactError(msg)
+    prefix = call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
+    runs = choose_runs(settings)
+    hashes = []
+    with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+        for side, revision in (("before", options.revision), ("after", "HEAD")):
+            clone = Path(folder) / side
+            call(["git", "clone", "--quiet", "--no-checkout", str(root), str(clone)], root)
+            commit = call(["git", "rev-parse", revision], root).strip()
+            call(["git", "checkout", "--quiet", commit], clone)
+            print(f"{side}: {commit[:12]}", file=sys.stderr)
+            shrink(clone / prefix / params.PATH, runs, options.steps)
+            run_in_clone([*DVC, "repro", *(f"evaluate@{run}" for run in runs)], clone / prefix)
+            hashes.append(hash_results(clone / prefix))
+    differing = compare(*hashes)
+    print(format_table(*hashes), end="")
+    if differing:
+        print(f"{len(differing)} of {len(hashes[0])} results differ: dvc.lock stays as it is", file=sys.stderr)
+        return 1
+    print(f"{len(hashes[0])} results of {len(runs)} runs are equal, {options.steps} steps each")
+    if not options.no_commit:
+        print(f"{enter_code(settings)} stage instances of {dvc_lock.PATH} have the new code; now run `dvc repro`")
+    return 0
+
+
+def choose_runs(settings: Params) -> list[str]:
+    """Return the first run of each kind: runs that differ in name, seed and steps only are of one kind."""
+    chosen: dict[str, str] = {}
+    for name, run in settings.runs.items():
+        config = artifacts.encode(settings.models[name]) | {"steps": 0}
+        kind = artifacts.encode(run) | {"seed": 0, "changes": config}
+        chosen.setdefault(json.dumps(kind, sort_keys=True), name)
+    return list(chosen.values())
+
+
+def shrink(path: Path, runs: list[str], steps: int) -> None:
+    """Rewrite a params.yaml so that it has these runs only, with few steps and few samples.
+
+    Raises:
+        ArtifactError: if it lacks one of the runs.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    values = yaml.load(path)
+    if missing := [run for run in runs if run not in values["runs"]]:
+        msg = f"{path}: no run {', '.join(missing)}: give runs that both revisions have"
+        raise ArtifactError(msg)
+    values["runs"] = {name: values["runs"][name] for name in runs}
+    for run in values["runs"].values():
+        key = next(key for key in CHANGES if key in run)
+        run[key] = dict(run[key]) | {"steps": steps}
+    for section in (values.get("networks") or values.get("features") or {}).values():
+        if "steps" in section:
+            section["steps"] = steps
+    for metric in values["metrics"].values():
+        for section in (metric, metric["sampling"]):
+            section |= {key: min(section[key], most) for key, most in SMALL.items() if key in section}
+    with path.open("w", encoding="utf-8") as file:
+        YAML(typ="safe", pure=True).dump(values, file)
+
+
+def hash_results(project: Path) -> dict[str, str]:
+    """Return the SHA-256 of each result by its path; older revisions had another folder for networks."""
+    patterns = [*RESULTS, *(pattern.replace(*FORMER) for pattern in RESULTS if pattern != pattern.replace(*FORMER))]
+    paths = [path for pattern in patterns for path in project.glob(pattern)]
+    return {path.relative_to(project).as_posix().replace(*FORMER[::-1]): artifacts.digest(path) for path in paths}
+
+
+def compare(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Return the results that differ, or that only one side has."""
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+def format_table(before: dict[str, str], after: dict[str, str]) -> str:
+    """Return the Markdown table of results, with the first digits of their hashes."""
+    lines = ["| result | before | after | |", "|---|---|---|---|"]
+    for name in sorted(before.keys() | after.keys()):
+        hashes = [side.get(name, "")[:12] or "missing" for side in (before, after)]
+        verdict = "equal" if before.get(name) == after.get(name) else "**differs**"
+        lines.append(f"| {name} | {' | '.join(hashes)} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def enter_code(settings: Params) -> int:
+    """Write the hashes of the present code to dvc.lock and to the protocols; return how many instances changed."""
+    code.write_all(settings)
+    yaml = YAML()
+    lock = yaml.load(dvc_lock.PATH)
+    changed = 0
+    for name, entry in lock["stages"].items():
+        stage, _, key = name.partition("@")
+        before = json.dumps(entry)
+        if stage == "evaluate" and key in settings.runs:
+            enter_protocol(artifacts.REPORTS / "runs" / key / "protocol.json", code.digest(stage, key, settings))
+        for file in [*entry.get("deps", ()), *entry.get("outs", ())]:
+            path = Path(file["path"])
+            if path.is_relative_to(code.FOLDER) or path.name == "protocol.json":
+                content = path.read_bytes() if path.is_file() else b""
+                if content:
+                    file["md5"] = hashlib.md5(content, usedforsecurity=False).hexdigest()
+                    file["size"] = len(content)
+        changed += before != json.dumps(entry)
+    with artifacts.replace(dvc_lock.PATH) as partial, partial.open("w", encoding="utf-8") as file:
+        yaml.dump(lock, file)
+    run_in_clone([*DVC, "commit", "--quiet", "--force", "check"], Path.cwd())
+    return changed
+
+
+def enter_protocol(path: Path, digest: str) -> None:
+    """Write the digest of the evaluation's code to a committed protocol, with the protocol's new hash."""
+    if not path.exists():
+        return
+    content: dict[str, Any] = artifacts.read_json(path)
+    content["protocol"]["code"] = digest
+    artifacts.write_json(path, content | {"hash": hash_protocol(content["protocol"])})

@@ -1,0 +1,101 @@
+"""`pipeline prove`: a change that changes no bit enters the locks, and one that changes a bit does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline import params
+from pipeline.commands import prove
+from pipeline.evidence.protocol import hash_protocol
+from tests.conftest import ROOT
+from tests.test_dvc import copy_project, run, set_params
+
+
+def test_one_run_of_each_kind_is_chosen() -> None:
+    settings = params.load(ROOT / "params.yaml")
+    gan = settings.runs["gan"]
+    runs = settings.runs | {
+        "seed1": gan.model_copy(update={"seed": 1}),
+        "tuned": gan.model_copy(update={"start": "gan"}),
+    }
+    longer = settings.models["gan"].model_copy(update={"steps": 9})
+    models = settings.models | {"seed1": longer, "tuned": settings.models["gan"]}
+    chosen = prove.choose_runs(settings.model_copy(update={"runs": runs, "models": models}))
+    assert chosen == ["gan", "vae", "transformer", "tuned"]
+
+
+@pytest.mark.parametrize("former", [False, True])
+def test_params_are_shrunk_whatever_the_revision_calls_its_keys(workdir: Path, former: bool) -> None:
+    text = (workdir / "params.yaml").read_text()
+    if former:
+        text = text.replace("changes: {", "set: {").replace("\nnetworks:", "\nfeatures:")
+    (workdir / "params.yaml").write_text(text)
+    prove.shrink(workdir / "params.yaml", ["vae"], 7)
+    values = YAML(typ="safe", pure=True).load(workdir / "params.yaml")
+    assert list(values["runs"]) == ["vae"]
+    assert values["runs"]["vae"]["set" if former else "changes"] == {"steps": 7}
+    assert values["features" if former else "networks"]["classifier"]["steps"] == 7
+    assert values["metrics"]["images"]["sampling"] == {"count": 60, "sets": 2, "importance_samples": 3}
+    assert values["metrics"]["text"]["sampling"]["count"] == 4  # less than the limit stays
+    if not former:
+        params.load(workdir / "params.yaml")
+    with pytest.raises(prove.ArtifactError, match="no run hinge"):
+        prove.shrink(workdir / "params.yaml", ["hinge"], 7)
+
+
+def test_a_result_that_differs_or_is_missing_is_named(tmp_path: Path) -> None:
+    for side, folder, content in (("a", "features", b"1"), ("b", "networks", b"2")):
+        for name, value in (
+            (f"data/{folder}/c/model.safetensors", content),
+            ("data/runs/x/samples/nats.safetensors", b""),
+        ):
+            path = tmp_path / side / name
+            path.parent.mkdir(parents=True)
+            path.write_bytes(value)
+    (tmp_path / "b" / "reports" / "runs" / "x").mkdir(parents=True)
+    (tmp_path / "b" / "reports" / "runs" / "x" / "sets.json").touch()
+    before, after = (prove.hash_results(tmp_path / side) for side in "ab")
+    assert prove.compare(before, after) == ["data/networks/c/model.safetensors", "reports/runs/x/sets.json"]
+    table = prove.format_table(before, after)
+    assert table.count("**differs**") == 2
+    assert table.count("| equal |") == 1
+    assert table.count("| missing |") == 1
+
+
+@pytest.mark.slow
+def test_a_change_of_no_bit_is_proved_and_entered_and_another_is_not(tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    copy_project(folder)
+    values = YAML(typ="safe", pure=True).load(folder / "params.yaml")
+    set_params(folder, {"runs": {"transformer": values["runs"]["transformer"]}})
+    run(folder, "dvc", "repro")
+    run(folder, "git", "add", ".")
+    run(folder, "git", "commit", "-qm", "results")
+    path = folder / "pipeline" / "models" / "transformer.py"
+
+    def change(old: str, new: str) -> None:
+        text = path.read_text()
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new))
+        run(folder, "git", "commit", "-qam", "a change")
+
+    change("        x = x + F.dropout(", "        residual = F.dropout(")
+    change(
+        "self.dropout, self.training)\n        hidden",
+        "self.dropout, self.training)\n        x = x + residual\n        hidden",
+    )
+    status = json.loads(run(folder, "dvc", "status", "--json"))
+    assert {"check"} <= set(status)
+    output = run(folder, "python", "-m", "pipeline", "prove", "HEAD~2", "--steps", "3")
+    assert "results of 1 runs are equal" in output
+    run(folder, "dvc", "repro")  # the report, whose protocol has another hash
+    assert "up to date" in run(folder, "dvc", "status")
+    protocol = json.loads((folder / "reports" / "runs" / "transformer" / "protocol.json").read_text())
+    assert protocol["hash"] == hash_protocol(protocol["protocol"])
+    run(folder, "git", "commit", "-qam", "proved")
+    lock = (folder / "dvc.lock").read_bytes()
+    change("        x = x + residual", "        x = x + 1.001 * residual")
+    assert "**differs**" in run(folder, "python", "-m", "pipeline", "prove", "HEAD~1", "--steps", "3", status=1)
+    assert (folder / "dvc.lock").read_bytes() == lock
