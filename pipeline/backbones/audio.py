@@ -1,8 +1,7 @@
 """Log-mel spectrograms for audio, and the classifier's convolutions for images on them.
 
-A window of 64 ms every 16 ms, and 64 mel bands (Stevens and Volkmann 1940, the formula of HTK) up to half the rate: one
-second at 8 kHz becomes a picture of 64 x 62. A generative model of sound needs more than this file defines, and refuses
-the kind.
+A window of 64 ms moves by 16 ms, and 64 mel bands (the formula of HTK) reach up to half the rate. One second at 8 kHz
+becomes a picture of 64x62. Models that make sound need a generator, which this file does not define: they refuse it.
 
 Dimensions: B batch, T samples, M mel bands, K frequencies, S frames.
 """
@@ -18,7 +17,7 @@ from pipeline.randomness import WHOLE, Part, share
 
 BANDS = 64
 WINDOW, HOP = 0.064, 4  # seconds, rounded to a power of two samples; hops per window
-FLOOR = 1e-5  # of the power, where a sine of full scale has a sum of about 1 over the bands
+FLOOR = 1e-5  # of the power; a sine of full scale has a power of 1 at its frequency
 
 
 def to_unit(clips: Tensor) -> Tensor:
@@ -48,7 +47,8 @@ def make_features(spec: Spec, width: int) -> tuple[nn.Sequential, int]:
     spectrogram = LogMel(spec.rate)
     frames = spec.samples // spectrogram.hop
     if frames < 8:
-        msg = f"the classifier needs clips of {8 * spectrogram.hop} samples or more at {spec.rate} Hz, got {spec.samples}"
+        needed = 8 * spectrogram.hop
+        msg = f"the classifier needs clips of {needed} samples or more at {spec.rate} Hz, got {spec.samples}"
         raise ArtifactError(msg)
     layers, flat = images.make_features(ImageSpec(shape=(1, BANDS, frames)), width)
     return nn.Sequential(spectrogram, *layers), flat
@@ -65,7 +65,7 @@ class LogMel(nn.Module):
         length = 2 ** round(torch.tensor(WINDOW * rate).log2().item())
         self.hop = length // HOP
         window = torch.hann_window(length)
-        # Buffers that no file of weights holds: they follow from the rate.
+        # Both follow from the rate, so no file of weights holds them.
         self.register_buffer("window", window / window.sum() * 2, persistent=False)
         self.register_buffer("mel", make_mel(rate, length // 2 + 1), persistent=False)
 
@@ -73,7 +73,7 @@ class LogMel(nn.Module):
         """Return log(power + 1e-5), scaled so that silence is -1 and power 1 is 1."""
         padded = nn.functional.pad(clips, (len(self.window) // 2,) * 2)
         spectrum = torch.stft(padded, len(self.window), self.hop, window=self.window, center=False, return_complex=True)
-        power = self.mel @ spectrum[..., :-1].abs().square()  # (B, K, S) -> (B, M, S)
+        power = self.mel @ spectrum[..., : clips.size(1) // self.hop].abs().square()  # (B, K, S) -> (B, M, S)
         floor = torch.tensor(FLOOR).log()
         return (1 - 2 * (power + FLOOR).log() / floor)[:, None]
 

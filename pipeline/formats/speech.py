@@ -8,7 +8,7 @@ import ctypes
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import espeakng_loader  # type: ignore[import-untyped]
 import numpy as np
@@ -53,14 +53,14 @@ def _speak_here(words: Sequence[Word], seed: int) -> tuple[list[NDArray[np.int16
         raise ArtifactError(msg)
     parts: list[bytes] = []
 
-    @Callback
-    def take(samples: ctypes.c_void_p, count: int, events: int) -> int:
+    def take(samples: Any, count: int, events: int) -> int:
         del events
         if samples and count:
             parts.append(ctypes.string_at(samples, 2 * count))
         return 0
 
-    engine.espeak_SetSynthCallback(take)
+    callback = Callback(take)  # must live as long as the engine calls it
+    engine.espeak_SetSynthCallback(callback)
     engine.espeak_ng_SetRandSeed(ctypes.c_long(seed))
     spoken = []
     for word in words:

@@ -69,7 +69,7 @@ def write(folder: Path, clips: Clips, config: AudioConfig) -> dict[str, Any]:
     """Write each split's clips and labels; return the manifest.
 
     Raises:
-        ArtifactError: if a split has no clips int16 (N, config.samples) with N labels, or one that is silent or clipped.
+        ArtifactError: if a split is not of clips int16 (N, config.samples) with N labels, or one is silent or clipped.
     """
     entries: dict[str, Any] = {}
     known: dict[str, set[bytes]] = {}
@@ -125,12 +125,10 @@ def check(name: str, clips: Tensor, least: int = LEAST, most: float = MOST_BROKE
         most: share of the clips that may be silent or clipped.
 
     Raises:
-        ArtifactError: if the clips are not int16, not (N, T), too few, or more than `most` of them are silent or clipped.
+        ArtifactError: if the clips are not int16 or not (N, T), are too few, or too many are silent or clipped.
     """
     if clips.dtype != torch.int16:
-        broken = int((~clips.isfinite()).sum()) if clips.is_floating_point() else 0
-        found = f"{clips.dtype} in [{float(clips.min()):.3g}, {float(clips.max()):.3g}], {broken} not finite"
-        msg = f"{name}: expected int16 clips, got {found}"
+        msg = f"{name}: expected int16 clips, got {clips.dtype} in [{float(clips.min()):.3g}, {float(clips.max()):.3g}]"
         raise ArtifactError(msg)
     if clips.ndim != 2:
         msg = f"{name}: expected clips (N, T), got {tuple(clips.shape)}"
@@ -138,9 +136,10 @@ def check(name: str, clips: Tensor, least: int = LEAST, most: float = MOST_BROKE
     if len(clips) < least:
         msg = f"{name}: {len(clips)} clips are too few, expected {least} or more"
         raise ArtifactError(msg)
-    for problem, found in (("silent", is_silent(clips)), ("clipped", is_clipped(clips))):
-        if float(found.double().mean()) > most:
-            msg = f"{name}: {int(found.sum())} of {len(clips)} clips are {problem}, the first is clip {int(found.int().argmax())}"
+    for problem, broken in (("silent", is_silent(clips)), ("clipped", is_clipped(clips))):
+        if float(broken.double().mean()) > most:
+            which = broken.nonzero().flatten().tolist()
+            msg = f"{name}: {len(which)} of {len(clips)} clips are {problem}, the first is clip {which[0]}"
             raise ArtifactError(msg)
 
 
