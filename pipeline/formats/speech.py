@@ -18,6 +18,7 @@ from pipeline.artifacts import ArtifactError
 
 VERSION = "1.52.0"
 SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS of speak_lib.h: samples come to a callback, before the call returns
+STAY = 0x8000  # espeakINITIALIZE_DONT_EXIT: an error is a status instead of the end of the process
 RATE, PITCH = 1, 3  # espeakRATE, espeakPITCH
 CHARACTERS, UTF8 = 1, 1  # POS_CHARACTER, espeakCHARS_UTF8
 Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -36,7 +37,7 @@ def speak(words: Sequence[Word], seed: int) -> tuple[list[NDArray[np.int16]], in
     """Return the samples int16 (T,) of each word, with the engine's pauses, and the samples per second.
 
     Raises:
-        ArtifactError: if the engine has another version than VERSION, knows no such voice, or says nothing.
+        ArtifactError: if the engine has no voices or another version than VERSION, or does not say a word.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_speak_here, words, seed).result()
@@ -45,7 +46,11 @@ def speak(words: Sequence[Word], seed: int) -> tuple[list[NDArray[np.int16]], in
 def _speak_here(words: Sequence[Word], seed: int) -> tuple[list[NDArray[np.int16]], int]:
     """Speak in this process, which must be a fresh one."""
     engine = ctypes.CDLL(espeakng_loader.get_library_path())
-    rate = engine.espeak_Initialize(SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
+    data = espeakng_loader.get_data_path()
+    rate = engine.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), STAY)
+    if rate < 0:
+        msg = f"eSpeak NG: cannot read its voices in {data}, status {rate}"
+        raise ArtifactError(msg)
     engine.espeak_Info.restype = ctypes.c_char_p
     version = engine.espeak_Info(None).decode()
     if version != VERSION:
@@ -72,8 +77,8 @@ def _speak_here(words: Sequence[Word], seed: int) -> tuple[list[NDArray[np.int16
         engine.espeak_SetParameter(PITCH, word.pitch, 0)
         text = word.text.encode()
         failed = engine.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, CHARACTERS, 0, UTF8, None, None)
-        if failed or not parts:
+        spoken.append(np.frombuffer(b"".join(parts), dtype=np.int16))
+        if failed or not spoken[-1].any():
             msg = f"eSpeak NG {version}: {word} gave no sound, status {failed}"
             raise ArtifactError(msg)
-        spoken.append(np.frombuffer(b"".join(parts), dtype=np.int16))
     return spoken, rate

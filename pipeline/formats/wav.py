@@ -32,11 +32,17 @@ def read_wav(path: Path) -> tuple[NDArray[np.int16], int]:
     try:
         with wave.open(str(path), "rb") as file:
             found = file.getnchannels(), file.getsampwidth()
-            rate, content = file.getframerate(), file.readframes(file.getnframes())
+            rate, count = file.getframerate(), file.getnframes()
+            content = file.readframes(count)
     except (OSError, EOFError, wave.Error) as error:
-        msg = f"{path}: cannot be read as a WAV file: {str(error) or 'it is cut off'}"
+        reason = getattr(error, "strerror", None) or str(error) or "it is cut off"
+        msg = f"{path}: cannot be read as a WAV file: {reason}"
         raise ArtifactError(msg) from error
     if found != FORMAT:
         msg = f"{path}: expected 1 channel of 16 bits, found {found[0]} of {8 * found[1]} bits"
         raise ArtifactError(msg)
-    return np.frombuffer(content, dtype="<i2").astype(np.int16), rate
+    samples = np.frombuffer(content, dtype="<i2").astype(np.int16)
+    if len(samples) != count:
+        msg = f"{path}: cannot be read as a WAV file: it has {len(samples)} of {count} samples"
+        raise ArtifactError(msg)
+    return samples, rate
