@@ -1,7 +1,12 @@
 # A fresh machine needs Python 3.11 or newer, make and git: then `make repro` or `make test` does the rest.
 PYTHON ?= python3
 BIN := .venv/bin
+PORT ?= 5000
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# `mlflow ui` does not import the package, which sets the first two for everything else; nothing here needs its jobs.
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .PHONY: help repro test test-slow benchmark benchmark-inception benchmark-data ui lint lock clean
 
@@ -13,8 +18,7 @@ help:  ## list the targets
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes --no-deps -r requirements.lock
 	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # on all cores, where pip takes one; some files are for other Pythons
-	printf '#!/bin/sh\nexec python -m pipeline "$$@"\n' > $(BIN)/pipeline
-	chmod +x $(BIN)/pipeline
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
 	touch $@
 
 repro: .venv/installed  ## install the locked environment, then run every stage that is not up to date
@@ -36,8 +40,8 @@ benchmark-inception: .venv/installed  ## measure FID with the published Inceptio
 benchmark-data: .venv/installed  ## measure the costs of the data and write benchmarks/data.md
 	python benchmarks/data.py
 
-ui: .venv/installed  ## show the runs in MLflow at http://127.0.0.1:5000
-	mlflow ui --host 127.0.0.1 --port 5000
+ui: .venv/installed  ## show the runs in MLflow at http://127.0.0.1:5000 (PORT=5001 for another port)
+	mlflow ui --host 127.0.0.1 --port $(PORT)
 
 lint: .venv/installed  ## run ruff and mypy
 	ruff check .

@@ -1,10 +1,12 @@
 """Generative experiment pipeline: DVC stages, Lightning models, torch-fidelity metrics, MLflow records.
 
 Importing it makes the libraries safe, in this process and in those that it starts: a pickle that runs code is refused,
-wherever it comes from, and so are versions with known holes, before they are imported.
+wherever it comes from, so are versions with known holes, before they are imported, and no library tells its makers that
+it runs. MLflow does that in every training, except under pytest and CI, where no test would notice.
 """
 
 import os
+from pathlib import Path
 
 from pipeline import versions
 
@@ -12,6 +14,14 @@ from pipeline import versions
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 # Our models are saved as code and safetensors, so MLflow has nothing to unpickle; by default it would.
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+# MLflow asks a host for instructions and writes an installation id to the home folder; it obeys either of the two, read
+# as it is imported and again at each call. Hugging Face's hub obeys the second. DVC's switches are in .dvc/config.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["DO_NOT_TRACK"] = "true"
+# Matplotlib, which torchmetrics imports, keeps a list of fonts: in the project's folder, not in the home folder.
+project = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+if (project / "params.yaml").exists():
+    os.environ.setdefault("MPLCONFIGDIR", str(project / ".state" / "matplotlib"))
 # cuBLAS needs it for equal bits from run to run; PyTorch reads it at the first product, before Lightning may set it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 versions.require()

@@ -15,8 +15,9 @@ from pipeline.params import ParamsError
 FOLDER = Path(__file__).parent / "commands"
 
 
-def main(arguments: list[str]) -> int:
-    """Run a command; return its exit status."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command, by default that of the command line; return its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     known = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem != "__init__"}
     if not arguments or arguments[0] not in known:
         print("usage: pipeline <command> [--help]\n")
@@ -33,4 +34,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

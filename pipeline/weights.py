@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline import artifacts, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.formats.tokenizers import TextTokenizer, restore_tokenizer
-from pipeline.kinds import Fields, dump_fields, give, parse_fields
+from pipeline.kinds import Fields, flatten_fields, give, unflatten_fields
 from pipeline.params import Section
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -46,14 +46,7 @@ def choose_device() -> torch.device:
 
 
 def save_model(
-    folder: Path,
-    plug_in: str,
-    model: Any,
-    config: Section,
-    fields: Fields,
-    *,
-    family: str = "models",
-    tokenizer: Any = None,
+    folder: Path, plug_in: str, model: Any, config: Section, fields: Fields, *, tokenizer: Any = None
 ) -> None:
     """Write the kept weights of a LightningModule and what rebuilds it."""
     tensors = {name: tensor.detach().cpu() for name, tensor in model.kept.state_dict().items()}
@@ -62,27 +55,27 @@ def save_model(
         msg = f"{folder}: not written, weights are not finite: {', '.join(broken[:5])}"
         raise ArtifactError(msg)
     artifacts.write_tensors(folder / WEIGHTS, tensors)
-    about = {"family": family, "model": plug_in, "config": config.model_dump(), "fields": dump_fields(fields)}
-    artifacts.write_json(folder / CONFIG, {**about, "tokenizer": tokenizer})
+    about = {"model": plug_in, "config": config, **flatten_fields(fields), "tokenizer": tokenizer}
+    artifacts.write_json(folder / CONFIG, about)
     artifacts.seal(folder)
 
 
-def load_model(folder: Path) -> Loaded:
-    """Rebuild a model from its folder.
+def load_model(folder: Path, family: str = "models") -> Loaded:
+    """Rebuild a model, or a network that was trained (`family`), from its folder.
 
     Raises:
         ArtifactError: if a file is missing, broken or does not fit the model's code.
     """
     artifacts.verify(folder)
     about = artifacts.read_json(folder / CONFIG)
-    module = plugins.load(about["family"], about["model"])
+    module = plugins.load(family, about["model"])
     config = module.Config.model_validate(about["config"])
-    fields = parse_fields(about["fields"])
+    fields = unflatten_fields(about)
     model = module.Model(config, fields, seed=0)
     try:
         model.kept.load_state_dict(artifacts.read_tensors(folder / WEIGHTS))
     except RuntimeError as error:
-        msg = f"{folder / WEIGHTS}: does not fit pipeline/{about['family']}/{about['model']}.py: {error}"
+        msg = f"{folder / WEIGHTS}: does not fit pipeline/{family}/{about['model']}.py: {error}"
         raise ArtifactError(msg) from error
     state = about["tokenizer"]
     tokenizer = restore_tokenizer(state) if state else None

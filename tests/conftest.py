@@ -26,6 +26,7 @@ from tests.faults import (  # noqa: F401 - pytest takes its hooks from here
     pytest_sessionfinish,
     pytest_testnodedown,
 )
+from tests.servers import database, proxy, server  # noqa: F401 - pytest takes its fixtures from here
 
 ROOT = Path(__file__).resolve().parents[1]
 # Two workers that get whole files end at about the same time when the longest come first.
@@ -147,12 +148,12 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ince
             value.normal_(std=(2 / value[0].numel()) ** 0.5)  # He: activations neither explode nor vanish
     path = folder / inception.FILE
     torch.save(state, path)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    running = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
+    threading.Thread(target=running.serve_forever, daemon=True).start()
     yield inception.Config(
         network="inception",
         data="images",
-        address=f"http://127.0.0.1:{server.server_port}/",
+        address=f"http://127.0.0.1:{running.server_port}/",
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
-    server.shutdown()
+    running.shutdown()

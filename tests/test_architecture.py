@@ -9,39 +9,36 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {path.relative_to(ROOT / "pipeline").as_posix(): path for path in sorted((ROOT / "pipeline").rglob("*.py"))}
-RANKS = {
+RANKS = {  # of a folder, a file in the root, or one file of a folder
     "": 0,
     "versions": 0,
     "plugins": 0,
-    "params": 0,
-    "randomness": 0,
-    "tokenization": 0,
     "artifacts": 0,
-    "seals": 0,
-    "store": 0,
-    "protocol": 0,
-    "costs": 0,
-    "alarms": 0,
-    "preemption": 0,
-    "processes": 0,
-    "uncertainty": 0,
-    "checkpoints": 1,
-    "sharding": 1,
-    "memo": 1,
-    "record": 1,
-    "weights": 1,
-    "tracking": 2,
-    "serving": 2,
-    "models": 2,
-    "data": 2,
-    "metrics": 2,
-    "training": 3,
-    "leftovers": 4,
-    "stages": 4,
-    "commands": 5,
-    "__main__": 6,
+    "randomness": 0,
+    "params": 1,
+    "code": 2,
+    "formats": 2,
+    "layers": 2,
+    "runtime": 2,
+    "batches": 3,
+    "kinds": 4,
+    "weights": 5,
+    "backbones": 5,
+    "data": 5,
+    "models": 6,
+    "networks": 6,
+    "evidence": 6,
+    "metrics": 7,
+    "evidence.selftest": 8,
+    "training": 4,
+    "history": 8,
+    "stages": 9,
+    "commands": 10,
+    "server": 0,
+    "__main__": 11,
 }
-FAMILIES = {"models", "data", "metrics"}
+ROOT_FILES = 11
+FAMILIES = ("kinds", "data", "models", "networks", "metrics")
 
 
 def module_name(file: str) -> str:
@@ -70,8 +67,13 @@ def imported(path: Path) -> set[str]:
 
 
 def part(module: str) -> str:
-    """The word below `pipeline` that has a rank: data of pipeline.data.mnist."""
+    """The word below `pipeline`: data of pipeline.data.mnist."""
     return f"{module}.".split(".")[1]
+
+
+def rank(module: str) -> int:
+    """The rank of a file, or of its folder."""
+    return RANKS.get(module.removeprefix("pipeline."), RANKS[part(module)])
 
 
 IMPORTS = {module: imported(FILES[file]) for module, file in MODULES.items()}
@@ -87,7 +89,11 @@ def test_the_reader_of_imports_sees_them() -> None:
 
 
 def test_every_file_has_a_rank() -> None:
-    assert {part(module) for module in MODULES} == set(RANKS)
+    assert {part(module) for module in MODULES} == {name.partition(".")[0] for name in RANKS}
+
+
+def test_the_root_has_few_files() -> None:
+    assert len([file for file in FILES if "/" not in file]) <= ROOT_FILES
 
 
 def test_every_import_of_the_package_exists() -> None:
@@ -96,7 +102,7 @@ def test_every_import_of_the_package_exists() -> None:
 
 
 def test_imports_point_down() -> None:
-    assert [(a, b) for a, b in LINKS if RANKS[part(a)] < RANKS[part(b)]] == []
+    assert [(a, b) for a, b in LINKS if rank(a) < rank(b)] == []
 
 
 def test_imports_have_no_cycle() -> None:
@@ -111,16 +117,48 @@ def test_stages_never_import_one_another() -> None:
     assert between == []
 
 
-def test_models_data_and_metrics_do_not_import_one_another() -> None:
-    across = {(a, b) for a, b in LINKS if {part(a), part(b)} <= FAMILIES and part(a) != part(b)}
-    # A feature network may be fetched.
-    assert {(a, b) for a, b in across if not (part(a) == "models" and b == "pipeline.formats.download")} == set()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plug_ins_of_one_family_do_not_need_one_another(family: str) -> None:
+    # Sources share MNIST's files, points are shown as images are, and other fields than the main one have a kind too.
+    known = {("mnist", "stacked_mnist"), ("mnist", "fashion_mnist"), ("images", "points")}
+    between = {
+        (b.rpartition(".")[2], a.rpartition(".")[2])
+        for a, b in LINKS
+        if part(a) == part(b) == family and a != f"pipeline.{family}" and b != f"pipeline.{family}"
+    }
+    assert {pair for pair in between if pair[0] != "labels"} <= known
 
 
-def test_only_some_files_of_history_import_mlflow() -> None:
+def test_a_kind_of_data_is_named_in_its_own_files_only() -> None:
+    kinds = {Path(file).stem for file in FILES if file.startswith("kinds/")} - {"__init__", "labels"}
+    assert len(kinds) >= 3
+    word = re.compile(rf"[\"']({'|'.join(kinds)})[\"']")
+    apart = [
+        file for file in FILES if "/" not in file or file.startswith(("stages/", "commands/", "history/", "runtime/"))
+    ]
+    found = [file for file in apart if word.search(FILES[file].read_text(encoding="utf-8"))]
+    assert found == []
+
+
+def test_what_can_change_no_number_is_used_by_what_can_only_through_the_stages() -> None:
+    # history and runtime record, show and start: what computes must not depend on them.
+    machinery = {"history", "runtime"}
+    used = {
+        (a, b)
+        for a, b in LINKS
+        if part(b) in machinery and part(a) not in {*machinery, "stages", "commands", "__main__"}
+    }
+    assert {part(a) for a, _ in used} <= {"training", "models"}  # the loop's callbacks, and an error's class
+
+
+def test_only_history_and_the_server_import_mlflow() -> None:
     users = {module for module, targets in IMPORTS.items() if any(name.split(".")[0] == "mlflow" for name in targets)}
     allowed = ("load", "mlflow_files", "mlflow_run", "mlflow_store", "mlflow_sync", "serving")
-    assert users == {f"pipeline.history.{name}" for name in allowed}
+    assert users == {*(f"pipeline.history.{name}" for name in allowed), "pipeline.server.app"}
+
+
+def test_nothing_imports_the_server() -> None:
+    assert [(a, b) for a, b in LINKS if part(b) == "server" and part(a) != "server"] == []
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -24,7 +24,7 @@ from pipeline import artifacts
 from pipeline.runtime import checkpoints
 from pipeline.weights import load_model, save_model
 from tests.conftest import ROOT
-from tests.test_training import make, run
+from tests.test_training import SPECS, make, run
 
 VARIABLES = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION")
 LOAD = """
@@ -119,7 +119,7 @@ def test_an_evil_pickle_as_mlflow_model_is_refused(loaded: dict[str, Any]) -> No
 def test_our_own_mlflow_models_need_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # for params.yaml
     model, config, _ = make("gan")
-    save_model(tmp_path / "model", "gan", model, config, model.spec)
+    save_model(tmp_path / "model", "gan", model, config, SPECS["images"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     code = str(ROOT / "pipeline" / "serving.py")
@@ -167,7 +167,7 @@ def test_a_model_folder_that_names_other_code_is_refused(
     monkeypatch.chdir(ROOT)  # for params.yaml
     model, config, _ = make("gan")
     folder = tmp_path / "model"
-    save_model(folder, "gan", model, config, model.spec)
+    save_model(folder, "gan", model, config, SPECS["images"])
     about = artifacts.read_json(folder / "config.json")
     artifacts.write_json(folder / "config.json", about | {"model": name})
     artifacts.seal(folder)

@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 from pipeline import artifacts, params, plugins
 from pipeline.__main__ import FOLDER
 from pipeline.commands.reproduce import find_interval
-from pipeline.evidence.uncertainty import show
+from pipeline.evidence.uncertainty import format_number
+from pipeline.evidence.values import load_values
 from tests.conftest import ROOT
 from tests.test_architecture import MODULES, read_code
 
@@ -31,14 +32,14 @@ def read_run(run: str) -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize("run", HEADLINES)
 def test_the_row_of_a_run_has_its_committed_value_and_interval(run: str) -> None:
     claim, metric = read_run(run), HEADLINES[run]
-    low, high = find_interval(metric, claim)
-    assert re.search(
-        rf"^\| `{run}`.*\| {show(claim['metrics'][metric])} \({show(low)} to {show(high)}\) \|", README, re.MULTILINE
-    )
+    values = load_values(params.load(ROOT / "params.yaml").runs[run].metric)
+    low, high = find_interval(values, metric, claim)
+    value, ends = format_number(claim["metrics"][metric]), f"{format_number(low)} to {format_number(high)}"
+    assert re.search(rf"^\| `{run}`.*\| {value} \({ends}\) \|", README, re.MULTILINE)
 
 
 def test_the_gan_is_compared_with_its_floor() -> None:
-    assert f"| {show(read_run('gan')['metrics']['fid_classifier_floor'])}: real digits" in README
+    assert f"| {format_number(read_run('gan')['metrics']['fid_classifier_floor'])}: real digits" in README
 
 
 def test_the_vae_is_compared_with_independent_pixels(tmp_path: Path) -> None:
@@ -49,8 +50,8 @@ def test_the_vae_is_compared_with_independent_pixels(tmp_path: Path) -> None:
     train, test = (splits[name][0].double() / 255 for name in ("train", "test"))
     mean = (train.sum(dim=0) + 0.5) / (len(train) + 1)  # add-half smoothing
     nats = -(torch.xlogy(test, mean) + torch.xlogy(1 - test, 1 - mean)).sum(dim=(1, 2, 3)).mean()
-    assert f"| {show(float(nats))}: each pixel predicted on its own |" in README
-    assert f"{show(float(nats))} nats" in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert f"| {format_number(float(nats))}: each pixel predicted on its own |" in README
+    assert f"{format_number(float(nats))} nats" in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 
 
 def test_the_language_model_is_compared_with_a_table_of_pairs_and_with_xz(tmp_path: Path) -> None:
@@ -65,15 +66,15 @@ def test_the_language_model_is_compared_with_a_table_of_pairs_and_with_xz(tmp_pa
     np.add.at(counts, (train[:-1], train[1:]), 1)
     chances = counts / counts.sum(axis=1, keepdims=True)
     pairs = -np.log2(chances[test[:-1], test[1:]]).mean()
-    assert f"| {show(float(pairs))}: predicted from one character |" in README
+    assert f"| {format_number(float(pairs))}: predicted from one character |" in README
 
     def compress(text: str) -> int:
         return len(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
 
     added = 8 * (compress(texts["train"] + texts["test"]) - compress(texts["train"])) / len(texts["test"])
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert f"{show(float(pairs))} bits" in page
-    assert f"only {show(added)}" in page
+    assert f"{format_number(float(pairs))} bits" in page
+    assert f"only {format_number(added)}" in page
 
 
 def test_the_price_is_that_of_the_committed_costs() -> None:

@@ -1,18 +1,24 @@
 """A model's folder: what was kept is what loads, and what is broken is named."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
+from pipeline.batches import Rows
 from pipeline.formats.tokenizers import CharacterTokenizer
 from pipeline.kinds.points import make_fields as point_fields
+from pipeline.kinds.text import compose
 from pipeline.kinds.text import make_fields as text_fields
 from pipeline.randomness import make_generator
-from pipeline.weights import load_model, save_model
+from pipeline.training import fit
+from pipeline.weights import load_model, save_model, start_from
 from tests.conftest import ROOT
 
 
@@ -38,18 +44,59 @@ def test_a_text_model_comes_back_with_its_weights_config_and_tokenizer(tmp_path:
     assert loaded.config.model_dump()["width"] == 16
     found = loaded.model.cpu().kept.state_dict()
     assert all(torch.equal(value, found[name]) for name, value in kept.state_dict().items())
-    text = loaded.write(1, make_generator(0, "test"), prompt="ab", length=20)[0]
+    sampling = SimpleNamespace(prompt="ab", temperature=0.8, top_k=0, top_p=0.95)
+    [text] = compose(loaded, 1, make_generator(0, "test"), sampling, 20)
     assert text.startswith("ab")
     assert len(text) == 22
     assert set(text) <= set("\nab")
 
 
-def test_only_a_text_model_writes(tmp_path: Path) -> None:
+def test_a_conditional_model_is_given_the_classes_in_turn(tmp_path: Path) -> None:
     save("gan", tmp_path, generator_width=4, discriminator_width=4)
     loaded = load_model(tmp_path)
-    assert loaded.kind == "points"
-    with pytest.raises(TypeError, match="this model writes no text"):
-        loaded.write(1, make_generator(0, "test"))
+    assert loaded.kind.__name__ == "pipeline.kinds.points"
+    given = {"labels": torch.arange(7) % 3}
+    expected = loaded.model.sample(7, make_generator(0, "test", device=loaded.model.device), given)["points"]
+    assert torch.equal(loaded.sample(7, make_generator(0, "test", device=loaded.model.device)), expected.cpu())
+
+
+def start(folder: Path, *, skip: Sequence[str] = (), freeze: Sequence[str] = (), **changes: object) -> Any:
+    """Start a new GAN of points from the one in a folder."""
+    settings = params.load(ROOT / "params.yaml").models["gan"]
+    config = settings.model_validate(settings.model_dump() | {"generator_width": 4, "discriminator_width": 4} | changes)
+    model = plugins.load("models", "gan").Model(config, point_fields(2, 3), seed=9)
+    fresh = {name: value.clone() for name, value in model.trained.state_dict().items()}
+    start_from(model, folder, skip=skip, freeze=freeze)
+    return model, fresh
+
+
+def test_a_run_starts_from_the_weights_of_another_in_what_is_trained_and_what_is_kept(tmp_path: Path) -> None:
+    source = save("gan", tmp_path, generator_width=4, discriminator_width=4).state_dict()
+    model, fresh = start(tmp_path, skip=["embedding.*"], freeze=["layers.0.*"])
+    assert model.average is not None
+    for module in (model.trained, model.kept):
+        for name, value in module.state_dict().items():
+            expected = fresh if name.startswith("embedding.") else source
+            assert torch.equal(value, expected[name]), name
+    trained = {name for name, parameter in model.trained.named_parameters() if parameter.requires_grad}
+    assert {name for name, _ in model.trained.named_parameters()} - trained == {"layers.0.weight", "layers.0.bias"}
+
+
+def test_frozen_weights_do_not_move_and_the_others_do(tmp_path: Path) -> None:
+    source = save("gan", tmp_path, generator_width=4, discriminator_width=4).state_dict()
+    model, _ = start(tmp_path, freeze=["layers.0.*"], ema=0.0, steps=3, batch_size=4, flip=False)
+    points = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
+    fit(model, Rows({"points": points, "labels": torch.arange(12) % 3}), steps=3, batch_size=4, seed=0)
+    same = {name for name, value in model.kept.state_dict().items() if torch.equal(value, source[name])}
+    assert same == {"layers.0.weight", "layers.0.bias"}
+
+
+def test_weights_of_the_start_that_do_not_fit_are_named_with_both_shapes(tmp_path: Path) -> None:
+    save("gan", tmp_path, generator_width=4, discriminator_width=4)
+    with pytest.raises(ArtifactError, match=r"layers.2.weight: the start has \(4, 4\), the model has \(5, 5\)"):
+        start(tmp_path, generator_width=5)
+    with pytest.raises(ArtifactError, match=r"skip: head.\* matches no weight; the model has embedding.weight, layers"):
+        start(tmp_path, skip=["head.*"])
 
 
 def test_only_the_averaged_weights_are_kept_where_there_are_some(tmp_path: Path) -> None:

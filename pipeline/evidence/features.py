@@ -133,7 +133,7 @@ def load_network(run: Run, settings: Params, shape: tuple[int, ...]) -> nn.Modul
     """
     section = settings.networks[run.network]
     folder = artifacts.NETWORKS / run.network
-    learnt = artifacts.read_json(folder / "config.json").get("fields", {}).get("images", {}).get("shape")
+    learnt = artifacts.read_json(folder / "config.json").get("spec", {}).get("shape")
     if learnt and tuple(learnt) != shape:
         msg = f"networks.{run.network} has learnt images {tuple(learnt)} of data.{section.data}, "
         raise ArtifactError(msg + f"data.{run.data} has {shape}")

@@ -4,35 +4,13 @@
 need samples, such as their similarity, are measured at each preview and recorded as values.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-import torch
-from torch import Tensor
-
 BEGINNING = 0.2  # share of the steps in which a model may still look collapsed
-MOST_DUPLICATES = 0.8  # share of the samples; the default VAE has 0.75 after a quarter of its training, 0.06 in the end
 WINDOW, DEVIATIONS, LEAST = 200, 6, 20  # lines that a loss is compared with; median deviations; minimum of lines
 ACCURACY, STREAK = 0.99, 5  # of a discriminator, on so many lines in a row
-
-
-def duplicate_share(samples: Tensor, real: Tensor) -> float:
-    """Return the share of samples (N, ...) that are much closer to another one than real examples are: 1 is collapse.
-
-    Much closer: within half the median distance from a real example (M, ...) to the nearest other, in equal counts.
-    Arora and Zhang (2018) look for duplicates by eye; this is their birthday test with a distance.
-    """
-    count = min(len(samples), len(real))
-    radius = _nearest(real[:count]).median() / 2
-    return float((_nearest(samples[:count]) <= radius).double().mean())
-
-
-def _nearest(values: Tensor) -> Tensor:
-    """Euclidean distance from each of (N, ...) to the nearest other, (N,)."""
-    flat = values.flatten(1).double()
-    return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(math.inf).amin(dim=1)
 
 
 def find_spikes(values: Sequence[float]) -> list[int]:

@@ -16,12 +16,12 @@ from pipeline import plugins
 from pipeline.history.record import ExhibitId, read_exhibit
 
 FOLDERS = ("exhibits", "texts")  # of artifacts; older versions sent texts to a folder of their own
-PICTURES = ("images", ".png")  # the folder of log_image, which MLflow shows with a slider of steps
+PICTURES, PICTURE = "images/", ".png"  # the folder of log_image, which MLflow shows with a slider of steps
 
 
 def send_exhibit(client: MlflowClient, run_id: str, exhibit: ExhibitId, path: Path) -> None:
     """Send a picture as MLflow shows pictures, and every other file as an artifact; the suffix decides."""
-    if exhibit.suffix == PICTURES[1]:
+    if exhibit.suffix == PICTURE:
         with Image.open(path) as picture:
             client.log_image(run_id, picture, key=exhibit.key, step=exhibit.step)
     else:
@@ -35,10 +35,9 @@ def list_exhibits(client: MlflowClient, run_id: str) -> set[ExhibitId]:
 
 def _list_pictures(client: MlflowClient, run_id: str) -> Iterator[ExhibitId]:
     """Yield the pictures, which log_image stores as <key>+step+<step>+..."""
-    folder, suffix = PICTURES
-    for item in client.list_artifacts(run_id, folder):
+    for item in client.list_artifacts(run_id, PICTURES.rstrip("/")):
         if match := re.match(r"(.+)\+step\+(\d+)\+", PurePosixPath(item.path).name):
-            yield ExhibitId(match[1], int(match[2]), suffix)
+            yield ExhibitId(match[1], int(match[2]), PICTURE)
 
 
 def _list_files(client: MlflowClient, run_id: str) -> Iterator[ExhibitId]:

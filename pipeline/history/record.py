@@ -31,6 +31,7 @@ from pipeline import artifacts
 from pipeline.history.costs import measure_memory
 
 LIBRARIES = ("torch", "pytorch-lightning", "torchmetrics", "torch-fidelity", "mlflow", "dvc", "numpy")
+EXHIBITS = ("images/", "texts/", "exhibits/")  # the first two in records of older versions
 SAME_START = 60  # seconds that a process's start may seem to move when the clock is set
 
 
@@ -137,7 +138,7 @@ class Record:
 
     def list_exhibits(self) -> dict[ExhibitId, Path]:
         """List the exhibits, also those of older versions, which had a folder for images and one for texts."""
-        paths = [path for folder in ("images", "texts", "exhibits") for path in (self.folder / folder).glob("*/*")]
+        paths = [path for folder in EXHIBITS for path in self.folder.glob(f"{folder}*/*")]
         return {exhibit: path for path in sorted(paths) if (exhibit := read_exhibit(path))}
 
     def finish(self, status: str, *, failure: str = "", **totals: float) -> None:

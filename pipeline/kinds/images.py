@@ -23,8 +23,7 @@ from pipeline import artifacts
 from pipeline.artifacts import SPLITS, ArtifactError
 from pipeline.batches import Rows
 from pipeline.formats.own_files import FileReport, write_reports
-from pipeline.history import alarms
-from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, draw_sets, dump_fields
+from pipeline.kinds import MOST_DUPLICATES, Drawn, Exhibit, FieldSpec, Look, draw_sets, dump_fields, duplicate_share
 from pipeline.kinds import labels as class_labels
 from pipeline.params import Source
 from pipeline.randomness import make_generator
@@ -202,7 +201,7 @@ def look(loaded: Any, held_out: dict[str, Tensor], manifest: dict[str, Any], see
     model, images = loaded.model, held_out[loaded.model.makes]
     samples = loaded.sample(PREVIEW, make_generator(seed, "preview", device=model.device))
     apart = images[:: max(1, len(images) // PREVIEW)]  # a split may be sorted by class
-    values = {"duplicate_share": alarms.duplicate_share(samples, apart)}
+    values = {"duplicate_share": duplicate_share(samples, apart)}
     if hasattr(model, "score"):
         scores = model.score(images, 1, make_generator(seed, "validate", device=model.device))
         values["validation_elbo_nats"] = float(scores["elbo"].mean())
@@ -214,7 +213,7 @@ def find_alarms(newest: dict[str, tuple[int, float]], manifest: dict[str, Any]) 
     """Return a sentence for each value of the newest preview that means a collapse."""
     del manifest
     found = []
-    if "duplicate_share" in newest and newest["duplicate_share"][1] > alarms.MOST_DUPLICATES:
+    if "duplicate_share" in newest and newest["duplicate_share"][1] > MOST_DUPLICATES:
         step, share = newest["duplicate_share"]
         found.append(f"step {step}: mode collapse: {share:.0%} of the samples are all but copies of another one")
     if "active_units" in newest and newest["active_units"][1] == 0:

@@ -113,7 +113,7 @@ class Model(LightningModule):
 
 def load_features(folder: Path) -> nn.Module:
     """Return the frozen network: stored values, such as uint8 images (B, C, H, W), to features (B, 128) and logits."""
-    network: nn.Module = load_model(folder).model.requires_grad_(False)
+    network: nn.Module = load_model(folder, "networks").model.requires_grad_(False)
     return network
 
 

@@ -72,7 +72,7 @@ def train(key: str, module: ModuleType, config: Any, digest: str) -> None:
             return
         folder = artifacts.NETWORKS / key
         shutil.rmtree(folder, ignore_errors=True)
-        save_model(folder, config.network, model, config, read_fields(config.data), family="networks")
+        save_model(folder, config.network, model, config, read_fields(config.data))
         shutil.rmtree(state)
 
 

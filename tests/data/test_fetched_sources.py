@@ -284,7 +284,7 @@ def test_stacked_mnist_channels_are_digits_of_their_split_and_the_class_is_their
 
 def test_stacked_mnist_is_a_function_of_the_seed(raw: Path, digits: dict[str, np.ndarray], tmp_path: Path) -> None:
     del digits
-    config = images.ImageConfig.model_validate(IMAGES)
+    config = images.ImageConfig.model_validate({"source": "test"} | IMAGES)
     manifests = [
         images.write(tmp_path / str(index), stacked_mnist.prepare(raw, STACKED), config) for index in range(2)
     ]

@@ -103,7 +103,8 @@ def test_source_and_path_are_enough(stages: Callable[..., dict[str, Any]], workd
     for number in range(60):
         save(workdir / "pictures", f"{number % 2}/{number}.png", number)
     manifest = stages(source="image_folder", path="pictures")
-    assert manifest["spec"] == {"shape": [3, 64, 64], "classes": 2}
+    assert manifest["fields"]["images"]["shape"] == [3, 64, 64]
+    assert manifest["fields"]["labels"]["classes"] == 2
     assert manifest["classes"] == ["0", "1"]
     assert manifest["files"] == {"count": 60, "quarantined": 0, "duplicates": 0}
     assert sum(entry["count"] for entry in manifest["splits"].values()) == 60

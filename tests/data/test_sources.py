@@ -28,7 +28,7 @@ from pipeline.formats.tokenizers import restore_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLIT = {"path": "data/own", "split_seed": 0, "validation": 0.125}
-IMAGES = ImageConfig.model_validate(SPLIT)
+IMAGES = ImageConfig.model_validate({"source": "test"} | SPLIT)
 MNIST5K = mnist5k.Config(source="mnist5k", **SPLIT)
 NUMPY_DOCS = numpy_docs.Config(
     source="numpy_docs",
@@ -123,7 +123,10 @@ def test_mnist5k_prepared_twice_gives_identical_bytes(digits: ImageSplits, digit
         first, second = ((tmp_path / folder / f"{name}.safetensors").read_bytes() for folder in "01")
         assert first == second
         assert hashlib.sha256(first).hexdigest() == manifests[0]["splits"][name]["sha256"]
-    assert manifests[0]["spec"] == {"shape": [1, 28, 28], "classes": 10}
+    assert manifests[0]["fields"] == {
+        "images": {"kind": "images", "shape": [1, 28, 28]},
+        "labels": {"kind": "labels", "classes": 10},
+    }
 
 
 def test_mnist5k_test_split_does_not_depend_on_the_validation_share(digits: ImageSplits, digits_raw: Path) -> None:
@@ -250,7 +253,7 @@ def test_numpy_docs_prepared_tokens_are_the_text(stages: Stages, docs_raw: Path)
         assert tokenizer.decode(tokens.tolist()) == known
         entry = manifest["splits"][name]
         assert (entry["tokens"], entry["characters"], entry["bytes"]) == (len(text), len(text), len(text.encode()))
-    assert manifest["spec"] == {"vocabulary": len({*texts["train"], "\ufffd"})}
+    assert manifest["fields"]["tokens"]["vocabulary"] == len({*texts["train"], "\ufffd"})
 
 
 # --- mnist -------------------------------------------------------------------
@@ -452,7 +455,7 @@ def test_shakespeare_from_the_mirror_is_nanogpts(stages: Stages) -> None:
     assert manifest["splits"]["train"]["tokens"] == 1_003_854
     assert manifest["splits"]["validation"]["tokens"] == 111_540
     assert manifest["splits"]["train"]["distinct_characters"] == 65
-    assert manifest["spec"] == {"vocabulary": 66}
+    assert manifest["fields"]["tokens"]["vocabulary"] == 66
     tokenizer = restore_tokenizer(artifacts.read_json(artifacts.PREPARED / "text" / "tokenizer.json"))
     tokens = [artifacts.read_split("text", name)["tokens"].tolist() for name in ("train", "validation")]
     text = (Path(MIRROR) / "shakespeare" / "input.txt").read_text(encoding="utf-8")

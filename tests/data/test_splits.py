@@ -18,7 +18,7 @@ COUNTS = (10, 40, 7, 101)  # of the classes
 def text_config(**changes: Any) -> TextConfig:
     values = {"path": "data/own", "split_seed": 0, "validation": 0.1, "test": 0.2}
     values |= {"tokenizer": "character", "vocabulary": 300}
-    return TextConfig.model_validate(values | changes)
+    return TextConfig.model_validate({"source": "test"} | values | changes)
 
 
 def split(groups: dict[str, list[str]], config: TextConfig) -> dict[str, str]:
@@ -70,7 +70,7 @@ def test_hold_out_pairs_every_image_with_its_label() -> None:
     values = np.arange(100, dtype=np.uint8)
     images = np.broadcast_to(values[:, None, None], (100, 28, 28))  # the pixels say which image it is
     digits = values % 10
-    config = ImageConfig(path="data/own", split_seed=0, validation=0.2)
+    config = ImageConfig(source="test", path="data/own", split_seed=0, validation=0.2)
     splits = hold_out((images, digits), (images[:20], digits[:20]), config)
     assert splits.classes == 10
     assert {name: len(part[0]) for name, part in splits.splits.items()} == {"train": 80, "validation": 20, "test": 20}
@@ -87,7 +87,7 @@ def test_a_change_of_the_validation_share_leaves_the_test_split() -> None:
     images, digits = np.zeros((50, 28, 28), dtype=np.uint8), np.arange(50, dtype=np.uint8) % 10
     held_out = np.arange(10 * 784, dtype=np.uint64).astype(np.uint8).reshape(10, 28, 28), np.arange(10)
     for share in (0.2, 0.4):
-        config = ImageConfig(path="data/own", split_seed=0, validation=share)
+        config = ImageConfig(source="test", path="data/own", split_seed=0, validation=share)
         splits = hold_out((images, digits), held_out, config).splits
         assert np.array_equal(splits["test"][0].squeeze(1).numpy(), held_out[0])
 

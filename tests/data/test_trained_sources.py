@@ -44,7 +44,7 @@ def test_a_gan_learns_points(edit_params: Edit) -> None:
     points = {"source": "gaussians", "path": "none", "count": 200, "data_seed": 0}
     edit_params({"data.points": points | {"layout": "ring", "modes": 8, "deviation": 0.01}})
     edit_params({"metrics.points": {"sampling": {"count": 100, "sets": 1}, "deviations": 3.0}})
-    edit_params({"runs.gan.data": "points", "runs.gan.metric": "points", "runs.gan.features": []})
+    edit_params({"runs.gan.data": "points", "runs.gan.metric": "points", "runs.gan.network": "none"})
     run("points", "gan")
 
 

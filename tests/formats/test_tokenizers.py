@@ -137,7 +137,9 @@ def test_training_is_deterministic() -> None:
 def test_the_prepared_tokenizer_never_sees_held_out_text(tmp_path: Path, kind: Kind) -> None:
     word = "zyzzyva"  # only in the held-out splits, and so often that every merge would be of it
     held_out = f"{word} " * 500
-    config = TextConfig(path="data/own", split_seed=0, validation=0.1, test=0.1, tokenizer=kind, vocabulary=300)
+    config = TextConfig(
+        source="test", path="data/own", split_seed=0, validation=0.1, test=0.1, tokenizer=kind, vocabulary=300
+    )
     train = TEXT.replace("z", "s")
     texts = Texts({"train": [train], "validation": [held_out], "test": [held_out]})
     write(tmp_path, texts, config)
@@ -272,7 +274,8 @@ def test_an_error_in_a_piece_reaches_the_caller() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
 def test_no_more_threads_work_than_the_process_has_cores() -> None:
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from pipeline import tokenization as t"
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
+    code += "; from pipeline.formats import tokenizers as t"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; print(t.WORKERS)"], cwd=ROOT, capture_output=True, text=True, check=True
     )

