@@ -1,9 +1,9 @@
 """spoken_digits: the words zero to nine in 72 synthetic voices of eSpeak NG; needs no network.
 
 A voice is one of six accents with one of twelve speakers. It has one speed and one pitch, says each word once, and is
-in one split only, so that the test split has voices that no training heard. The data are what the locked espeakng-loader
-says; dvc.lock tells a difference. `prepare` resamples a clip to the rate of the config, brings its peak to 0.9 of the
-range, and centres it in silence. Licence of the engine: GPL 3.
+in one split only, so that the test split has voices that no training heard. `prepare` resamples a clip to the rate of
+the config, brings its peak to 0.9 of the range, and centres it in silence. The data are what the locked espeakng-loader
+says; dvc.lock tells a difference. Licence of the engine: GPL 3.
 """
 
 from math import gcd

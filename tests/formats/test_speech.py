@@ -1,5 +1,7 @@
 """Words of eSpeak NG: the same bytes from every fresh process, and errors that name the word or the version."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,7 @@ def test_slow_words_are_longer_and_high_voices_higher() -> None:
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [(Word("six", "nobody", 160, 50), "1.52.0: no voice 'nobody'"), (Word("", "en", 160, 50), "gave no sound")],
+    [(Word("six", "nobody", 160, 50), "eSpeak NG: no voice 'nobody'"), (Word("", "en", 160, 50), "no sound of")],
 )
 def test_a_word_that_cannot_be_said_is_an_error(word: Word, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
@@ -46,5 +48,11 @@ def test_a_word_that_cannot_be_said_is_an_error(word: Word, message: str) -> Non
 
 def test_another_version_of_the_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speech, "VERSION", "1.51.0")
-    with pytest.raises(ArtifactError, match=r"expected version 1.51.0, found 1.52.0; install the locked version"):
-        speech._speak_here([], 0)
+    with pytest.raises(ArtifactError, match=r"expected version 1.51.0, found 1.52.0; install the locked espeakng-"):
+        speak(WORDS, 0)
+
+
+def test_an_engine_without_its_voices_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speech.espeakng_loader, "get_data_path", lambda: str(tmp_path / "gone"))
+    with pytest.raises(ArtifactError, match=r"eSpeak NG: Error processing file '.*': No such file or directory"):
+        speak(WORDS, 0)
