@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ruamel.yaml import YAML
 from scipy.io import wavfile
 
 from pipeline import artifacts, params
@@ -206,3 +207,12 @@ def test_a_gan_of_spoken_digits_is_refused_with_the_kinds_that_it_learns(edit_pa
     message = r"runs.gan: data spoken \(spoken_digits\) holds audio, model gan learns images or points, metric images"
     with pytest.raises(ParamsError, match=message):
         params.load()
+
+
+def test_the_sections_of_the_documentation_are_those_that_are_tested(edit_params: Edit) -> None:
+    block = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
+    shown = YAML(typ="safe", pure=True).load(block)
+    edit_params({"data.spoken": shown["data"]["spoken"], "networks.hearing": shown["networks"]["hearing"]})
+    settings = params.load()
+    assert shown["networks"]["hearing"] == HEARING == settings.networks["hearing"].model_dump()
+    assert shown["data"]["spoken"] | {"path": "none"} == DATA
