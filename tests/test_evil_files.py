@@ -122,7 +122,7 @@ def test_our_own_mlflow_models_need_no_pickle(tmp_path: Path, monkeypatch: pytes
     save_model(tmp_path / "model", "gan", model, config, SPECS["images"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    code = str(ROOT / "pipeline" / "serving.py")
+    code = str(ROOT / "pipeline" / "history" / "serving.py")
     artifacts_ = {"model": str(tmp_path / "model")}
     mlflow.pyfunc.save_model(tmp_path / "saved", python_model=code, artifacts=artifacts_, pip_requirements=[])
     assert len(mlflow.pyfunc.load_model(str(tmp_path / "saved")).predict([0, 1])) == 2

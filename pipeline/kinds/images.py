@@ -3,6 +3,8 @@
 A source's `prepare` returns ImageSplits; the stage `prepare` calls `write`.
 """
 
+from __future__ import annotations
+
 import base64
 import io
 import math
@@ -10,23 +12,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline import artifacts
 from pipeline.artifacts import SPLITS, ArtifactError
-from pipeline.batches import Rows
 from pipeline.formats.own_files import FileReport, write_reports
 from pipeline.kinds import MOST_DUPLICATES, Drawn, Exhibit, FieldSpec, Look, draw_sets, dump_fields, duplicate_share
 from pipeline.kinds import labels as class_labels
 from pipeline.params import Source
 from pipeline.randomness import make_generator
+
+if TYPE_CHECKING:
+    from pipeline.batches import Rows
 
 GRID = 100  # samples of a picture
 PREVIEW = 64  # samples of a preview
@@ -146,6 +149,8 @@ def require(data: str, manifest: dict[str, Any], model: str, config: Any) -> Non
 
 def examples(split: dict[str, Tensor], config: Any, seed: int) -> Rows:
     """Return the training examples of a split."""
+    from pipeline.batches import Rows  # Lightning takes seconds to import, and preparing data does not need it
+
     del config, seed
     return Rows(split)
 
@@ -178,6 +183,8 @@ def check(name: str, images: Tensor, least: int = LEAST) -> None:
 
 def show(name: str, images: Tensor, loaded: Any) -> Exhibit:
     """Show uint8 images (N, C, H, W) as one PNG, a grid about as wide as high."""
+    from torchvision.utils import make_grid, save_image
+
     del loaded
     grid = make_grid(images.float() / 255, nrow=math.ceil(math.sqrt(len(images))), padding=2, pad_value=0.5)
     buffer = io.BytesIO()

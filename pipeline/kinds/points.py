@@ -3,22 +3,26 @@
 A source's `prepare` returns Points; the stage `prepare` calls `write`.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from pipeline import artifacts
-from pipeline.batches import Rows
 from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, draw_sets, dump_fields, images
 from pipeline.kinds import labels as class_labels
 from pipeline.params import Source
 from pipeline.randomness import make_generator
+
+if TYPE_CHECKING:
+    from pipeline.batches import Rows
 
 PREVIEW = 2000  # samples of a preview
 SIDE = 256  # pixels of the picture
@@ -89,6 +93,8 @@ def require(data: str, manifest: dict[str, Any], model: str, config: Any) -> Non
 
 def examples(split: dict[str, Tensor], config: Any, seed: int) -> Rows:
     """Return the training examples of a split."""
+    from pipeline.batches import Rows  # Lightning takes seconds to import, and preparing data does not need it
+
     del config, seed
     return Rows(split)
 
