@@ -5,12 +5,14 @@ A source's `prepare` returns Clips; the stage `prepare` calls `write`.
 Dimensions: N clips, T samples of a clip.
 """
 
+from __future__ import annotations
+
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +21,14 @@ from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.artifacts import SPLITS, ArtifactError
-from pipeline.batches import Rows
 from pipeline.formats.wav import encode_wav
 from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, draw_sets, dump_fields
 from pipeline.kinds import labels as class_labels
 from pipeline.params import Source
 from pipeline.randomness import make_generator
+
+if TYPE_CHECKING:
+    from pipeline.batches import Rows
 
 WITH = ("labels",)  # kinds of the other fields
 PAUSE = 0.25  # seconds between the clips of an exhibit
@@ -111,6 +115,8 @@ def require(data: str, manifest: dict[str, Any], model: str, config: Any) -> Non
 
 def examples(split: dict[str, Tensor], config: Any, seed: int) -> Rows:
     """Return the training examples of a split."""
+    from pipeline.batches import Rows  # Lightning takes seconds to import, and preparing data does not need it
+
     del config, seed
     return Rows(split)
 
