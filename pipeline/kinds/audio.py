@@ -1,0 +1,197 @@
+"""Audio: clips of one channel and equal length, int16 (N, T), with labels int64 (N,).
+
+A source's `prepare` returns Clips; the stage `prepare` calls `write`.
+
+Dimensions: N clips, T samples of a clip.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from pipeline import artifacts
+from pipeline.artifacts import SPLITS, ArtifactError
+from pipeline.formats.wav import encode_wav
+from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, draw_sets, dump_fields
+from pipeline.kinds import labels as class_labels
+from pipeline.params import Source
+from pipeline.randomness import make_generator
+
+if TYPE_CHECKING:
+    from pipeline.batches import Rows
+
+WITH = ("labels",)  # kinds of the other fields
+PAUSE = 0.25  # seconds between the clips of an exhibit
+SHOWN = 20  # clips of an exhibit
+LEAST = 50  # clips that a metric is computed of
+LOUDEST = 2**15 - 1
+SILENCE = 327  # a clip that stays below, 1% of the range, is silent
+MOST_CLIPPED = 0.01  # share of a clip's samples that may be as loud as can be
+MOST_BROKEN = 0.1  # share of the clips that may be silent or clipped
+
+
+class Spec(FieldSpec):
+    """Samples T of a clip, and its rate in samples per second."""
+
+    kind: Literal["audio"] = "audio"
+    samples: int = Field(ge=1)
+    rate: int = Field(ge=1)
+
+
+class AudioConfig(Source):
+    """Keys that every audio source shares, so that changing `source` suffices to change the data of a run."""
+
+    KIND: ClassVar = "audio"
+
+    split_seed: int = Field(ge=0, description="seed of the split")
+    validation: float = Field(gt=0, lt=1, description="share of the clips in the validation split")
+    test: float = Field(gt=0, lt=1, description="share of the clips in the test split")
+    samples: int = Field(ge=1, description="samples of each clip")
+    rate: int = Field(ge=1000, description="samples per second")
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips int16 (N, T) and labels int64 (N,) of each split; the name of each class; what recorded the clips."""
+
+    splits: dict[str, tuple[Tensor, Tensor]]
+    names: Sequence[str]
+    origin: str
+
+
+def write(folder: Path, clips: Clips, config: AudioConfig) -> dict[str, Any]:
+    """Write each split's clips and labels; return the manifest.
+
+    Raises:
+        ArtifactError: if a split is not of clips int16 (N, config.samples) with N labels, or one is silent or clipped.
+    """
+    entries: dict[str, Any] = {}
+    known: dict[str, set[bytes]] = {}
+    for name in SPLITS:
+        values, labels = clips.splits[name]
+        check(f"{folder} {name}", values, least=1, most=0)
+        if values.size(1) != config.samples or len(values) != len(labels):
+            shape = (len(labels), config.samples)
+            msg = f"{folder} {name}: expected {shape} samples and as many labels, got {tuple(values.shape)}"
+            raise ArtifactError(msg)
+        path = folder / f"{name}.safetensors"
+        artifacts.write_tensors(path, {"clips": values, "labels": labels})
+        digests = {blake2b(clip.numpy().tobytes(), digest_size=16).digest() for clip in values}
+        entries[name] = {
+            "sha256": artifacts.digest(path),
+            "count": len(values),
+            "shape": list(values.shape),
+            "minimum": int(values.min()),
+            "maximum": int(values.max()),
+            "per_class": labels.bincount(minlength=len(clips.names)).tolist(),
+            "duplicates": len(values) - len(digests),
+            **{f"shared_with_{other}": len(digests & seen) for other, seen in known.items()},
+        }
+        known[name] = digests
+    fields = make_fields(config.samples, config.rate, len(clips.names))
+    about = {"classes": list(clips.names), "origin": clips.origin}
+    return {"fields": dump_fields(fields), **about, "splits": entries}
+
+
+def make_fields(samples: int, rate: int, classes: int) -> dict[str, FieldSpec]:
+    """Return the fields of a set of labelled clips."""
+    return {"clips": Spec(samples=samples, rate=rate), "labels": class_labels.Spec(classes=classes)}
+
+
+def require(data: str, manifest: dict[str, Any], model: str, config: Any) -> None:
+    """Accept every set of clips: models refuse lengths themselves."""
+    del data, manifest, model, config
+
+
+def examples(split: dict[str, Tensor], config: Any, seed: int) -> Rows:
+    """Return the training examples of a split."""
+    from pipeline.batches import Rows  # Lightning takes seconds to import, and preparing data does not need it
+
+    del config, seed
+    return Rows(split)
+
+
+def check(name: str, clips: Tensor, least: int = LEAST, most: float = MOST_BROKEN) -> None:
+    """Refuse clips that would give a plausible number for nonsense.
+
+    Args:
+        name: of the clips, for the message.
+        clips: int16 (N, T).
+        least: clips that are enough.
+        most: share of the clips that may be silent or clipped.
+
+    Raises:
+        ArtifactError: if the clips are not int16 or not (N, T), are too few, or too many are silent or clipped.
+    """
+    if clips.dtype != torch.int16:
+        msg = f"{name}: expected int16 clips, got {clips.dtype} in [{float(clips.min()):.3g}, {float(clips.max()):.3g}]"
+        raise ArtifactError(msg)
+    if clips.ndim != 2:
+        msg = f"{name}: expected clips (N, T), got {tuple(clips.shape)}"
+        raise ArtifactError(msg)
+    if len(clips) < least:
+        msg = f"{name}: {len(clips)} clips are too few, expected {least} or more"
+        raise ArtifactError(msg)
+    for problem, broken in (("silent", is_silent(clips)), ("clipped", is_clipped(clips))):
+        if float(broken.double().mean()) > most:
+            which = broken.nonzero().flatten().tolist()
+            msg = f"{name}: {len(which)} of {len(clips)} clips are {problem}, the first is clip {which[0]}"
+            raise ArtifactError(msg)
+
+
+def is_silent(clips: Tensor) -> Tensor:
+    """Return whether each clip (N, T) stays below 1% of the range, bool (N,)."""
+    return clips.int().abs().amax(dim=1) < SILENCE
+
+
+def is_clipped(clips: Tensor) -> Tensor:
+    """Return whether more than 1% of the samples of each clip (N, T) are as loud as can be, bool (N,)."""
+    return (clips.int().abs() >= LOUDEST).double().mean(dim=1) > MOST_CLIPPED
+
+
+def show(name: str, clips: Tensor, loaded: Any) -> Exhibit:
+    """Show clips int16 (N, T) as one WAV, one after the other, with a quarter of a second of silence after each."""
+    rate = _find_rate(loaded)
+    return Exhibit(name, ".wav", encode_wav(F.pad(clips, (0, round(PAUSE * rate))).flatten().numpy(), rate))
+
+
+def encode(loaded: Any, generator: torch.Generator, sampling: Any) -> str:
+    """Draw one clip for the served model: WAV as base64."""
+    del sampling
+    return base64.b64encode(encode_wav(loaded.sample(1, generator)[0].numpy(), _find_rate(loaded))).decode()
+
+
+def _find_rate(loaded: Any) -> int:
+    rate: int = loaded.fields[loaded.model.makes].rate
+    return rate
+
+
+def look(loaded: Any, held_out: dict[str, Tensor], manifest: dict[str, Any], seed: int, sampling: Any) -> Look:
+    """Let 20 samples be heard; measure how many are silent."""
+    del held_out, manifest, sampling
+    samples = loaded.sample(SHOWN, make_generator(seed, "preview", device=loaded.model.device))
+    return Look([show("samples", samples, loaded)], {"silent_share": float(is_silent(samples).double().mean())})
+
+
+def find_alarms(newest: dict[str, tuple[int, float]], manifest: dict[str, Any]) -> list[str]:
+    """Return a sentence if more than half of the newest preview is silent."""
+    del manifest
+    step, share = newest.get("silent_share", (0, 0.0))
+    return [f"step {step}: {share:.0%} of the samples are silent"] if share > 0.5 else []
+
+
+def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: Callable[[str], Any]) -> Drawn:
+    """Draw sets of clips. File: generated (sets "0", "1", ... of int16 (N, T))."""
+    del manifest, read
+    sets = draw_sets(loaded, seed, sampling.count, sampling.sets)
+    return Drawn({"generated": sets}, [show("samples", sets["0"][:SHOWN], loaded)])
