@@ -205,7 +205,7 @@ def measure_costs(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_speed(speed: dict[str, Any]) -> dict[str, Any]:
-    """Return the ratios of benchmarks/speed: median, least and largest, of what, on which machine, and by which commit."""
+    """Return the ratios of benchmarks/speed: median, least and largest, of what, where, and by which commit."""
     command = make_command("python -m speed")
     return {
         name: {

@@ -98,7 +98,8 @@ def show_exhibit(path: Path) -> Shown:
     if path.suffix in MEDIA:
         kind, element = MEDIA[path.suffix]
         address = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-        return Shown(title, element.format(address, title), f"![{title}]({place})")
+        mark = "!" if kind.startswith("image/") else ""  # Markdown embeds pictures only
+        return Shown(title, element.format(address, title), f"{mark}[{title}]({place})")
     return Shown(title, Markup('<a href="{}">{}</a>').format(place, path.name), f"[{path.name}]({place})")
 
 
