@@ -221,3 +221,68 @@ def test_numbers_that_the_code_does_not_give_are_named_with_the_first_stage_that
     assert row.endswith("| **not**, first different: train@transformer |")
     (clone / "params.yaml").write_text(text)
     run(clone, "git", "commit", "-qam", "back")
+
+
+def read_codes(folder: Path) -> dict[str, str]:
+    top = folder / "data" / "code"
+    return {str(path.relative_to(top)): path.read_text() for path in top.rglob("*.json")}
+
+
+def test_a_comment_in_the_code_runs_check_and_nothing_else(clone: Path) -> None:
+    path = clone / "pipeline" / "layers" / "blocks.py"
+    text = path.read_text()
+    try:
+        path.write_text(text.replace('"""', '"""Other words. ', 1) + "\n# A comment.\n")
+        output = run(clone, "dvc", "repro")
+        assert re.findall(r"Running stage '(.*?)'", output) == ["check"]
+        assert "up to date" in run(clone, "dvc", "status")
+    finally:
+        path.write_text(text)
+        run(clone, "dvc", "repro")
+
+
+@pytest.mark.parametrize("project", [".", "benchmarks"])
+def test_an_edit_of_the_flow_concerns_the_vae_s_training_and_samples_only(clone: Path, project: str) -> None:
+    path = clone / "pipeline" / "layers" / "flow.py"
+    text = path.read_text()
+    folder = clone / project
+    vaes = {"vae"} if project == "." else {f"vae_mnist_{seed}" for seed in range(3)}
+    try:
+        run(folder, "dvc", "repro", "check")
+        before = read_codes(folder)
+        path.write_text(text.replace("super().__init__()", "super().__init__()\n        self.more = 1", 1))
+        output = run(folder, "dvc", "repro", "check")
+        after = read_codes(folder)
+        if project == ".":
+            status = json.loads(run(folder, "dvc", "status", "--json"))
+            assert set(status) == {"train@vae", "sample@vae"}
+    finally:
+        path.write_text(text)
+        run(folder, "dvc", "repro", "check")
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {f"{stage}/{vae}.json" for stage in ("train", "sample") for vae in vaes}
+    assert set(re.findall(r"code of (\S+):", output)) == {
+        f"{stage}@{vae}" for stage in ("train", "sample") for vae in vaes
+    }
+
+
+def test_a_text_waits_for_no_image_and_no_feature_network(clone: Path) -> None:
+    graph = run(clone, "dvc", "dag", "evaluate@transformer", "--dot")
+    assert set(re.findall(r'"(\w+(?:@\w+)?)"', graph)) == {
+        *("check", "fetch@text", "prepare@text"),
+        *(f"{stage}@transformer" for stage in ("train", "sample", "evaluate")),
+    }
+
+
+def test_a_removed_run_leaves_nothing_stale_behind(clone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(clone, folder, symlinks=True)
+    values = YAML(typ="safe", pure=True).load(folder / "params.yaml")
+    del values["runs"]["vae"]
+    set_params(folder, {"runs": values["runs"]})
+    output = run(folder, "dvc", "repro")
+    assert "params.yaml has no run vae" in output
+    assert not (folder / "reports" / "runs" / "vae").exists()
+    assert list((folder / ".state" / "removed").glob("vae-data-*/model/model.safetensors"))  # nothing is lost
+    assert 'id="vae"' not in (folder / "reports" / "index.html").read_text()
+    assert "up to date" in run(folder, "dvc", "status")
