@@ -16,7 +16,13 @@ from pipeline.params import Params
 from tests.conftest import ROOT
 
 SETTINGS = params.load(ROOT / "params.yaml")
-VALIDATED = ("Config", "ImageConfig", "PointConfig", "TextConfig", "AudioConfig")  # params.load checks all sections
+LEFT_OUT = {
+    **dict.fromkeys(
+        ("Config", "ImageConfig", "PointConfig", "TextConfig", "AudioConfig"), "params.load checks them all"
+    ),
+    "find_alarms": "comments on a training",
+    "<lambda>": "is a part of the statement that has it",
+}
 TRACED = Path(__file__).with_name("traced.py")
 
 
@@ -213,7 +219,7 @@ def test_every_definition_that_a_stage_runs_is_in_its_digest(workdir: Path) -> N
             f"{module}.{name}"
             for module, names in ran.items()
             if not is_machinery(module)
-            for name in set(names) - {*known.get(module, ()), *VALIDATED}
+            for name in set(names) - {*known.get(module, ()), *LEFT_OUT}
         }
         assert missed == set(), (stage, key)
         assert ran

@@ -262,7 +262,7 @@ def test_a_feature_network_must_be_one_and_look_at_images(write: Write) -> None:
         "networks.classifier.network: no networks plug-in 'gan': pipeline/networks/ has classifier, inception"
     ]
     assert problems(write({"networks.classifier.data": "text"})) == [
-        "networks.classifier.data: expected images, data.text holds text"
+        "networks.classifier.data: expected audio or images, data.text holds text"
     ]
     [problem] = problems(write({"runs.transformer.network": "classifier"}))
     assert (
