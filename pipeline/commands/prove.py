@@ -28,7 +28,7 @@ from pipeline.params import Params
 
 STEPS = 8
 SMALL = {  # what is drawn and compared in a proof; each value is lowered to this one
-    "count": 60,
+    "count": 100,
     "sets": 2,
     "importance_samples": 3,
     "length": 20,

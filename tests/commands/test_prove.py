@@ -37,7 +37,7 @@ def test_params_are_shrunk_whatever_the_revision_calls_its_keys(workdir: Path, f
     assert list(values["runs"]) == ["vae"]
     assert values["runs"]["vae"]["set" if former else "changes"] == {"steps": 7}
     assert values["features" if former else "networks"]["classifier"]["steps"] == 7
-    assert values["metrics"]["images"]["sampling"] == {"count": 60, "sets": 2, "importance_samples": 3}
+    assert values["metrics"]["images"]["sampling"] == {"count": 100, "sets": 2, "importance_samples": 3}
     assert values["metrics"]["text"]["sampling"]["count"] == 4  # less than the limit stays
     if not former:
         params.load(workdir / "params.yaml")
