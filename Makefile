@@ -41,7 +41,7 @@ benchmark-data: .venv/installed  ## measure the costs of the data and write benc
 	python benchmarks/data.py
 
 ui: .venv/installed  ## show the runs in MLflow at http://127.0.0.1:5000 (PORT=5001 for another port)
-	mlflow ui --host 127.0.0.1 --port $(PORT)
+	mlflow ui --app-name ui --host 127.0.0.1 --port $(PORT)
 
 lint: .venv/installed  ## run ruff and mypy
 	ruff check .

@@ -141,7 +141,10 @@ def test_the_interface_looks_up_no_host(watch: Watch, project: Path) -> None:
             )
         with running(Server(f"http://127.0.0.1:{port}", log, process)) as server:
             look_around(server)
-            assert server.get("/ajax-api/3.0/mlflow/ui-telemetry").json()["disable_ui_telemetry"] is True
+            closed = ("/ajax-api/3.0/mlflow/ui-telemetry", "/ajax-api/3.0/mlflow/assistant/config")
+            assert {server.get(path).status_code for path in closed} == {404}
+            place = {"name": "y", "artifact_location": f"file://{watch.home}"}
+            assert server.post("/api/2.0/mlflow/experiments/create", place).status_code == 403
     finally:
         shutil.rmtree(project / ".venv")
     watch.check()

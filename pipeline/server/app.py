@@ -1,4 +1,4 @@
-"""MLflow's server with logins, behind an allow list: `mlflow server --app-name team` (see examples/server.sh).
+"""MLflow's server behind an allow list: `--app-name team` with logins (examples/server.sh), `--app-name ui` without.
 
 routes.txt lists every route of the locked MLflow and who may use it: `anyone`, a `login`, the `administrator`,
 `nobody`. A request whose route is not open ends with 404 before MLflow sees it, whatever its login. MLflow then checks
@@ -16,7 +16,7 @@ from flask import Response, request
 from mlflow.protos.model_registry_pb2 import CreateModelVersion
 from mlflow.protos.service_pb2 import CreateExperiment
 from mlflow.server import app as flask_app
-from mlflow.server import auth, handlers
+from mlflow.server import auth, fastapi_app, handlers
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
 
@@ -99,19 +99,26 @@ def create_app() -> Gate:
         msg = "the team server runs under uvicorn and without a static prefix: start it with examples/server.sh"
         raise RuntimeError(msg)
     routes = read_routes()
-
-    def check() -> Response | None:
-        """Refuse what is open only to others; MLflow has checked the login by now."""
-        route = request.url_rule.rule if request.url_rule else ""
-        who = routes.get((request.method, route), "nobody")
-        if who == "nobody":
-            return Response("This server does not offer that.\n", 404)
-        if who == "administrator" and not auth.sender_is_admin():
-            return Response("Only an administrator may do that.\n", 403)
-        if place := find_place(route):
-            return Response(f"{place}: the server decides where files lie.\n", 403)
-        return None
-
     app = auth.create_app()
-    flask_app.before_request(check)
+    flask_app.before_request(lambda: check(routes))
     return Gate(app, routes)
+
+
+def create_ui() -> Gate:
+    """Return the app of `make ui`, which has no logins: what is left of the routes without an administrator."""
+    routes = {route: "nobody" if who == "administrator" else who for route, who in read_routes().items()}
+    flask_app.before_request(lambda: check(routes))
+    return Gate(fastapi_app.app, routes)
+
+
+def check(routes: dict[tuple[str, str], str]) -> Response | None:
+    """Refuse what is open only to others; MLflow has checked the login by now."""
+    route = request.url_rule.rule if request.url_rule else ""
+    who = routes.get((request.method, route), "nobody")
+    if who == "nobody":
+        return Response("This server does not offer that.\n", 404)
+    if who == "administrator" and not auth.sender_is_admin():
+        return Response("Only an administrator may do that.\n", 403)
+    if place := find_place(route):
+        return Response(f"{place}: the server decides where files lie.\n", 403)
+    return None
