@@ -79,13 +79,14 @@ def dump_fields(fields: Fields) -> dict[str, Any]:
 
 
 def flatten_fields(fields: Fields) -> dict[str, Any]:
-    """Return the kind of the first field and what all fields specify, as a model's config.json has it.
+    """Return the kind that makes the fields, and what all of them specify, as a model's config.json has it.
 
     Raises:
         ArtifactError: if two fields specify the same.
     """
     specs = dump_fields(fields)
-    kind = next(iter(specs.values()))["kind"]
+    kinds = [spec["kind"] for spec in specs.values()]  # JSON has sorted the fields: labels come before points
+    kind = next(kind for kind in kinds if hasattr(plugins.load("kinds", kind), "make_fields"))
     pairs = [(key, value) for spec in specs.values() for key, value in spec.items() if key != "kind"]
     if len(dict(pairs)) < len(pairs):
         msg = f"two fields specify the same: {specs}"

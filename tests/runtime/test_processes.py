@@ -125,10 +125,23 @@ def uninterrupted(names: list[str], folder: Path, steps: int = 10) -> dict[str, 
     return {name: train(name, folder, None, steps) for name in names}
 
 
+# Two halves of a batch are summed in another order than the whole, and Adam divides by the root of squared gradients: a
+# weight whose gradients are all but zero magnifies the rounding. Of the 3,200 weights of the GAN of points one differs
+# by 4e-6 after 10 steps on an AMD EPYC, none by more than 1e-6 on a Xeon.
+MAGNIFIED = {"points": 1e-5}
+
+
 def require_close(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
     for name, weights in expected.items():
+        tolerance = max(tolerance, MAGNIFIED.get(name, 0.0)) if tolerance else 0.0
         for key, tensor in weights.items():
-            torch.testing.assert_close(found[name][key], tensor, rtol=0, atol=tolerance, msg=f"{name} {key}")
+            torch.testing.assert_close(
+                found[name][key],
+                tensor,
+                rtol=0,
+                atol=tolerance,
+                msg=lambda text, place=f"{name} {key}": f"{place}: {text}",
+            )
 
 
 @pytest.mark.slow
@@ -146,7 +159,7 @@ def test_one_and_two_processes_give_the_same_weights_and_ranks_equal_bits(start:
 def test_two_processes_with_batch_norm_on_cpu_are_warned(start: Any) -> None:
     ranks = start(["gan"])
     assert ranks.finish() == 0, ranks.read()
-    assert "batch normalization takes its statistics from each process's part of a batch" in ranks.read()
+    assert "batch normalization uses the statistics of each process's part of a batch" in ranks.read()
 
 
 @pytest.mark.slow
