@@ -85,8 +85,14 @@ def require_inputs(stage: str) -> None:
         for out in index.outs
         if any(path.is_relative_to(out.fs_path) or Path(out.fs_path).is_relative_to(path) for path in inputs)
     ]
-    if missing := [wrong for entry in list_entries(outs) if (wrong := entry.explain(hashed=False))]:
-        made = sorted({out.stage.addressing for out in outs})
-        lines = "\n  ".join(missing[:10])
-        msg = f"DVC has not stored the inputs of {stage}; free space, then `dvc commit {' '.join(made)}`:\n  {lines}"
+    missing = [
+        (out.stage.addressing, wrong)
+        for out in outs
+        for entry in list_entries([out])
+        if (wrong := entry.explain(hashed=False))
+    ]
+    if missing:
+        makers = sorted({maker for maker, _ in missing})
+        lines = "\n  ".join(wrong for _, wrong in missing[:10])
+        msg = f"DVC has not stored the inputs of {stage}; free space, then `dvc commit {' '.join(makers)}`:\n  {lines}"
         raise ArtifactError(msg)
