@@ -260,8 +260,8 @@ def test_it_says_where_it_must_be_run(
 
 @pytest.mark.slow
 def test_the_benchmarks_last_stage_writes_them_and_keeps_costs_of_trainings_that_are_gone(runs: Path) -> None:
-    def repro() -> str:
-        command = [sys.executable, "-m", "dvc", "repro", "-P"]
+    def repro(*options: str) -> str:
+        command = [sys.executable, "-m", "dvc", "repro", "-P", *options]
         return subprocess.run(command, capture_output=True, text=True, check=True, env=forks.environment()).stdout
 
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], check=True)
@@ -274,5 +274,5 @@ def test_the_benchmarks_last_stage_writes_them_and_keeps_costs_of_trainings_that
     assert Path("results.md").exists()
     assert "Running stage" not in repro()
     shutil.rmtree(runs / artifacts.RUNS / "one" / "record")
-    assert "Running stage" in repro()
+    assert "Running stage" in repro("--force")
     assert artifacts.read_json(Path("results.json")) == before
