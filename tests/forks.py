@@ -14,6 +14,7 @@ import multiprocessing.connection
 import os
 import runpy
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -188,6 +189,9 @@ def _end_as(command: Sequence[str], folder: Path, values: Mapping[str, str]) -> 
             sys.modules["torch"].set_num_threads(int(values["OMP_NUM_THREADS"]))
         for name in [name for name in sys.modules if name.partition(".")[0] in {"pipeline", "tests"}]:
             del sys.modules[name]
+        python = shutil.which("python", path=values.get("PATH"))
+        if python and Path(python).with_name("socket").exists():
+            sys.executable = python  # what it starts are forks as well
         sys.argv = list(command)
         sys.path.insert(0, str(folder))
         runpy.run_module(command[0], run_name="__main__", alter_sys=True)

@@ -232,7 +232,7 @@ def test_a_second_user_reads_the_runs_of_the_first_and_changes_none(
     found = requests.get(f"{path}/get", params=created, auth=login, timeout=30)
     assert found.json()["experiment"]["name"] == "of the first"
     assert requests.post(f"{path}/delete", json=created, auth=login, timeout=30).status_code == 403
-    assert requests.post(f"{path}/create", json={"name": "hers"}, auth=login, timeout=30).status_code == 200
+    assert requests.post(f"{path}/create", json={"name": "of ada"}, auth=login, timeout=30).status_code == 200
 
 
 def test_no_password_is_in_the_process_list_or_the_log(server: Server) -> None:
@@ -302,8 +302,8 @@ def sent(proxy: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, 
         assert len(client.search_runs([experiment])) == 1
         (model,) = client.search_logged_models([experiment])
         assert len(load_model(f"models:/{model.model_id}").predict([0])[0]) > 100
-        client.create_registered_model("hers")
-        client.create_model_version("hers", f"models:/{model.model_id}", model_id=model.model_id)
+        client.create_registered_model("digits")
+        client.create_model_version("digits", f"models:/{model.model_id}", model_id=model.model_id)
         return experiment, sync.run_id
 
 
@@ -350,5 +350,5 @@ def test_the_interface_shows_runs_charts_pictures_and_models_and_nothing_that_it
         show("text", f"{page}/runs/{run}/artifacts/exhibits/poem/0000003.txt", "to be")
         model = proxy.post("/api/2.0/mlflow/logged-models/search", {"experiment_ids": [experiment]}).json()["models"][0]
         show("model", f"{page}/models/{model['info']['model_id']}", "Source run", "gan")
-        show("registry", "models", "hers", "Version 1")
-        show("version", "models/hers/versions/1", "hers", "Version 1")
+        show("registry", "models", "digits", "Version 1")
+        show("version", "models/digits/versions/1", "digits", "Version 1")
