@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.params import Params
 
 FOLDER = Path("data/code")
+JUDGES = plugins.PACKAGE / "judges"  # feature networks whose weights git keeps
 # Modules that check, find, start, record or show, and never change a number.
 MACHINERY = ("versions", "params", "plugins", "code", "stages", "runtime", "history", "commands")
 ENTRY = "main"  # of a stage
@@ -77,7 +78,7 @@ def write_all(settings: Params) -> list[str]:
     for stage, key in list_instances(settings):
         path = FOLDER / stage / f"{key}.json" if key else FOLDER / f"{stage}.json"
         known.add(path)
-        value = describe(find_roots(stage, key, settings)) | _transfer(stage, key, settings)
+        value = describe(find_roots(stage, key, settings)) | _find_others(stage, key, settings)
         before = artifacts.read_json(path) if path.exists() else None
         if before != value:
             artifacts.write_json(path, value)
@@ -89,8 +90,13 @@ def write_all(settings: Params) -> list[str]:
     return changes
 
 
-def _transfer(stage: str, key: str, settings: Params) -> dict[str, list[str]]:
-    """Return the keys `skip` and `freeze` of a run: dvc.yaml cannot name them, because they are optional."""
+def _find_others(stage: str, key: str, settings: Params) -> dict[str, list[str]]:
+    """Return what an instance stands on and dvc.yaml cannot name.
+
+    That is the optional keys `skip` and `freeze` of a run, and for a feature network the weights that git keeps.
+    """
+    if stage == "networks":
+        return {"judges": [artifacts.digest(path) for path in sorted(JUDGES.glob(f"*/{artifacts.SEAL}"))]}
     if stage != "train":
         return {}
     run = settings.runs[key]

@@ -2,16 +2,19 @@
 
     python -m pipeline.stages networks classifier
 
+Weights that git keeps are taken and not trained, if their recipe is this one: pipeline/evidence/judges.py.
 reports/networks/<name>.json holds the SHA-256 of its weights and a classifier's accuracies. A training that was
 interrupted resumes from .state/networks-<name>/.
 """
 
 import contextlib
 import shutil
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from pipeline import artifacts, code, params, plugins
+from pipeline.evidence import judges
 from pipeline.history.recorder import Recorder
 from pipeline.kinds import read_fields
 from pipeline.runtime import checkpoints, processes, sharding
@@ -28,26 +31,35 @@ def main(key: str) -> None:
     config: Any = settings.networks[key]
     module = plugins.load("networks", config.network)
     folder = artifacts.NETWORKS / key
-    about: dict[str, float | str] = {}
-    if hasattr(module, "fetch"):
+    is_fetched = hasattr(module, "fetch")
+    judge = None if is_fetched else judges.find(judges.describe_recipe(config))
+    if not (is_fetched or judge):
+        if processes.are_to_be_started():
+            if sharding.is_named():  # what it cannot train is refused before the processes start
+                sharding.require_divisible(make_model(module, config))
+            processes.supervise("networks", key)
+            return
+        train(key, module, config, code.digest("networks", key, settings))
+    if get_rank():
+        return
+    if is_fetched:
         shutil.rmtree(folder, ignore_errors=True)
         module.fetch(config, folder)
-    elif processes.are_to_be_started():
-        if sharding.is_named():  # what it cannot train is refused before the processes start
-            sharding.require_divisible(make_model(module, config))
-        processes.supervise("networks", key)
-        return
-    else:
-        train(key, module, config, code.digest("networks", key, settings))
-        if get_rank():
-            return
-        network = module.load_features(folder)
-        for split in HELD_OUT:
-            about[f"{split}_accuracy"] = module.measure_accuracy(network, artifacts.read_split(config.data, split))
+    elif judge:
+        judges.take(judge, folder)
+        print(f"networks.{key}: took the weights that git keeps in {judge}")
+    about: dict[str, float | str] = {} if is_fetched else measure(module, config, folder)
     artifacts.seal(folder)
     about["weights_sha256"] = artifacts.digest(artifacts.find_weights(folder))
     artifacts.write_json(artifacts.REPORTS / "networks" / f"{key}.json", about)
     print(f"{key}: {about}")
+
+
+def measure(module: ModuleType, config: Any, folder: Path) -> dict[str, float | str]:
+    """Return the accuracy of a trained network on each held-out split."""
+    network = module.load_features(folder)
+    splits = {split: artifacts.read_split(config.data, split) for split in HELD_OUT}
+    return {f"{split}_accuracy": module.measure_accuracy(network, values) for split, values in splits.items()}
 
 
 def train(key: str, module: ModuleType, config: Any, digest: str) -> None:
