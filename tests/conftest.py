@@ -19,6 +19,7 @@ from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from pipeline.networks import inception
+from pipeline.stages import fetch, prepare
 from tests.faults import (  # noqa: F401 - pytest takes its hooks from here
     note_faults,
     pytest_addoption,
@@ -76,6 +77,25 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) 
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder data/ of the shipped params with its pictures prepared: once for all tests."""
+    folder = tmp_path_factory.mktemp("digits")
+    shutil.copy(ROOT / "params.yaml", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        fetch.main("images")
+        prepare.main("images")
+    return folder / "data"
+
+
+@pytest.fixture
+def prepared(workdir: Path, digits: Path) -> Path:
+    """A working folder whose pictures are prepared."""
+    shutil.copytree(digits, workdir / "data")
+    return workdir
 
 
 def set_value(values: Any, key: str, value: object) -> None:

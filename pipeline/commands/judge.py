@@ -6,7 +6,7 @@ After `git add pipeline/judges`, the stage `networks` takes these weights wherev
 training split are the same, and trains in all other cases. No other number changes: the bits are the trained ones.
 """
 
-from pipeline import artifacts, code, params
+from pipeline import artifacts, code, params, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
 from pipeline.evidence import judges
@@ -34,5 +34,6 @@ def main(arguments: list[str]) -> int:
     folder = judges.keep(
         network, f"{settings.data[config.data].source}-{digest[:8]}", judges.describe_recipe(config), made
     )
-    print(f"{folder}: now `git add {folder}`")
+    place = folder.relative_to(plugins.PACKAGE.parent)
+    print(f"{place}: now `git add {place}`")
     return 0

@@ -44,10 +44,7 @@ def find(recipe: dict[str, Any], place: Path = JUDGES) -> Path | None:
 def keep(network: Path, name: str, recipe: dict[str, Any], made: dict[str, Any], place: Path = JUDGES) -> Path:
     """Copy a trained network to a folder of its own, with its recipe and how it was made; return the folder."""
     folder = place / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for path in (artifacts.find_weights(network), network / CONFIG):
-        shutil.copyfile(path, folder / path.name)
+    _copy(network, folder)
     artifacts.write_json(folder / RECIPE, {"recipe": recipe, "made": made})
     artifacts.seal(folder)
     return folder
@@ -55,7 +52,12 @@ def keep(network: Path, name: str, recipe: dict[str, Any], made: dict[str, Any],
 
 def take(judge: Path, folder: Path) -> None:
     """Make a kept network the one in `folder`."""
+    _copy(judge, folder)
+    artifacts.seal(folder)
+
+
+def _copy(network: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for path in (artifacts.find_weights(judge), judge / CONFIG):
+    for path in (artifacts.find_weights(network), network / CONFIG):
         shutil.copyfile(path, folder / path.name)

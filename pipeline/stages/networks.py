@@ -48,14 +48,14 @@ def main(key: str) -> None:
     elif judge:
         judges.take(judge, folder)
         print(f"networks.{key}: took the weights that git keeps in {judge}")
-    about: dict[str, float | str] = {} if is_fetched else measure(module, config, folder)
+    about: dict[str, float | str] = {} if is_fetched else measure_accuracies(module, config, folder)
     artifacts.seal(folder)
     about["weights_sha256"] = artifacts.digest(artifacts.find_weights(folder))
     artifacts.write_json(artifacts.REPORTS / "networks" / f"{key}.json", about)
     print(f"{key}: {about}")
 
 
-def measure(module: ModuleType, config: Any, folder: Path) -> dict[str, float | str]:
+def measure_accuracies(module: ModuleType, config: Any, folder: Path) -> dict[str, float | str]:
     """Return the accuracy of a trained network on each held-out split."""
     network = module.load_features(folder)
     splits = {split: artifacts.read_split(config.data, split) for split in HELD_OUT}
