@@ -13,6 +13,7 @@ import pytest
 from pipeline import code, params, plugins
 from pipeline.code import MACHINERY, describe, find_roots, is_machinery, list_instances, reach, read_module
 from pipeline.params import Params
+from tests import forks
 from tests.conftest import ROOT
 
 SETTINGS = params.load(ROOT / "params.yaml")
@@ -23,7 +24,6 @@ LEFT_OUT = {
     "find_alarms": "comments on a training",
     "<lambda>": "is a part of the statement that has it",
 }
-TRACED = Path(__file__).with_name("traced.py")
 
 
 @pytest.fixture
@@ -208,10 +208,9 @@ def test_every_definition_that_a_stage_runs_is_in_its_digest(workdir: Path) -> N
     """Real processes, traced: each function of the package that runs is reached, or is machinery."""
     settings = params.load()
     for stage, key in list_instances(settings):
-        command = [sys.executable, str(TRACED), stage, *([key] if key else [])]
-        done = subprocess.run(
-            command, cwd=workdir, capture_output=True, text=True, check=False, env=traced_environment()
-        )
+        command = ["python", "-m", "tests.traced", stage, *([key] if key else [])]
+        environment = os.environ | forks.environment()
+        done = subprocess.run(command, cwd=workdir, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
         ran: dict[str, list[str]] = json.loads((workdir / "traced.json").read_text())
         known = code.list_modules(find_roots(stage, key, settings))
@@ -223,7 +222,3 @@ def test_every_definition_that_a_stage_runs_is_in_its_digest(workdir: Path) -> N
         }
         assert missed == set(), (stage, key)
         assert ran
-
-
-def traced_environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

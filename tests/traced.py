@@ -1,6 +1,6 @@
 """Runs one stage and writes traced.json: which top-level definitions of the package ran, by module.
 
-python tests/traced.py train gan
+python -m tests.traced train gan
 """
 
 import importlib
