@@ -1,7 +1,10 @@
 """What README and docs/ say is true: numbers, pictures, links, commands and names."""
 
+import hashlib
+import json
 import lzma
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from pipeline.__main__ import FOLDER
 from pipeline.commands.reproduce import find_interval
 from pipeline.evidence.uncertainty import format_number
 from pipeline.evidence.values import load_values
+from pipeline.history import dvc_lock
 from tests.conftest import ROOT
 from tests.test_architecture import MODULES, read_code
 
@@ -23,10 +27,14 @@ README = PAGES[0].read_text(encoding="utf-8")
 HEADLINES = {"gan": "fid_classifier", "vae": "iw500_nats", "transformer": "test_bits_per_character"}
 
 
+def read_committed(path: str) -> str:
+    """A file of the last commit: `make repro` on another machine has other numbers, and makes no claim false."""
+    return subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def read_run(run: str) -> dict[str, dict[str, float]]:
     """The committed metrics of a run, and the values of its sets."""
-    folder = ROOT / artifacts.REPORTS / "runs" / run
-    return {name: artifacts.read_json(folder / f"{name}.json") for name in ("metrics", "sets")}
+    return {name: json.loads(read_committed(f"reports/runs/{run}/{name}.json")) for name in ("metrics", "sets")}
 
 
 @pytest.mark.parametrize("run", HEADLINES)
@@ -86,12 +94,25 @@ def test_the_price_is_that_of_the_committed_costs() -> None:
 
 
 def test_the_text_is_one_that_the_language_model_wrote() -> None:
-    path = ROOT / artifacts.REPORTS / "runs" / "transformer" / "samples" / "samples.yaml"
+    path = ROOT / "docs" / "samples" / "transformer" / "samples.yaml"
     shown = re.search(r"(?:^ {4}.*\n|^\n)+", README[README.index("<img") :], re.MULTILINE)
     assert shown
     text = re.sub(r"^ {4}", "", shown[0].strip("\n"), flags=re.MULTILINE)
     assert len(text) > 100
     assert any(text in sample for sample in YAML(typ="safe", pure=True).load(path))
+
+
+@pytest.mark.parametrize("run", HEADLINES)
+def test_the_shown_samples_are_those_of_the_committed_run(run: str) -> None:
+    folder = ROOT / "docs" / "samples" / run
+    files = [{"md5": digest_md5(path.read_bytes()), "relpath": path.name} for path in sorted(folder.iterdir())]
+    listed = digest_md5(json.dumps(files, sort_keys=True).encode())  # as DVC hashes a folder
+    stages = dvc_lock.parse_stages(read_committed("dvc.lock"), "dvc.lock")
+    assert dvc_lock.list_hashes(stages, f"sample@{run}", "outs")[f"reports/runs/{run}/samples"] == f"{listed}.dir"
+
+
+def digest_md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def test_the_readme_is_a_door() -> None:
