@@ -5,7 +5,7 @@
 The digest covers the top-level statements that an instance reaches from its stage and its plug-ins, name by name. It
 leaves out comments, docstrings, blank lines and the place of a file, so that only an edit of the code itself makes a
 result stale. The stage `check` writes one file per instance, data/code/<stage>/<key>.json, and the instance depends on
-it. The same digest names a training's resume state, and the code of an evaluation's protocol.
+it. The same digest names a training's resume state, and digests of its parts are in an evaluation's protocol.
 
 Statements are compared as text, because `ast.dump` differs between versions of Python.
 """
@@ -124,14 +124,27 @@ def find_roots(stage: str, key: str, settings: Params) -> Roots:
     elif stage == "report":
         roots |= {_name("metrics", run.metric): () for run in settings.runs.values()}
     elif stage == "evaluate":
-        run = settings.runs[key]
-        roots[_name("metrics", run.metric)] = ()
-        if run.network != params.NONE:
-            roots |= _find_network(run.network, settings)
+        for part in find_parts(key, settings).values():
+            roots |= part
+        roots[_name("models", settings.runs[key].model)] = ("describe_scores",)
     else:
         run = settings.runs[key]
         roots |= _find_model("models", run.model, settings.data[run.data].KIND, *CALLED_OF_KINDS[stage])
     return roots
+
+
+def find_parts(key: str, settings: Params) -> dict[str, Roots]:
+    """Return where the code that a run's numbers go through begins: of the metric, and of its feature network."""
+    run = settings.runs[key]
+    parts: dict[str, Roots] = {"metric": {_name("stages", "evaluate"): (ENTRY,), _name("metrics", run.metric): ()}}
+    if run.network != params.NONE:
+        parts["network"] = _find_network(run.network, settings)
+    return parts
+
+
+def digest_parts(key: str, settings: Params) -> dict[str, str]:
+    """Return the digest of each part of the code that a run's numbers go through, for its protocol."""
+    return {name: str(describe(roots)["digest"]) for name, roots in find_parts(key, settings).items()}
 
 
 def _find_network(name: str, settings: Params, *called: str) -> Roots:

@@ -5,8 +5,10 @@
 
 Runs that differ only in the seed are seeds of one experiment and are averaged. They have the same model, config and
 weights, and dvc.lock has the same code and prepared data for their training and sampling. Revisions may differ in
-everything else. Numbers of different evaluation protocols are refused. The table is Markdown and has the measurements
-that all runs have.
+everything else. A run of two revisions, such as of two machines, is two columns.
+
+The table is Markdown and has the measurements that all runs have by the same protocol. Below it are the values whose
+protocols differ, with the field that differs. `--metric` refuses such a value.
 """
 
 import json
@@ -20,7 +22,7 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
-from pipeline.evidence.protocol import require_equal
+from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, format_refusals
 from pipeline.evidence.uncertainty import (
     MOST_SEEDS,
     Summary,
@@ -42,14 +44,14 @@ class Evaluation:
 
     numbers: by metric one value per sample set.
     values: what the metric declares of them.
+    content: of the run's protocol.json.
     inputs: by stage the hashes of the code and the prepared data, empty where dvc.lock does not have the run.
     """
 
     name: str
     numbers: dict[str, list[float]]
     values: Values
-    protocol: dict[str, Any]
-    run: dict[str, Any]
+    content: dict[str, Any]
     inputs: dict[str, dict[str, str]]
 
     def list_measurements(self) -> list[str]:
@@ -66,8 +68,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     locks = {revision: read_lock(revision) for revision in {name.rpartition(":")[0] for name in options.runs}}
     evaluations = [read_evaluation(name, locks) for name in options.runs]
-    require_equal({evaluation.name: evaluation.protocol for evaluation in evaluations}, options.allow)
-    print(format_table(group_seeds(evaluations), options.metric), end="")
+    print(format_table(group_seeds(evaluations), options.metric, options.allow), end="")
     return 0
 
 
@@ -93,10 +94,10 @@ def read_evaluation(name: str, locks: Mapping[str, Mapping[str, Any]]) -> Evalua
     revision, _, run = name.rpartition(":")
     read = {stem: _read(revision, f"reports/runs/{run}/{stem}.json") for stem in ("metrics", "sets", "protocol")}
     numbers = {metric: [value] for metric, value in read["metrics"].items()} | read["sets"]
-    protocol = read["protocol"]["protocol"]
+    content = check_content(read["protocol"], f"{name}: protocol.json")
     inputs = {stage: _find_inputs(locks[revision], f"{stage}@{run}") for stage in ("train", "sample")}
-    values = load_values(protocol["metric"]["name"])
-    return Evaluation(name, numbers, values, protocol, read["protocol"]["run"], inputs)
+    values = load_values(content["protocol"]["metric"]["name"])
+    return Evaluation(name, numbers, values, content, inputs)
 
 
 def _find_inputs(stages: Mapping[str, Any], instance: str) -> dict[str, str]:
@@ -131,35 +132,40 @@ def _call_git_show(revision: str, path: str) -> subprocess.CompletedProcess[str]
 def group_seeds(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
     """Group runs that differ in nothing but the seed; a group is named after its first run.
 
-    The revision is no part of what may not differ: DVC keeps each seed of an experiment as a commit of its own.
+    The revision is no part of what may not differ: DVC keeps each seed of an experiment as a commit of its own. If a
+    seed comes again with other numbers or another protocol, such as those of another machine, it begins a new group.
 
     Raises:
-        ArtifactError: if a seed is twice in a group.
+        ArtifactError: if a seed comes again with the same evaluation.
     """
-    groups: dict[str, list[Evaluation]] = {}
+    groups: dict[tuple[str, int], dict[int, Evaluation]] = {}
     for evaluation in evaluations:
-        settings = {key: value for key, value in evaluation.run.items() if key != "seed"}
+        settings = {key: value for key, value in evaluation.content["run"].items() if key != "seed"}
         experiment = json.dumps([settings, evaluation.inputs], sort_keys=True)
-        groups.setdefault(experiment, []).append(evaluation)
-    for members in groups.values():
-        seeds = [member.run["seed"] for member in members]
-        if len(set(seeds)) < len(seeds):
-            names = ", ".join(f"{member.name} (seed {member.run['seed']})" for member in members)
-            msg = f"the same training counts twice: {names}"
-            raise ArtifactError(msg)
-    return {members[0].name: members for members in groups.values()}
+        seed = evaluation.content["run"]["seed"]
+        earlier = [members[seed] for (known, _), members in groups.items() if known == experiment and seed in members]
+        for other in earlier:
+            if (other.numbers, other.content) == (evaluation.numbers, evaluation.content):
+                msg = f"the same training counts twice: {other.name} (seed {seed}), {evaluation.name} (seed {seed})"
+                raise ArtifactError(msg)
+        groups.setdefault((experiment, len(earlier)), {})[seed] = evaluation
+    return {next(iter(members.values())).name: list(members.values()) for members in groups.values()}
 
 
-def format_table(groups: dict[str, list[Evaluation]], wanted: Sequence[str]) -> str:
-    """Return the Markdown table of the metrics that all runs have, and below it which runs have other metrics.
+def choose_metrics(
+    runs: Sequence[Evaluation], wanted: Sequence[str], allowed: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Return the metrics of the table, and the paragraphs on the measurements that are not in it.
 
-    Every group after the first is compared with the first.
+    Args:
+        runs: the evaluations.
+        wanted: metrics; none: the measurements that all runs have by the same protocol.
+        allowed: fields of a protocol that may differ.
 
     Raises:
         ArtifactError: if a run lacks a wanted metric, or the runs have no metric in common.
+        ProtocolError: if a wanted metric is not comparable, or none is.
     """
-    names = list(groups)
-    runs = [member for members in groups.values() for member in members]
     common = [metric for metric in runs[0].numbers if all(metric in run.numbers for run in runs)]
     if missing := [metric for metric in wanted if metric not in common]:
         lacking = [
@@ -167,11 +173,27 @@ def format_table(groups: dict[str, list[Evaluation]], wanted: Sequence[str]) -> 
         ]
         msg = f"no metric {', '.join(missing)}; there are {', '.join(common) or 'none'}; {'; '.join(lacking)}"
         raise ArtifactError(msg)
-    metrics = wanted or [name for name in runs[0].list_measurements() if name in common]
+    metrics = list(wanted) or [name for name in runs[0].list_measurements() if name in common]
     if not metrics:
         have = [f"{run.name} has {', '.join(run.list_measurements()) or 'none'}" for run in runs]
         msg = f"no metric that all runs have: {'; '.join(have)}"
         raise ArtifactError(msg)
+    refusals = find_refusals(metrics, {run.name: run.content for run in runs}, allowed)
+    notes = format_refusals(refusals)
+    comparable = [name for name in metrics if not any(name in refused for refused in refusals.values())]
+    if refusals and (wanted or not comparable):
+        raise ProtocolError("\n".join(notes))
+    return comparable, [] if wanted else [*notes, *list_others(runs, common)]
+
+
+def format_table(groups: dict[str, list[Evaluation]], wanted: Sequence[str], allowed: Sequence[str]) -> str:
+    """Return the Markdown table of the metrics that can be compared, and below it the ones that cannot.
+
+    Every group after the first is compared with the first. `choose_metrics` has the arguments and the errors.
+    """
+    names = list(groups)
+    runs = [member for members in groups.values() for member in members]
+    metrics, notes = choose_metrics(runs, wanted, allowed)
     titles = [f"{name} ({len(members)} seed{'s' * (len(members) > 1)})" for name, members in groups.items()]
     versus = [f"{name} against {names[0]}" for name in names[1:]]
     lines = [f"| metric | {' | '.join(titles + versus)} |", "|---" * (1 + len(titles) + len(versus)) + "|"]
@@ -182,13 +204,8 @@ def format_table(groups: dict[str, list[Evaluation]], wanted: Sequence[str]) -> 
         cells += [format_verdict(value.direction, tables[0], table) for table in tables[1:]]
         unit = f" ({value.unit})" if value.unit else ""
         lines.append(f"| {metric}{unit} | {' | '.join(cells)} |")
-    if not wanted:
-        lines += list_others(runs, common)
-    lines += [
-        "",
-        "Mean and 95 % t-interval over seeds; with one seed, over its sample sets, and then nothing is decided.",
-    ]
-    return "\n".join(lines) + "\n"
+    meaning = "Mean and 95 % t-interval over seeds; with one seed, over its sample sets, and then nothing is decided."
+    return "\n".join(lines + [line for note in (*notes, meaning) for line in ("", note)]) + "\n"
 
 
 def list_others(runs: Sequence[Evaluation], common: Sequence[str]) -> list[str]:
@@ -198,9 +215,9 @@ def list_others(runs: Sequence[Evaluation], common: Sequence[str]) -> list[str]:
         if metric not in common:
             owners = ", ".join(run.name for run in runs if metric in run.numbers)
             others.setdefault(owners, []).append(metric)
-    lines = [line for owners, metrics in others.items() for line in ("", f"Only in {owners}: {', '.join(metrics)}")]
+    notes = [f"Only in {owners}: {', '.join(metrics)}" for owners, metrics in others.items()]
     undeclared = dict.fromkeys(name for run in runs for name in run.numbers if match_name(run.values, name) is None)
-    return [*lines, "", f"Not declared by the metric: {', '.join(undeclared)}"] if undeclared else lines
+    return [*notes, f"Not declared by the metric: {', '.join(undeclared)}"] if undeclared else notes
 
 
 def format_summary(summary: Summary) -> str:

@@ -15,14 +15,14 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from ruamel.yaml import YAML
 
 from pipeline import artifacts, code, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import DVC, call, make_parser, run_in_clone
-from pipeline.evidence.protocol import hash_protocol
+from pipeline.evidence.protocol import check_content, describe_values
+from pipeline.evidence.values import load_values
 from pipeline.history import dvc_lock
 from pipeline.params import Params
 
@@ -152,7 +152,8 @@ def enter_code(settings: Params) -> int:
         stage, _, key = name.partition("@")
         before = json.dumps(entry)
         if stage == "evaluate" and key in settings.runs:
-            enter_protocol(artifacts.REPORTS / "runs" / key / "protocol.json", code.digest(stage, key, settings))
+            path = artifacts.REPORTS / "runs" / key / "protocol.json"
+            enter_protocol(path, settings.runs[key].metric, code.digest_parts(key, settings))
         for file in [*entry.get("deps", ()), *entry.get("outs", ())]:
             path = Path(file["path"])
             if path.is_relative_to(code.FOLDER) or path.name == "protocol.json":
@@ -167,10 +168,11 @@ def enter_code(settings: Params) -> int:
     return changed
 
 
-def enter_protocol(path: Path, digest: str) -> None:
-    """Write the digest of the evaluation's code to a committed protocol, with the protocol's new hash."""
+def enter_protocol(path: Path, metric: str, digests: dict[str, str]) -> None:
+    """Write the digests of the evaluation's code to a committed protocol, with the new hash of each value."""
     if not path.exists():
         return
-    content: dict[str, Any] = artifacts.read_json(path)
-    content["protocol"]["code"] = digest
-    artifacts.write_json(path, content | {"hash": hash_protocol(content["protocol"])})
+    content = check_content(artifacts.read_json(path), str(path))
+    protocol = content["protocol"] | {"code": digests}
+    values = describe_values(load_values(metric), content["values"], protocol)
+    artifacts.write_json(path, content | {"protocol": protocol, "values": values})

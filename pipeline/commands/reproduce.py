@@ -6,10 +6,10 @@
 
 A claim is a measurement in reports/runs/<run>/metrics.json as git has it, with its protocol and its interval. The
 interval is over sample sets, or 1.96 standard errors. Floors, spreads, descriptions and counts are not claims. Each
-claim ends as "bit for bit", "within the interval" or "not", with the first stage whose output differs. All claims of a
-run end as "not" if its protocol comes out different. Other code and other versions are noted below the table instead.
-The status is 0 if no claim ends as "not". The table is Markdown on standard output. In a subfolder that is a DVC
-project of its own, the command is about that project.
+claim ends as "bit for bit", "within the interval" or "not", with the first stage whose output differs. A claim ends as
+"not" if its protocol comes out different. Other code and other versions are noted below the table instead. The status
+is 0 if no claim ends as "not". The table is Markdown on standard output. In a subfolder that is a DVC project of its
+own, the command is about that project.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import DVC, call, make_parser, run_in_clone
-from pipeline.evidence.protocol import find_differences
+from pipeline.evidence.protocol import check_content, find_differences
 from pipeline.evidence.uncertainty import format_interval, summarize
 from pipeline.evidence.values import (
     Values,
@@ -40,8 +40,8 @@ from pipeline.params import Params
 REPORT = artifacts.REPORTS / "reproduction.md"
 EXACT, WITHIN, NOT = "bit for bit", "within the interval", "**not**"
 HALF_ERRORS = 1.96  # standard errors in half of a 95 % interval
-NOTED = ("versions.", "code")  # fields of a protocol whose difference is noted, and does not decide
-NETWORKS = ("network", "features")  # fields of a protocol; the second one is that of old revisions
+NOTED = ("versions.", "code.")  # fields of a protocol whose difference is noted, and does not decide
+NETWORK = "network."  # fields of the feature network, which is reproduced too: `find_first` compares it
 
 
 def main(arguments: list[str]) -> int:
@@ -96,7 +96,9 @@ def read_claims(folder: Path, run: str) -> dict[str, Any]:
         ArtifactError: if the run's numbers are not committed.
     """
     where = folder / artifacts.REPORTS / "runs" / run
-    return {stem: artifacts.read_json(where / f"{stem}.json") for stem in ("metrics", "sets", "protocol")}
+    claims = {stem: artifacts.read_json(where / f"{stem}.json") for stem in ("metrics", "sets", "protocol")}
+    check_content(claims["protocol"], f"{run}: protocol.json")
+    return claims
 
 
 def repeat(project: Path, runs: list[str], settings: Params, *, evaluate: bool) -> None:
@@ -125,13 +127,14 @@ def judge_claims(
     claim: Mapping[str, Any], found: Mapping[str, Any], first: str
 ) -> Iterator[tuple[str, float, str, float, str]]:
     """Yield (metric, claimed, interval, found, verdict) of each claim of a run; a missing one is not a number."""
-    others = [field for field, *_ in list_differences(claim, found) if not field.startswith(NOTED)]
     values = load_values(claim["protocol"]["protocol"]["metric"]["name"])
     for metric, value in claim["metrics"].items():
         if not is_measurement(values, metric):
             continue
         low, high = find_interval(values, metric, claim)
         now = found["metrics"].get(metric, math.nan)
+        differing = [field for field, *_ in find_differences(claim["protocol"], found["protocol"], metric)]
+        others = [field for field in differing if not field.startswith((*NOTED, NETWORK))]
         if others:
             verdict = f"{NOT}, other protocol: {others[0]}; first different: {first}"
         elif metric not in found["metrics"]:
@@ -143,22 +146,15 @@ def judge_claims(
 
 def note_versions(claim: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence for other code, and for each library of which the clone has another version."""
-    for field, before, now in list_differences(claim, found):
-        if field.startswith(NOTED):
-            name = field.removeprefix("versions.")
-            yield f"evaluated with {name} {now}, claimed with {name} {before}"
-
-
-def list_differences(claim: Mapping[str, Any], found: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (field, claimed, found) of every difference of the protocols, without the feature networks.
-
-    They are reproduced too, and `find_first` compares them.
-    """
-    before, now = (
-        {name: value for name, value in side["protocol"]["protocol"].items() if name not in NETWORKS}
-        for side in (claim, found)
-    )
-    return find_differences(before, now)
+    noted = {
+        (field, before, now)
+        for metric in claim["metrics"]
+        for field, before, now in find_differences(claim["protocol"], found["protocol"], metric)
+        if field.startswith(NOTED)
+    }
+    for field, before, now in sorted(noted):
+        name = field.removeprefix("versions.")
+        yield f"evaluated with {name} {now}, claimed with {name} {before}"
 
 
 def find_interval(values: Values, metric: str, claim: Mapping[str, Any]) -> tuple[float, float]:

@@ -3,8 +3,8 @@
     cd benchmarks && pipeline results
 
 results.yaml names each claim: its runs (one per seed), metric, direction, and the values to reach. The direction must
-be the one that the metric declares. Runs of one claim must have been evaluated by one protocol and differ only in the
-seed. A claim is reached if its whole interval is at least as good as the value to reach, missed if all of it is worse,
+be the one that the metric declares. The runs of one claim have one protocol of that metric and differ only in the seed.
+A claim is reached if its whole interval is at least as good as the value to reach, missed if all of it is worse,
 and otherwise inconclusive. An optional claim without any of its runs is "not measured here". A fresh clone has the
 metrics, but not the records of the trainings: the time and memory in results.json stay if the value is still the same.
 The ratios of speed.json, if there is one, also become claims of results.json.
@@ -21,7 +21,7 @@ from pydantic import Field
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
-from pipeline.evidence.protocol import require_equal
+from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, flatten, format_refusals
 from pipeline.evidence.uncertainty import format_interval, format_number, summarize
 from pipeline.evidence.values import Values, find_count, find_value, load_values
 from pipeline.params import Section, check_section, read_mapping
@@ -100,8 +100,8 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
         former: the same of an earlier time, or nothing; its costs stay where the runs' records are not at hand.
 
     Raises:
-        ProtocolError: if its runs were evaluated by different protocols.
-        ArtifactError: if a file of a run or the metric is missing, or two runs have one seed.
+        ProtocolError: if the runs have different protocols of the metric.
+        ArtifactError: if a file of a run or the metric is missing, or the runs differ in more than the seed.
     """
     folders = {run: artifacts.REPORTS / "runs" / run for run in claim.runs}
     command = "dvc repro " + " ".join(f"evaluate@{run}" for run in claim.runs)
@@ -109,17 +109,15 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
         return {"value": None, "command": make_command(command), "must": claim.must, "aim": claim.aim}
     metrics = {run: artifacts.read_json(folder / "metrics.json") for run, folder in folders.items()}
     sets = {run: artifacts.read_json(folder / "sets.json") for run, folder in folders.items()}
-    about = {run: artifacts.read_json(folder / "protocol.json") for run, folder in folders.items()}
-    require_equal({run: entry["protocol"] for run, entry in about.items()})
-    require_equal({run: {**entry["run"], "seed": None} for run, entry in about.items()})
-    seeds = [about[run]["run"]["seed"] for run in claim.runs]
-    if len(set(seeds)) < len(seeds):
-        msg = f"{PATH}: {name}.runs: expected one run a seed, {', '.join(claim.runs)} have the seeds {seeds}"
-        raise ArtifactError(msg)
+    contents = {run: read_protocol(run) for run in claim.runs}
+    seeds = check_runs(name, contents)
     for run, found in metrics.items():
         if claim.metric not in found:
             msg = f"{PATH}: {name}.metric: no metric {claim.metric!r} in runs {run}; there are {', '.join(found)}"
             raise ArtifactError(msg)
+    if refusals := find_refusals([claim.metric], contents):
+        msg = f"{PATH}: {name}: {format_refusals(refusals)[0]}"
+        raise ProtocolError(msg)
     values = read_values(claim)
     check_direction(name, claim, values)
     summary = summarize([sets[run].get(claim.metric, [metrics[run][claim.metric]]) for run in claim.runs])
@@ -132,12 +130,39 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
         "sample_sets": summary.sets,
         "counts": find_counts(values, claim.metric, metrics[claim.runs[0]]),
         **costs,
-        "protocol": about[claim.runs[0]]["hash"],
+        "protocol": contents[claim.runs[0]]["values"][claim.metric]["hash"],
         "command": make_command(f"OMP_NUM_THREADS={costs['threads']} {command}"),
         "must": claim.must,
         "aim": claim.aim,
         "verdict": judge_claim(claim, interval or [summary.mean]),
     }
+
+
+def read_protocol(run: str) -> dict[str, Any]:
+    """Return the content of a run's protocol.json."""
+    path = artifacts.REPORTS / "runs" / run / "protocol.json"
+    return check_content(artifacts.read_json(path), str(path))
+
+
+def check_runs(name: str, contents: dict[str, dict[str, Any]]) -> list[int]:
+    """Return the seeds of a claim's runs.
+
+    Raises:
+        ArtifactError: if two runs have one seed, or differ in more than the seed.
+    """
+    seeds = [content["run"]["seed"] for content in contents.values()]
+    if len(set(seeds)) < len(seeds):
+        msg = f"{PATH}: {name}.runs: expected one run a seed, {', '.join(contents)} have the seeds {seeds}"
+        raise ArtifactError(msg)
+    first, *others = [dict(flatten(content["run"])) for content in contents.values()]
+    for run, other in zip(list(contents)[1:], others, strict=True):
+        keys = sorted({*first, *other} - {"seed"})
+        if differing := [key for key in keys if first.get(key) != other.get(key)]:
+            key = differing[0]
+            pair = f"{key} is {first.get(key)!r} in {next(iter(contents))} and {other.get(key)!r} in {run}"
+            msg = f"{PATH}: {name}.runs: expected runs that differ only in the seed, {pair}"
+            raise ArtifactError(msg)
+    return seeds
 
 
 def check_direction(name: str, claim: Claim, values: Values) -> None:
@@ -155,8 +180,7 @@ def check_direction(name: str, claim: Claim, values: Values) -> None:
 
 def read_values(claim: Claim) -> Values:
     """Return the declarations of the metric that has evaluated a claim's runs."""
-    about = artifacts.read_json(artifacts.REPORTS / "runs" / claim.runs[0] / "protocol.json")
-    return load_values(about["protocol"]["metric"]["name"])
+    return load_values(read_protocol(claim.runs[0])["protocol"]["metric"]["name"])
 
 
 def make_command(command: str) -> str:

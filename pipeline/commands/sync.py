@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
+from pipeline.evidence.protocol import check_content, make_tags
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
 
@@ -46,5 +47,5 @@ def read_results(record: Record) -> tuple[dict[str, float], dict[str, str], Path
     model, reports = artifacts.RUNS / name / "model", artifacts.REPORTS / "runs" / name
     metrics, protocol = reports / "metrics.json", reports / "protocol.json"
     values = artifacts.read_json(metrics) if metrics.exists() else {}
-    tags = {"protocol": artifacts.read_json(protocol)["hash"]} if protocol.exists() else {}
+    tags = make_tags(check_content(artifacts.read_json(protocol), str(protocol))) if protocol.exists() else {}
     return values, tags, model if model.exists() else None

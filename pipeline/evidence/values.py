@@ -18,6 +18,7 @@ Role = Literal["measurement", "description", "count", "floor", "real", "error", 
 ALONE = ("measurement", "description", "count")  # roles of values with a row of their own
 SETS = "sets of samples"  # what most intervals are over
 FIELD = re.compile(r"\{(\w+)\}")
+EVERY = ("code.metric", "versions.torch")  # fields of the protocol that every number depends on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,9 @@ class Value:
     of: template of the value that this one stands next to.
     over: the things that an interval, a standard error or a spread is over.
     counts: template of the count that the value rests on.
-    in_protocol: whether values with another such count are not comparable.
+    in_protocol: whether the count is a field of the protocol.
+    depends: fields of the protocol that the number depends on besides EVERY, such as `network` or `counts.samples`;
+    names of fields may have those of the template, as in `counts.{split}_targets`. A count needs none.
     follows, rescale: the value is a function of the value `follows`; `rescale(value, ratio)` is the value that goes
     with `ratio` times the other one.
     """
@@ -46,6 +49,7 @@ class Value:
     over: str = ""
     counts: str = ""
     in_protocol: bool = False
+    depends: tuple[str, ...] = ()
     follows: str = ""
     rescale: Callable[[float, float], float] | None = None
 
@@ -56,6 +60,9 @@ class Value:
             raise ValueError(msg)
         if self.direction != "none" and self.role != "measurement":
             msg = f"a value of role {self.role}: only a measurement has a direction, got {self.direction}"
+            raise ValueError(msg)
+        if bool(self.depends) == (self.role == "count"):
+            msg = f"a value of role {self.role}: expected `depends` for each role but count, got {self.depends!r}"
             raise ValueError(msg)
         if bool(self.follows) == (self.rescale is None):
             msg = "expected both of `follows` and `rescale`, or neither"
@@ -155,6 +162,16 @@ def find_followed(values: Values, name: str) -> str:
     """Return the name of the value that `name` is a function of; empty if it is none."""
     match = match_name(values, name)
     return _fill(values[match.template].follows, match) if match else ""
+
+
+def list_fields(values: Values, name: str) -> tuple[str, ...]:
+    """Return the fields of the protocol that a value depends on, in order; none for a count.
+
+    Raises:
+        ArtifactError: if the metric does not declare it.
+    """
+    depends, match = find_value(values, name).depends, match_name(values, name)
+    return tuple(sorted({*EVERY, *(_fill(field, match) for field in depends)})) if depends and match else ()
 
 
 def list_counts(values: Values, metrics: Mapping[str, float]) -> dict[str, int]:

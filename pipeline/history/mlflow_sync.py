@@ -179,5 +179,5 @@ class MlflowSync:
             for key, value in given.items()
             if math.isfinite(value) and data.metrics.get(word_key(key)) != float(value)
         ]
-        self.client.log_batch(self.run_id, metrics, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.client.log_batch(self.run_id, metrics, tags=[RunTag(word_key(key), value) for key, value in tags.items()])
         self.client.set_terminated(self.run_id, about["status"], end_time=ended)

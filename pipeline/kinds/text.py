@@ -6,6 +6,7 @@ imported where it is used: preparing a text takes half a gigabyte less without i
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -186,19 +187,35 @@ def measure_overlaps(texts: Texts, sizes: Mapping[str, int]) -> dict[str, dict[s
 
 
 def survey(pieces: Iterable[str]) -> dict[str, Any]:
-    """Count the characters, the bytes of UTF-8, the words and the distinct characters of a text."""
+    """Count the characters, the bytes of UTF-8, the words and the distinct characters of a text, and hash it.
+
+    The hash is that of the text as UTF-8, whatever the tokenizer: numbers per character or byte compare where it is
+    equal.
+    """
+    content = hashlib.sha256()
 
     def count(piece: str) -> tuple[int, int, int, set[str]]:
         return len(piece), count_bytes(piece), count_words(piece), distinct_characters(piece)
 
+    def read() -> Iterator[str]:
+        for piece in pieces:
+            content.update(piece.encode("utf-8"))
+            yield piece
+
     characters = size = words = 0
     distinct: set[str] = set()
-    for found in map_pieces(count, cut(pieces)):
+    for found in map_pieces(count, cut(read())):
         characters += found[0]
         size += found[1]
         words += found[2]
         distinct |= found[3]
-    return {"characters": characters, "bytes": size, "words": words, "distinct_characters": len(distinct)}
+    return {
+        "characters": characters,
+        "bytes": size,
+        "words": words,
+        "distinct_characters": len(distinct),
+        "content_sha256": content.hexdigest(),
+    }
 
 
 def count_words(text: str) -> int:

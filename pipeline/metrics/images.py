@@ -32,40 +32,74 @@ from pipeline.params import Measure, Params
 KIND = "images"
 NETWORK = "optional"  # likelihoods need none
 SPLITS = ("test", "train")  # the second one makes the floors
-NUMBERS = (
-    "features, FID's means, KID, distances and log-likelihoods float32; "
-    "FID's covariances, Inception Score, bounds and means of scores float64"
-)
+NUMBERS = {
+    "features": "float32",
+    "fid": "means float32, covariances float64",
+    "kid": "float32",
+    "distances": "float32",
+    "isc": "float64",
+    "scores": "log-likelihoods float32, bounds and means float64",
+}
 SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of the images, from which FID is extrapolated
+
+# Fields of the protocol: those of images that a feature network sees, ...
+SEEN = ("network", "code.network", "numbers.features", "counts.samples")
+GENERATED = (*SEEN, "metric.sampling.sets")
+TEST = (*SEEN, "reference.sha256.test")
+FLOOR = (*TEST, "reference.sha256.train", "counts.floor_sets")
+# ... those of a calculation with their features, ...
+FID = ("numbers.fid", "versions.numpy", "versions.torch-fidelity")
+KID = ("metric.kid_subsets", "metric.kid_subset_size", "numbers.kid", "versions.numpy", "versions.torch-fidelity")
+NEAREST = ("metric.neighbours", "numbers.distances", "versions.torch-fidelity")
+ISC = ("metric.isc_splits", "numbers.isc", "versions.numpy", "versions.torch-fidelity")
+FLOORS = {"fid": FID, "fid_infinity": FID, "kid": KID, "precision": NEAREST, "recall": NEAREST}
+# ... and those of a model's scores.
+SCORED = ("scores", "numbers.scores", "reference.sha256.test")
+BOUND = (*SCORED, "metric.sampling.importance_samples")
+
+
+def _sample(depends: tuple[str, ...], **others: Any) -> Value:
+    """Declare a value of generated images."""
+    return Value(over=SETS, counts="samples", depends=(*GENERATED, *depends), **others)
+
+
+def _bound(**others: Any) -> Value:
+    """Declare a mean over test images of a score that is drawn."""
+    return Value(unit="nats per image", counts="scored_images", depends=BOUND, **others)
+
 
 VALUES = {
     "samples": Value(role="count", unit="samples", headline=True, in_protocol=True),
-    "fid_{network}": Value(direction="lower", headline=True, over=SETS, counts="samples"),
-    "fid_{network}_ratio": Value(direction="lower", headline=True, over=SETS, counts="samples"),
-    "precision_{network}": Value(direction="higher", unit="share", headline=True, over=SETS, counts="samples"),
-    "recall_{network}": Value(direction="higher", unit="share", headline=True, over=SETS, counts="samples"),
-    "iw{samples}_nats": Value(direction="lower", unit="nats per image", headline=True, counts="scored_images"),
-    "elbo_nats": Value(direction="lower", unit="nats per image", headline=True, counts="scored_images"),
-    "kl_nats": Value(unit="nats per image", counts="scored_images"),
-    "fid_infinity_{network}": Value(direction="lower", over=SETS, counts="samples"),
-    "kid_{network}": Value(direction="lower", over=SETS, counts="samples"),
-    "isc_{network}": Value(direction="higher", over=SETS, counts="samples"),
-    "class_share_min_{network}": Value(role="description", unit="share", over=SETS, counts="samples"),
-    "class_share_max_{network}": Value(role="description", unit="share", over=SETS, counts="samples"),
-    "active_units": Value(role="description", unit="latent units", counts="scored_images"),
+    "fid_{network}": _sample((*TEST, *FID), direction="lower", headline=True),
+    "fid_{network}_ratio": _sample((*FLOOR, *FID), direction="lower", headline=True),
+    "precision_{network}": _sample((*TEST, *NEAREST), direction="higher", unit="share", headline=True),
+    "recall_{network}": _sample((*TEST, *NEAREST), direction="higher", unit="share", headline=True),
+    "iw{samples}_nats": _bound(direction="lower", headline=True),
+    "elbo_nats": _bound(direction="lower", headline=True),
+    "kl_nats": _bound(),
+    "fid_infinity_{network}": _sample((*TEST, *FID), direction="lower"),
+    "kid_{network}": _sample((*TEST, *KID), direction="lower"),
+    "isc_{network}": _sample(ISC, direction="higher"),
+    "class_share_min_{network}": _sample((), role="description", unit="share"),
+    "class_share_max_{network}": _sample((), role="description", unit="share"),
+    "active_units": Value(role="description", unit="latent units", counts="scored_images", depends=SCORED),
     "floor_sets": Value(role="count", unit="sets", in_protocol=True),
     "scored_images": Value(role="count", unit="images"),  # always the whole test split
-    "fid_{network}_reliable": Value(role="check", of="fid_{network}"),
-    "isc_{network}_real": Value(role="real", of="isc_{network}"),
-    "isc_split_std_{network}": Value(role="spread", of="isc_{network}", over="splits of the images"),
-    "kid_subset_std_{network}": Value(role="spread", of="kid_{network}", over="subsets of the images"),
-    "kid_subset_std_{network}_floor": Value(role="floor", of="kid_subset_std_{network}"),
+    "fid_{network}_reliable": Value(role="check", of="fid_{network}", depends=SEEN),
+    "isc_{network}_real": Value(role="real", of="isc_{network}", depends=(*TEST, *ISC)),
+    "isc_split_std_{network}": Value(
+        role="spread", of="isc_{network}", over="splits of the images", depends=(*GENERATED, *ISC)
+    ),
+    "kid_subset_std_{network}": Value(
+        role="spread", of="kid_{network}", over="subsets of the images", depends=(*GENERATED, *TEST, *KID)
+    ),
+    "kid_subset_std_{network}_floor": Value(role="floor", of="kid_subset_std_{network}", depends=(*FLOOR, *KID)),
     **{
-        f"{metric}_{{network}}_floor": Value(role="floor", of=f"{metric}_{{network}}")
-        for metric in ("fid", "fid_infinity", "kid", "precision", "recall")
+        f"{metric}_{{network}}_floor": Value(role="floor", of=f"{metric}_{{network}}", depends=(*FLOOR, *depends))
+        for metric, depends in FLOORS.items()
     },
     **{
-        f"{score}_se": Value(role="error", of=score, over="test images")
+        f"{score}_se": Value(role="error", of=score, over="test images", depends=BOUND)
         for score in ("iw{samples}_nats", "elbo_nats", "kl_nats")
     },
 }

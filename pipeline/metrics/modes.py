@@ -24,14 +24,28 @@ NETWORK = "needed"
 SPLITS = ("test",)
 NUMBERS = "logits float32, shares and KL float64"
 MOST = 10**6  # modes; a network of a thousand classes is none for three channels
+# Fields of the protocol: of all images, generated ones and test images. The modes are known without a reference.
+SEEN = ("network", "code.network", "numbers", "counts.samples")
+GENERATED = (*SEEN, "metric.sampling.sets")
+TEST = (*SEEN, "reference.sha256.test")
+
+
+def _measure(**others: Any) -> Value:
+    """Declare a value of generated images."""
+    return Value(headline=True, over=SETS, counts="samples", depends=GENERATED, **others)
+
+
 MEASURED = {
-    "modes_covered_{network}": Value(direction="higher", unit="modes", headline=True, over=SETS, counts="samples"),
-    "mode_kl_nats_{network}": Value(direction="lower", unit="nats", headline=True, over=SETS, counts="samples"),
+    "modes_covered_{network}": _measure(direction="higher", unit="modes"),
+    "mode_kl_nats_{network}": _measure(direction="lower", unit="nats"),
 }
 VALUES = {
     "samples": Value(role="count", unit="samples", headline=True, in_protocol=True),
     **MEASURED,
-    **{f"{template}_real": Value(role="real", of=template, unit=value.unit) for template, value in MEASURED.items()},
+    **{
+        f"{template}_real": Value(role="real", of=template, unit=value.unit, depends=TEST)
+        for template, value in MEASURED.items()
+    },
 }
 
 

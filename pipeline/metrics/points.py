@@ -21,18 +21,37 @@ from pipeline.params import Measure, Params, Section
 KIND = "points"
 SPLITS = ("test",)
 NUMBERS = "points float32, metrics float64"
+# Fields of the protocol. No two mixtures have the same test points.
+TEST = ("reference.sha256.test", "counts.samples", "numbers")
+DRAWN = "metric.sampling.sets"
+NEAR = "metric.deviations"
+
+
+def _measure(*depends: str, **others: Any) -> Value:
+    """Declare a value of generated points."""
+    return Value(over=SETS, counts="samples", depends=(*TEST, DRAWN, *depends), **others)
+
+
 MEASURED = {
-    "modes_covered": Value(direction="higher", unit="modes", headline=True, over=SETS, counts="samples"),
-    "high_quality": Value(direction="higher", unit="share", headline=True, over=SETS, counts="samples"),
-    "mode_kl_nats": Value(direction="lower", unit="nats", over=SETS, counts="samples"),
+    "modes_covered": _measure(NEAR, direction="higher", unit="modes", headline=True),
+    "high_quality": _measure(NEAR, direction="higher", unit="share", headline=True),
+    "mode_kl_nats": _measure(direction="lower", unit="nats"),
     # Real points have the entropy of the mixture; points too close to the modes go above it.
-    "log_density_nats": Value(unit="nats per point", over=SETS, counts="samples"),
+    "log_density_nats": _measure(unit="nats per point"),
 }
 VALUES = {
     "samples": Value(role="count", unit="samples", headline=True, in_protocol=True),
     "modes": Value(role="count", unit="modes"),
     **MEASURED,
-    **{f"{name}_real": Value(role="real", of=name, unit=value.unit) for name, value in MEASURED.items()},
+    **{
+        f"{name}_real": Value(
+            role="real",
+            of=name,
+            unit=value.unit,
+            depends=tuple(field for field in value.depends if field != DRAWN),
+        )
+        for name, value in MEASURED.items()
+    },
 }
 
 

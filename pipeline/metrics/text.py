@@ -24,6 +24,11 @@ BLOCKS = 100
 LONGEST = 100.0  # nats a word: a text that costs more, such as a chain of letters without blanks, has no words
 SPLITS = ("validation", "test")
 NUMBERS = "logits float32, sums of nats float64"
+# Fields of the protocol: of numbers per token, of numbers per character, byte or word, and of random windows.
+SCORED = ("scores", "numbers")
+TOKENS = (*SCORED, "metric.sampling.stride", "reference.sha256.{split}")
+CONTENT = (*SCORED, "metric.sampling.stride", "reference.content.{split}")
+WINDOWS = (*SCORED, "metric.sampling.random_windows", "reference.sha256.{split}")
 
 
 def scale_value(value: float, ratio: float) -> float:
@@ -44,33 +49,42 @@ def scale_excess(value: float, ratio: float) -> float:
     return (100 + value) * ratio - 100
 
 
-def _follow(rescale: Callable[[float, float], float], unit: str, *, headline: bool = False) -> Value:
+def _follow(rescale: Callable[[float, float], float], depends: tuple[str, ...], **others: Any) -> Value:
     """Declare a function of a split's nats."""
     return Value(
         direction="lower",
-        unit=unit,
-        headline=headline,
         counts="{split}_targets",
         follows="{split}_nats",
         rescale=rescale,
+        depends=depends,
+        **others,
     )
 
 
+def _nats(counts: str, depends: tuple[str, ...], **others: Any) -> Value:
+    """Declare a mean over targets or windows."""
+    return Value(direction="lower", unit="nats per token", counts=counts, depends=depends, **others)
+
+
 VALUES = {
-    "{split}_bits_per_character": _follow(scale_value, "bits per character", headline=True),
-    "{split}_nats": Value(direction="lower", unit="nats per token", headline=True, counts="{split}_targets"),
-    "{split}_perplexity": _follow(raise_value, "per token", headline=True),
-    "{split}_bits_per_byte": _follow(scale_value, "bits per byte"),
-    "{split}_perplexity_per_word": _follow(raise_value, "per word"),
-    "{split}_excess_percent": _follow(scale_excess, "% of the entropy rate"),
-    "{split}_window_nats": Value(direction="lower", unit="nats per token", counts="{split}_windows"),
-    "{split}_targets": Value(role="count", unit="targets", in_protocol=True),
-    "{split}_windows": Value(role="count", unit="windows", in_protocol=True),
+    "{split}_bits_per_character": _follow(scale_value, CONTENT, unit="bits per character", headline=True),
+    "{split}_nats": _nats("{split}_targets", TOKENS, headline=True),
+    "{split}_perplexity": _follow(raise_value, TOKENS, unit="per token", headline=True),
+    "{split}_bits_per_byte": _follow(scale_value, CONTENT, unit="bits per byte"),
+    "{split}_perplexity_per_word": _follow(raise_value, CONTENT, unit="per word"),
+    "{split}_excess_percent": _follow(scale_excess, CONTENT, unit="% of the entropy rate"),
+    "{split}_window_nats": _nats("{split}_windows", WINDOWS),
+    "{split}_targets": Value(role="count", unit="targets"),
+    "{split}_windows": Value(role="count", unit="windows"),
     "{split}_nats_se": Value(
-        role="error", of="{split}_nats", unit="nats per token", over=f"{BLOCKS} contiguous blocks of the text"
+        role="error",
+        of="{split}_nats",
+        unit="nats per token",
+        over=f"{BLOCKS} contiguous blocks of the text",
+        depends=TOKENS,
     ),
     "{split}_window_nats_se": Value(
-        role="error", of="{split}_window_nats", unit="nats per token", over="the random windows"
+        role="error", of="{split}_window_nats", unit="nats per token", over="the random windows", depends=WINDOWS
     ),
 }
 

@@ -64,6 +64,11 @@ class Config(Trainable):
         return self
 
 
+def describe_scores(config: Any) -> dict[str, Any]:
+    """Return what the scores are of, for the protocol: the windows have the length of the context."""
+    return {"of": "each token, given those before it in a window", "context": config.context}
+
+
 def rotation(length: int, width: int) -> Tensor:
     """Return cosines and sines of the rotary positions, float32 (2, length, width / 2)."""
     frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)

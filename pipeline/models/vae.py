@@ -27,6 +27,7 @@ from pipeline.params import Trainable
 from pipeline.randomness import WHOLE, Part, derive_seed, make_generator, normal, seed_global, seeded, share, this_part
 
 LEARNS = ("images",)
+OBSERVED = {"bernoulli": "binarised images", "discretized_logistic": "grey levels"}  # by likelihood
 
 
 class Config(Trainable):
@@ -64,6 +65,11 @@ class Config(Trainable):
             msg = "a learned prior has no KL of each unit: free_bits must be 0 with prior_couplings > 0"
             raise ValueError(msg)
         return self
+
+
+def describe_scores(config: Any) -> dict[str, Any]:
+    """Return what the scores are of, for the protocol: bounds of two likelihoods are not comparable."""
+    return {"of": f"{config.likelihood} on {OBSERVED[config.likelihood]}"}
 
 
 class Residual(nn.Module):

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from ruamel.yaml import YAML
 
 from pipeline import artifacts, params
+from pipeline.evidence.protocol import check_content, find_refusals, format_refusals
 from pipeline.evidence.uncertainty import format_interval, format_number, summarize
 from pipeline.evidence.values import Role, Values, find_companion, find_value, list_overs, load_values, sort_names
 from pipeline.params import Run
@@ -43,6 +44,7 @@ class Page:
     """What the report shows of one run: its settings, metrics, the values of each set of samples, its record.
 
     values: what the metric declares of its values.
+    content: of the run's protocol.json.
     about: the record's run.json; empty where git has the numbers, and DVC's cache no record.
     """
 
@@ -54,6 +56,7 @@ class Page:
     values: Values
     metrics: dict[str, float]
     sets: dict[str, list[float]]
+    content: dict[str, Any]
     about: dict[str, Any]
     curves: str
     exhibits: list[Shown]
@@ -139,6 +142,10 @@ class Table:
         """Return the metrics of which lower, or higher, values are better."""
         return ", ".join(name for name in self.names if find_value(self.values, name).direction == direction)
 
+    def list_refusals(self) -> list[str]:
+        """Return a line for each reason why values of a row are not comparable."""
+        return format_refusals(find_refusals(self.names, {page.name: page.content for page in self.pages}))
+
     def unit(self, name: str) -> str:
         """Return a metric's unit."""
         return find_value(self.values, name).unit
@@ -178,6 +185,7 @@ def make_page(name: str, run: Run, source: str) -> Page:
         seed=run.seed,
         metrics=artifacts.read_json(folder / "metrics.json"),
         sets=artifacts.read_json(folder / "sets.json"),
+        content=check_content(artifacts.read_json(folder / "protocol.json"), f"{folder / 'protocol.json'}"),
         about=artifacts.read_json(record) if record.exists() else {},
         curves=draw_curves(folder / "curves"),
         # Samples come before reconstructions.

@@ -9,9 +9,26 @@ import pytest
 
 from pipeline import artifacts
 from pipeline.__main__ import main
-from pipeline.evidence.protocol import hash_protocol
+from pipeline.evidence.protocol import describe_values
+from pipeline.evidence.values import load_values, match_name
 
-PROTOCOL = {"metric": {"name": "images", "sampling": {"count": 1000}}, "versions": {"torch": "2.14.0"}}
+PROTOCOL: dict[str, Any] = {
+    "code": {"metric": "1", "network": "2"},
+    "counts": {"samples": 1000, "floor_sets": 3},
+    "metric": {
+        "name": "images",
+        "kid_subsets": 100,
+        "kid_subset_size": 500,
+        "neighbours": 3,
+        "isc_splits": 10,
+        "sampling": {"count": 1000, "sets": 3, "importance_samples": 500},
+    },
+    "network": {"name": "x", "weights_sha256": "ab" * 32},
+    "numbers": dict.fromkeys(("features", "fid", "kid", "distances", "isc", "scores"), "float32"),
+    "reference": {"sha256": {"test": "t", "train": "u"}},
+    "scores": {"of": "bernoulli on binarised images"},
+    "versions": {"torch": "2.14.0", "numpy": "2.4.6", "torch-fidelity": "0.4.0"},
+}
 
 
 def write(
@@ -21,15 +38,18 @@ def write(
     fid: tuple[float, ...] = (5.0, 5.2),
     config: int = 1,
     others: Mapping[str, float] | None = None,
-    **protocol: Any,
+    **changes: Any,
 ) -> None:
+    """Write an evaluated run; changes: parts of its protocol."""
     folder = artifacts.REPORTS / "runs" / name
-    used = {**PROTOCOL, **protocol}
+    protocol = {**PROTOCOL, **changes}
     metrics = {"samples": 1000, "fid_x": sum(fid) / len(fid), "fid_x_floor": 4.0, **(others or {})}
     artifacts.write_json(folder / "metrics.json", metrics)
     artifacts.write_json(folder / "sets.json", {"fid_x": list(fid)})
     run = {"model": "gan", "config": {"steps": config}, "seed": seed}
-    artifacts.write_json(folder / "protocol.json", {"hash": hash_protocol(used), "protocol": used, "run": run})
+    values = load_values("images")
+    described = describe_values(values, [metric for metric in metrics if match_name(values, metric)], protocol)
+    artifacts.write_json(folder / "protocol.json", {"protocol": protocol, "run": run, "values": described})
 
 
 def write_lock(**runs: dict[str, str]) -> None:
@@ -102,12 +122,57 @@ def test_one_seed_each_is_inconclusive_however_far_apart(capsys: pytest.CaptureF
 
 
 @pytest.mark.usefixtures("folder")
-def test_different_protocols_are_refused_with_the_field(capsys: pytest.CaptureFixture[str]) -> None:
-    write("a")
-    write("b", metric={"name": "images", "sampling": {"count": 500}})
+@pytest.mark.fault(48)
+def test_with_another_classifier_bounds_are_compared_and_what_looks_through_it_is_refused_by_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bound = {"iw500_nats": 90.0}
+    write("a", others=bound)
+    write("b", config=2, others=bound, network={"name": "x", "weights_sha256": "cd" * 32})
+    status, out, _ = compare(capsys, "a", "b")
+    assert status == 0
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("| ")] == ["metric", "iw500_nats"]
+    (line,) = [line for line in out.splitlines() if line.startswith("Not comparable")]
+    assert line.startswith("Not comparable: fid_x: network.weights_sha256 is 'abab")
+    assert line.endswith("cdcd' in b")
+    status, out, err = compare(capsys, "a", "b", "--metric", "fid_x", "--metric", "iw500_nats")
+    assert (status, out, err) == (1, "", f"error: {line}\n")
+    assert "| fid_x |" in compare(capsys, "a", "b", "--metric", "fid_x", "--allow", "network")[1]
+
+
+@pytest.mark.usefixtures("folder")
+def test_bounds_of_two_likelihoods_are_no_better_or_worse(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(3):
+        write(f"a{seed}", seed=seed, others={"iw500_nats": 90.0 + 0.1 * seed, "elbo_nats": 95.0})
+        logistic = {"iw500_nats": 900.0 + 0.1 * seed, "elbo_nats": 950.0}
+        write(f"b{seed}", seed=seed, config=2, others=logistic, scores={"of": "discretized_logistic on grey levels"})
+    status, out, _ = compare(capsys, "a0", "a1", "a2", "b0", "b1", "b2")
+    assert status == 0
+    assert "| fid_x " in out
+    assert "worse" not in out
+    assert (
+        "\n\nNot comparable: elbo_nats, iw500_nats: scores.of is 'bernoulli on binarised images' in a0 "
+        "and 'discretized_logistic on grey levels' in b0\n\n"
+    ) in out
+
+
+@pytest.mark.usefixtures("folder")
+def test_runs_of_which_no_value_is_comparable_are_refused_with_each_field(capsys: pytest.CaptureFixture[str]) -> None:
+    write("a", others={"kid_x": 1.0})
+    metric = {**PROTOCOL["metric"], "kid_subset_size": 100}
+    write("b", config=2, others={"kid_x": 1.0}, metric=metric, counts={"samples": 500, "floor_sets": 3})
     status, out, err = compare(capsys, "a", "b")
     assert (status, out) == (1, "")
-    assert "metric.sampling.count is 1000 and 500" in err
+    assert err == "error: Not comparable: fid_x, kid_x: counts.samples is 1000 in a and 500 in b\n"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_protocol_of_an_older_form_is_refused_by_the_run_s_name(capsys: pytest.CaptureFixture[str]) -> None:
+    write("a")
+    artifacts.write_json(artifacts.REPORTS / "runs" / "a" / "protocol.json", {"hash": "1", "protocol": {}, "run": {}})
+    status, _, err = compare(capsys, "a")
+    assert status == 1
+    assert err.startswith("error: a: protocol.json: expected the keys protocol, run, values, got hash, protocol, run;")
 
 
 @pytest.mark.usefixtures("folder")
@@ -202,6 +267,23 @@ def test_the_code_of_a_revision_is_that_of_its_own_lock(capsys: pytest.CaptureFi
 
 
 @pytest.mark.usefixtures("folder")
+def test_a_run_is_compared_with_itself_on_another_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    # Equal code, data and seed; the machine has trained another classifier, and rounds the bound another way.
+    git("init", "-q")
+    for seed in range(2):
+        write(f"a{seed}", seed=seed, others={"iw500_nats": 90.0 + seed})
+    commit()
+    for seed in range(2):
+        write(f"a{seed}", seed=seed, others={"iw500_nats": 90.001 + seed}, network={"weights_sha256": "cd"})
+    status, out, _ = compare(capsys, "a0", "a1", "HEAD:a0", "HEAD:a1")
+    assert status == 0
+    assert "| metric | a0 (2 seeds) | HEAD:a0 (2 seeds) | HEAD:a0 against a0 |" in out
+    assert "| iw500_nats (nats per image) | 90.5 " in out
+    assert "inconclusive" in out
+    assert "\n\nNot comparable: fid_x: network.name is None in a0 and 'x' in HEAD:a0\n\n" in out
+
+
+@pytest.mark.usefixtures("folder")
 def test_a_lock_with_conflicts_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     write("a")
     Path("dvc.lock").write_text("schema: '2.0'\n<<<<<<< HEAD\nstages:\n", encoding="utf-8")
@@ -286,7 +368,7 @@ def test_what_the_metric_no_longer_declares_is_named_and_not_compared(capsys: py
     assert "| former" not in out
     assert "\n\nNot declared by the metric: former\n\n" in out
     assert "former: the metric's VALUES declare no such value" in compare(capsys, "a", "--metric", "former")[2]
-    write("b", metric={"name": "former"})
+    write("b", metric={**PROTOCOL["metric"], "name": "former"})
     assert "error: no metrics plug-in 'former'" in compare(capsys, "b")[2]
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import params
+from pipeline import artifacts, params
 from pipeline.commands import prove
-from pipeline.evidence.protocol import hash_protocol
+from pipeline.evidence.protocol import describe_values
+from pipeline.evidence.values import load_values
 from tests.conftest import ROOT
 from tests.test_dvc import copy_project, run, set_params
 
@@ -64,6 +65,27 @@ def test_a_result_that_differs_or_is_missing_is_named(tmp_path: Path) -> None:
     assert table.count("| missing |") == 1
 
 
+def test_the_new_code_is_entered_in_a_protocol_with_the_hashes_of_the_values(tmp_path: Path) -> None:
+    values = load_values("points")
+    names = ["high_quality", "mode_kl_nats_real", "samples"]
+    protocol = {
+        "code": {"metric": "old"},
+        "counts": {"samples": 100},
+        "metric": {"deviations": 3.0, "sampling": {"sets": 1}},
+        "numbers": "float32",
+        "reference": {"sha256": {"test": "1"}},
+        "versions": {"torch": "2.14.0"},
+    }
+    path = tmp_path / "protocol.json"
+    prove.enter_protocol(path, "points", {"metric": "new"})
+    assert not path.exists()
+    artifacts.write_json(path, {"protocol": protocol, "run": {}, "values": describe_values(values, names, protocol)})
+    prove.enter_protocol(path, "points", {"metric": "new"})
+    protocol["code"] = {"metric": "new"}
+    expected = {"protocol": protocol, "run": {}, "values": describe_values(values, names, protocol)}
+    assert artifacts.read_json(path) == expected
+
+
 @pytest.mark.slow
 def test_a_change_of_no_bit_is_proved_and_entered_and_another_is_not(tmp_path: Path) -> None:
     folder = tmp_path / "project"
@@ -90,10 +112,10 @@ def test_a_change_of_no_bit_is_proved_and_entered_and_another_is_not(tmp_path: P
     assert {"check"} <= set(status)
     output = run(folder, "python", "-m", "pipeline", "prove", "HEAD~2", "--steps", "3")
     assert "results of 1 runs are equal" in output
-    run(folder, "dvc", "repro")  # the report, whose protocol has another hash
+    run(folder, "dvc", "repro")  # the report, whose protocols have other hashes
     assert "up to date" in run(folder, "dvc", "status")
-    protocol = json.loads((folder / "reports" / "runs" / "transformer" / "protocol.json").read_text())
-    assert protocol["hash"] == hash_protocol(protocol["protocol"])
+    content = json.loads((folder / "reports" / "runs" / "transformer" / "protocol.json").read_text())
+    assert content["values"] == describe_values(load_values("text"), content["values"], content["protocol"])
     run(folder, "git", "commit", "-qam", "proved")
     lock = (folder / "dvc.lock").read_bytes()
     change("        x = x + residual", "        x = x + 1.001 * residual")

@@ -34,9 +34,18 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("results.yaml").write_text(CLAIM, encoding="utf-8")
     for seed, name in enumerate(("one", "two")):
-        protocol = {"hash": "h", "protocol": {"metric": {"name": "text"}}, "run": {"seed": seed, "model": "m"}}
-        write(name, {"test_nats": 1.0 + seed, "test_targets": 99}, protocol, seconds=10.0 * (seed + 1))
+        metrics = {"test_nats": 1.0 + seed, "test_targets": 99}
+        write(name, metrics, make_content({"seed": seed, "model": "m"}), seconds=10.0 * (seed + 1))
     return tmp_path
+
+
+def make_content(run: dict[str, Any], **scores: Any) -> dict[str, Any]:
+    protocol = {
+        "metric": {"name": "text"},
+        "scores": {"of": "tokens", **scores},
+        "versions": {"torch": f"{run['seed']}"},
+    }
+    return {"protocol": protocol, "run": run, "values": {"test_nats": {"fields": ["scores"], "hash": "h"}}}
 
 
 def write(name: str, metrics: dict[str, float], protocol: dict[str, Any], seconds: float) -> None:
@@ -165,10 +174,20 @@ def test_a_command_works_from_the_root_of_the_repository(runs: Path, monkeypatch
 
 @pytest.mark.usefixtures("runs")
 def test_runs_that_differ_in_more_than_the_seed_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    protocol = {"hash": "h", "protocol": {"metric": {"name": "text"}}, "run": {"seed": 1, "model": "another"}}
-    write("two", {"test_nats": 1.0, "test_targets": 99}, protocol, seconds=1.0)
+    write("two", {"test_nats": 1.0, "test_targets": 99}, make_content({"seed": 1, "model": "another"}), seconds=1.0)
     assert main(["results"]) == 1
-    assert "model is 'm' and 'another'" in capsys.readouterr().err
+    expected = "expected runs that differ only in the seed, model is 'm' in one and 'another' in two"
+    assert f"results.yaml: speed.runs: {expected}" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("runs")
+def test_runs_with_different_protocols_of_the_claimed_metric_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    # Their versions differ too, which the metric of this test does not depend on.
+    content = make_content({"seed": 1, "model": "m"}, context=64)
+    write("two", {"test_nats": 1.0, "test_targets": 99}, content, seconds=1.0)
+    assert main(["results"]) == 1
+    expected = "results.yaml: speed: Not comparable: test_nats: scores.context is None in one and 64 in two"
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("runs")

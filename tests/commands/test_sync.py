@@ -55,16 +55,17 @@ def test_an_absent_server_is_status_1_and_a_later_sync_completes(
 
 
 @pytest.mark.usefixtures("record")
-def test_the_evaluation_comes_with_the_hash_of_its_protocol_and_a_newer_one_replaces_it() -> None:
+def test_each_value_comes_with_the_hash_of_its_protocol_and_a_newer_one_replaces_it() -> None:
     folder = artifacts.REPORTS / "runs" / "gan"
     for value in (5.0, 3.0):
         artifacts.write_json(folder / "metrics.json", {"fid_classifier": value})
-        artifacts.write_json(folder / "protocol.json", {"hash": f"hash of {value}"})
+        values = {"fid_classifier": {"fields": [], "hash": f"hash of {value}"}}
+        artifacts.write_json(folder / "protocol.json", {"protocol": {}, "run": {}, "values": values})
         assert main(["sync"]) == 0
         client, experiment = connect()
         (run,) = client.search_runs([experiment])
         assert run.data.metrics["fid_classifier"] == value
-        assert run.data.tags["protocol"] == f"hash of {value}"
+        assert run.data.tags["protocol.fid_classifier"] == f"hash of {value}"
 
 
 def test_lines_that_an_outage_swallowed_are_sent_and_no_others(

@@ -12,21 +12,25 @@ from pipeline.evidence.values import (
     find_value,
     is_measurement,
     list_counts,
+    list_fields,
     list_overs,
     load_values,
     match_name,
     sort_names,
 )
 
+SEEN, SPLIT = ("network",), ("reference.{split}", "scores")
 VALUES = {
     "samples": Value(role="count", in_protocol=True),
-    "d_far_{network}": Value(direction="lower", counts="samples"),
-    "d_{network}": Value(direction="lower", headline=True, counts="samples", over="sets"),
-    "d_{network}_floor": Value(role="floor", of="d_{network}"),
-    "{split}_nats": Value(direction="lower", unit="nats", counts="{split}_targets"),
-    "{split}_window_nats": Value(direction="lower"),
-    "{split}_nats_se": Value(role="error", of="{split}_nats", over="blocks"),
-    "{split}_bits": Value(direction="lower", follows="{split}_nats", rescale=lambda value, ratio: value * ratio),
+    "d_far_{network}": Value(direction="lower", counts="samples", depends=SEEN),
+    "d_{network}": Value(direction="lower", headline=True, counts="samples", over="sets", depends=SEEN),
+    "d_{network}_floor": Value(role="floor", of="d_{network}", depends=SEEN),
+    "{split}_nats": Value(direction="lower", unit="nats", counts="{split}_targets", depends=SPLIT),
+    "{split}_window_nats": Value(direction="lower", depends=SPLIT),
+    "{split}_nats_se": Value(role="error", of="{split}_nats", over="blocks", depends=SPLIT),
+    "{split}_bits": Value(
+        direction="lower", follows="{split}_nats", rescale=lambda value, ratio: value * ratio, depends=SPLIT
+    ),
     "{split}_targets": Value(role="count"),
 }
 
@@ -85,6 +89,14 @@ def test_the_protocol_has_the_counts_that_say_so_and_an_undeclared_name_is_refus
         list_counts(VALUES, {"samples": 9.0, "planted": 1.0})
 
 
+def test_a_value_depends_on_the_fields_of_its_template_and_on_those_of_every_number_and_a_count_on_none() -> None:
+    assert list_fields(VALUES, "validation_nats") == ("code.metric", "reference.validation", "scores", "versions.torch")
+    assert list_fields(VALUES, "d_a_floor") == ("code.metric", "network", "versions.torch")
+    assert list_fields(VALUES, "samples") == list_fields(VALUES, "test_targets") == ()
+    with pytest.raises(ArtifactError, match="planted: the metric's VALUES declare no such value"):
+        list_fields(VALUES, "planted")
+
+
 def test_tables_show_headlines_first_and_nothing_that_stands_next_to_another_value() -> None:
     names = ["test_targets", "test_nats_se", "test_nats", "d_a_floor", "samples", "d_b", "d_a", "undeclared", "d_far_a"]
     assert sort_names(VALUES, names) == ["d_b", "d_a", "samples", "d_far_a", "test_nats", "test_targets"]
@@ -101,8 +113,10 @@ def test_errors_say_what_they_are_over_once() -> None:
         ({"role": "floor"}, "expected `of`"),
         ({"of": "d"}, "expected `of` for each role but measurement"),
         ({"role": "count", "direction": "lower"}, "only a measurement has a direction"),
-        ({"follows": "d"}, "expected both"),
-        ({"rescale": max}, "expected both"),
+        ({}, "role measurement: expected `depends` for each role but count, got \\(\\)"),
+        ({"role": "count", "depends": SEEN}, "role count: expected `depends` for each role but count"),
+        ({"follows": "d", "depends": SEEN}, "expected both"),
+        ({"rescale": max, "depends": SEEN}, "expected both"),
     ],
 )
 def test_a_declaration_that_contradicts_itself_is_refused(declared: dict[str, object], message: str) -> None:

@@ -104,7 +104,7 @@ def test_each_emitted_name_has_a_declaration_and_each_declaration_a_name(metric:
     values, emitted = load_values(metric), COMPUTED[metric]()
     assert find_faults(values, emitted) == (set(), set())
     assert find_faults(values, [*emitted, "planted"]) == ({"planted"}, set())
-    assert find_faults({**values, "unused": Value()}, emitted) == (set(), {"unused"})
+    assert find_faults({**values, "unused": Value(depends=("x",))}, emitted) == (set(), {"unused"})
 
 
 @pytest.mark.parametrize(

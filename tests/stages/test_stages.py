@@ -63,11 +63,12 @@ def test_the_whole_pipeline_gives_equal_bits_twice_and_one_mlflow_run_a_training
     for run in RUNS:
         metrics = json.loads(first[f"reports/runs/{run}/metrics.json"])
         assert all(isinstance(value, int | float) for value in metrics.values())
-    protocols = {run: json.loads(first[f"reports/runs/{run}/protocol.json"])["protocol"] for run in RUNS}
-    assert protocols["gan"] == protocols["vae"]  # whose FID may be compared
-    assert protocols["gan"]["counts"] == {"samples": 200, "floor_sets": 3}
-    assert list(protocols["transformer"]["counts"]) == ["test_targets", "validation_targets"]
-    assert list(protocols["transformer"]["reference"]["sha256"]) == ["test", "validation"]
+    contents = {run: json.loads(first[f"reports/runs/{run}/protocol.json"]) for run in RUNS}
+    assert contents["vae"]["values"].items() > contents["gan"]["values"].items()  # FID may be compared
+    assert contents["vae"]["protocol"]["scores"] == {"of": "bernoulli on binarised images"}
+    assert contents["gan"]["protocol"]["counts"] == {"samples": 200, "floor_sets": 3}
+    reference = contents["transformer"]["protocol"]["reference"]
+    assert list(reference["sha256"]) == list(reference["content"]) == ["test", "validation"]
     client, experiment = connect()
     runs = client.search_runs([experiment])
     assert sorted(run.info.run_name for run in runs) == sorted(RUNS)
@@ -75,6 +76,8 @@ def test_the_whole_pipeline_gives_equal_bits_twice_and_one_mlflow_run_a_training
     by_name = {run.info.run_name: run for run in runs}
     assert "fid_classifier" in by_name["gan"].data.metrics  # the evaluation is in the training's run
     assert "test_bits_per_character" in by_name["transformer"].data.metrics
+    hashes = {f"protocol.{name}": entry["hash"] for name, entry in contents["vae"]["values"].items()}
+    assert hashes.items() <= by_name["vae"].data.tags.items()
     assert by_name["vae"].inputs.dataset_inputs
     page = (workdir / "reports" / "index.html").read_text()
     assert all(f'id="{run}"' in page for run in RUNS)
@@ -189,6 +192,35 @@ def test_a_feature_network_of_images_of_another_shape_is_refused_by_the_run_s_na
 
 
 @pytest.mark.usefixtures("tiny")
+def test_another_feature_network_changes_the_protocols_of_the_values_that_look_through_it_only(
+    edit_params: Callable[..., None],
+) -> None:
+    fetch.main("images")
+    prepare.main("images")
+    edit_params({"networks.classifier.steps": 2})
+    sets = {"0": artifacts.read_split("images", "validation")["images"][:200]}
+    folder = artifacts.RUNS / "vae"
+    artifacts.write_tensors(folder / "samples" / "generated.safetensors", sets)
+    scores = {name: torch.rand(1000) for name in ("elbo_nats", "iw4_nats", "kl_nats")}
+    artifacts.write_tensors(folder / "samples" / "scores.safetensors", scores)
+    artifacts.seal(folder / "samples")
+    artifacts.write_json(folder / "model" / "config.json", {"model": "vae", "config": {}})
+    contents = []
+    for seed in range(2):
+        edit_params({"networks.classifier.seed": seed})
+        networks.main("classifier")
+        evaluate.main("vae")
+        contents.append(artifacts.read_json(artifacts.REPORTS / "runs" / "vae" / "protocol.json"))
+    first, second = ({name: entry["hash"] for name, entry in content["values"].items()} for content in contents)
+    equal = {name for name in first if first[name] == second[name]}
+    assert equal == {f"{name}{end}" for name in scores for end in ("", "_se")}
+    edit_params({"runs.vae.network": "none"})  # and without one, bounds have the protocol that they had
+    evaluate.main("vae")
+    content = artifacts.read_json(artifacts.REPORTS / "runs" / "vae" / "protocol.json")
+    assert {name: entry["hash"] for name, entry in content["values"].items()} == {name: first[name] for name in equal}
+
+
+@pytest.mark.usefixtures("tiny")
 def test_random_windows_are_scored_alone_and_are_the_same_for_every_run() -> None:
     fetch.main("text")
     prepare.main("text")
@@ -277,10 +309,26 @@ def test_the_report_shows_student_s_interval_over_the_sets_of_samples() -> None:
     half = 4.302653 / math.sqrt(3)
     metrics = {"fid_x": 4.0, "fid_x_floor": 2.0, "iw5_nats": 100.0, "iw5_nats_se": 0.5}
     values = load_values("images")
-    page = report.Page("x", "gan", "images", "images", 0, values, metrics, {"fid_x": sets}, {}, "", [])
+    page = report.Page("x", "gan", "images", "images", 0, values, metrics, {"fid_x": sets}, {}, {}, "", [])
     assert page.cell("fid_x") == f"4 [{4 - half:.4g}, {4 + half:.4g}] (floor 2)"
     assert page.cell("iw5_nats") == "100 \u00b1 0.5"
     assert page.cell("absent") == ""
+
+
+def test_the_report_names_the_values_of_a_row_that_are_not_comparable() -> None:
+    def make(name: str, likelihood: str) -> report.Page:
+        fields = {"iw5_nats": ["scores"], "fid_x": ["network"]}
+        content = {
+            "protocol": {"network": {"name": "x"}, "scores": {"of": likelihood}},
+            "values": {value: {"fields": names} for value, names in fields.items()},
+        }
+        metrics = {"fid_x": 4.0, "iw5_nats": 100.0}
+        return report.Page(name, "vae", "images", "images", 0, values, metrics, {}, content, {}, "", [])
+
+    values = load_values("images")
+    table = report.Table(values, [make("a", "bernoulli"), make("b", "logistic"), make("c", "bernoulli")])
+    assert table.list_refusals() == ["Not comparable: iw5_nats: scores.of is 'bernoulli' in a and 'logistic' in b"]
+    assert report.Table(values, [make("a", "bernoulli"), make("b", "bernoulli")]).list_refusals() == []
 
 
 def test_the_report_shows_numbers_whose_record_is_not_here(workdir: Path) -> None:
