@@ -1,0 +1,84 @@
+"""Compares the numbers in this folder with the committed ones, a line per run; `make repro` ends with it.
+
+    pipeline claims
+
+A run that has other settings than the committed one is another experiment, and its line names what differs. So does the
+line of a run that git does not have. `pipeline reproduce` makes the committed numbers again, in a fresh clone.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts, params
+from pipeline.commands import call, make_parser
+from pipeline.commands.reproduce import EXACT, WITHIN, find_interval, judge_claims, read_claims
+from pipeline.evidence.protocol import check_content, flatten
+from pipeline.evidence.uncertainty import format_interval, format_number
+from pipeline.evidence.values import find_value, is_measurement, load_values, sort_names
+
+STEMS = ("metrics", "sets", "protocol")
+RESULTS = ("dvc.lock", str(artifacts.REPORTS))
+
+
+def main(arguments: list[str]) -> int:
+    """Print a line per run of params.yaml, and what to do with changed files."""
+    make_parser("claims", __doc__).parse_args(arguments)
+    for run in params.load().runs:
+        if not (artifacts.REPORTS / "runs" / run / "metrics.json").exists():
+            print(f"{run}: no numbers yet; `dvc repro evaluate@{run}` makes them")
+            continue
+        for line in compare_run(run, read_committed(run), read_claims(Path(), run)):
+            print(line)
+    changed = call(["git", "status", "--porcelain", "--", *RESULTS], Path.cwd()).splitlines()
+    if changed:
+        print(
+            f"{len(changed)} files of results differ from the last commit: `git commit -a` makes these numbers the "
+            f"claims,\n`git restore {' '.join(RESULTS)} && dvc checkout` brings the committed results back"
+        )
+    return 0
+
+
+def read_committed(run: str) -> dict[str, Any] | None:
+    """Return the metrics, sets and protocol of a run in the last commit, or None if it has no such run."""
+    claims = {}
+    for stem in STEMS:
+        command = ["git", "show", f"HEAD:./{artifacts.REPORTS}/runs/{run}/{stem}.json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return None
+        claims[stem] = json.loads(done.stdout)
+    check_content(claims["protocol"], f"HEAD:{run}: protocol.json")
+    return claims
+
+
+def compare_run(run: str, claim: Mapping[str, Any] | None, found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the line of a run with its first number, and a line for each claim that did not come out again."""
+    values = load_values(found["protocol"]["protocol"]["metric"]["name"])
+    first = next(name for name in sort_names(values, found["metrics"]) if is_measurement(values, name))
+    unit = find_value(values, first).unit
+    number = f"{run}: {first} {format_number(found['metrics'][first])}{f' {unit}' if unit else ''}"
+    if claim is None:
+        yield f"{number}; git has no claim of this run"
+        return
+    if others := list_settings(claim, found):
+        yield f"{number}; no claim of these settings: the committed run has other {', '.join(others)}"
+        return
+    verdicts = {row[0]: row for row in judge_claims(claim, found, "see `pipeline reproduce`")}
+    good = sum(row[-1] in {EXACT, WITHIN} for row in verdicts.values())
+    exact = sum(row[-1] == EXACT for row in verdicts.values())
+    claimed = f"claimed {format_number(claim['metrics'][first])}"
+    if interval := format_interval(*find_interval(values, first, claim)):
+        claimed += f" {interval}"
+    yield f"{number}, {claimed}; {good} of {len(verdicts)} claims reproduced, {exact} of them bit for bit"
+    for metric, value, interval, now, verdict in verdicts.values():
+        if verdict not in {EXACT, WITHIN}:
+            yield f"  {metric} {format_number(now)}, claimed {format_number(value)} {interval}: {verdict.strip('*')}"
+
+
+def list_settings(claim: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Return the names of the settings by which two runs are not the same experiment."""
+    left, right = (dict(flatten(side["protocol"]["run"])) for side in (claim, found))
+    return sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
