@@ -35,6 +35,7 @@ def load(family: str, name: str) -> ModuleType:
 
     Raises:
         ValueError: if there is no such file, the message lists those that exist; or if it lacks a name that is needed.
+            A model that scores needs `describe_scores`.
     """
     known = names(family)
     if name not in known:
@@ -43,5 +44,8 @@ def load(family: str, name: str) -> ModuleType:
     module = importlib.import_module(f"pipeline.{family}.{name}")
     if absent := [needed for needed in NEEDED[family] if not hasattr(module, needed)]:
         msg = f"pipeline/{family}/{name}.py: expected {', '.join(NEEDED[family])}; it lacks {', '.join(absent)}"
+        raise ValueError(msg)
+    if hasattr(getattr(module, "Model", None), "score") and not hasattr(module, "describe_scores"):
+        msg = f"pipeline/{family}/{name}.py: its Model has score, expected describe_scores: what the scores are of"
         raise ValueError(msg)
     return module

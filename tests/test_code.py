@@ -121,6 +121,7 @@ def test_a_constant_of_the_flow_changes_the_vae_s_training_and_samples_only(pack
         ("data/mnist5k.py", "TEST_SHARE = 0.2", "TEST_SHARE = 0.3", {"prepare@images"}),
         ("formats/docstrings.py", "value = vars(module)[name]", "value = getattr(module, name)", {"fetch@text"}),
         ("evidence/features.py", "images.split(250)", "images.split(251)", {"evaluate@gan", "evaluate@vae", "report@"}),
+        ("models/vae.py", '"binarised images"', '"black and white"', {"train@vae", "sample@vae", "evaluate@vae"}),
         ("stages/report.md", "# Results", "# Numbers", {"report@"}),
         ("runtime/saver.py", "REPEATS = 5.0", "REPEATS = 6.0", set()),
         ("params.py", "NONE = ", "UNUSED = 1\nNONE = ", set()),
@@ -130,6 +131,22 @@ def test_an_edit_changes_what_runs_it_and_nothing_else(
     package: Path, file: str, old: str, new: str, expected: set[str]
 ) -> None:
     assert find_changed(lambda: edit(package / file, old, new)) == expected
+
+
+def test_the_code_of_a_feature_network_is_apart_from_that_of_the_metric(package: Path) -> None:
+    # A bound, which looks through no network, is comparable after an edit of the network.
+    before = code.digest_parts("vae", SETTINGS)
+    assert before == code.digest_parts("gan", SETTINGS)
+    assert code.digest_parts("transformer", SETTINGS).keys() == {"metric"}
+    edit(package / "networks" / "classifier.py", "F.dropout(features, 0.3", "F.dropout(features, 0.4")
+    read_module.cache_clear()
+    after = code.digest_parts("vae", SETTINGS)
+    assert after["metric"] == before["metric"]
+    assert after["network"] != before["network"]
+    edit(package / "metrics" / "images.py", "0.85, 1.0)", "0.9, 1.0)")
+    read_module.cache_clear()
+    assert code.digest_parts("vae", SETTINGS)["network"] == after["network"]
+    assert code.digest_parts("vae", SETTINGS)["metric"] != after["metric"]
 
 
 def test_another_library_under_the_same_name_changes_the_digest(package: Path) -> None:

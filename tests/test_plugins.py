@@ -86,6 +86,15 @@ def test_a_plug_in_without_what_its_family_needs_is_refused_when_it_is_loaded(pa
     assert run_python(code, tmp_path) == "pipeline/data/half.py: expected Config, fetch, prepare; it lacks prepare"
 
 
+def test_a_model_that_scores_and_does_not_say_what_its_scores_are_of_is_refused_when_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plugins.load("models", "gan")  # has no scores
+    monkeypatch.delattr(plugins.load("models", "vae"), "describe_scores")
+    with pytest.raises(ValueError, match=r"models/vae\.py: its Model has score, expected describe_scores"):
+        plugins.load("models", "vae")
+
+
 @pytest.mark.parametrize("family", plugins.FAMILIES)
 def test_every_plug_in_has_what_its_family_needs(family: str) -> None:
     for name in plugins.names(family):

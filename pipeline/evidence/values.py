@@ -36,7 +36,7 @@ class Value:
     counts: template of the count that the value rests on.
     in_protocol: whether the count is a field of the protocol.
     depends: fields of the protocol that the number depends on besides EVERY, such as `network` or `counts.samples`;
-    names of fields may have those of the template, as in `counts.{split}_targets`. A count needs none.
+    names of fields may have those of the template, as in `reference.sha256.{split}`. A count needs none.
     follows, rescale: the value is a function of the value `follows`; `rescale(value, ratio)` is the value that goes
     with `ratio` times the other one.
     """

@@ -122,7 +122,6 @@ def test_one_seed_each_is_inconclusive_however_far_apart(capsys: pytest.CaptureF
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.fault(48)
 def test_with_another_classifier_bounds_are_compared_and_what_looks_through_it_is_refused_by_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

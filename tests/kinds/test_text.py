@@ -1,6 +1,7 @@
 """Text sets: what is written is the text, whatever its size, its pieces and the number of threads."""
 
 import errno
+import hashlib
 import io
 import json
 import random
@@ -96,6 +97,7 @@ def test_the_tokens_are_the_text_and_the_manifest_counts_it(tmp_path: Path, spli
         assert counts == [len(tokens), len(text), len(text.encode()), len(set(text))]
         assert entry["sha256"] == artifacts.digest(tmp_path / f"{name}.safetensors")
         assert entry["words"] == len(text.split()) + text.count("\n")
+        assert entry["content_sha256"] == hashlib.sha256(text.encode()).hexdigest()  # the same for every tokenizer
 
 
 def test_words_are_counted_as_word_level_papers_count_wikitext(tmp_path: Path) -> None:

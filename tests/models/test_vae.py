@@ -1,7 +1,7 @@
 """VAE: likelihoods and bounds against closed forms."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,7 +10,15 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from pipeline.kinds.images import make_fields as image_fields
 from pipeline.layers.blocks import shift_images
-from pipeline.models.vae import Config, Model, gaussian_kl, log_bernoulli, log_discretized_logistic, log_normal
+from pipeline.models.vae import (
+    Config,
+    Model,
+    describe_scores,
+    gaussian_kl,
+    log_bernoulli,
+    log_discretized_logistic,
+    log_normal,
+)
 
 SPEC = image_fields((1, 8, 8), 2)
 
@@ -45,6 +53,12 @@ def make_config(**changes: Any) -> Config:
 
 def make_images(count: int = 30) -> torch.Tensor:
     return torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_every_likelihood_says_what_its_scores_are_of() -> None:
+    likelihoods = get_args(Config.model_fields["likelihood"].annotation)
+    scores = [describe_scores(make_config(likelihood=likelihood)) for likelihood in likelihoods]
+    assert scores == [{"of": "bernoulli on binarised images"}, {"of": "discretized_logistic on grey levels"}]
 
 
 def test_kl_is_that_of_torch_distributions() -> None:
