@@ -16,7 +16,9 @@ from torch import Tensor
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence.values import SETS, Value, fill_name
+from pipeline.kinds.labels import Rule
 from pipeline.params import Measure, Params, Section
+from pipeline.randomness import shuffle
 
 KIND = "points"
 SPLITS = ("test",)
@@ -41,6 +43,7 @@ class Sampling(Section):
 
     count: int = Field(ge=100, description="points; the literature uses 2500")
     sets: int = Field(ge=1, description="independent sets of so many points; metrics are means over them")
+    labels: Rule = "test"
 
 
 class Config(Measure):
@@ -83,7 +86,7 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
             raise ArtifactError(msg)
     count = min(len(evidence.generated[0]), len(evidence.test))
     found = [
-        measure_points(points[:count], evidence.modes, evidence.deviation, config.deviations)
+        measure_points(shuffle(points)[:count], evidence.modes, evidence.deviation, config.deviations)
         for points in (*evidence.generated, evidence.test)
     ]
     values = {"samples": [float(count)], "modes": [float(len(evidence.modes))]}
