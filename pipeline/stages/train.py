@@ -33,7 +33,6 @@ from pipeline.training import fingerprint, fit
 from pipeline.weights import WEIGHTS, Loaded, save_model, start_from
 
 log = logging.getLogger(__name__)
-DRAWN = SimpleNamespace(labels=TRAIN)  # how the kept model draws its labels: it must not depend on its metric
 
 
 def main(key: str) -> None:
@@ -91,7 +90,8 @@ def train(key: str, settings: Params, state: Path) -> None:
         )
         sharding.gather(model, whole)
         if trainer.is_global_zero:
-            save_model(folder, run.model, whole, config, fields, tokenizer=tokenizer, pool=make(DRAWN))
+            as_trained = make(SimpleNamespace(**dict.fromkeys(model.given, TRAIN)))  # a model depends on no metric
+            save_model(folder, run.model, whole, config, fields, tokenizer=tokenizer, pool=as_trained)
     except BaseException as error:
         if record and sync:
             _give_up(record, sync, error)
