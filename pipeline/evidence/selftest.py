@@ -127,7 +127,8 @@ def check_noise(network: nn.Module, images: Tensor, test: Tensor, base: dict[str
 def check_bias(train: Tensor, test: Tensor, config: Config) -> Check:
     """FID of few samples is too high; its extrapolation to infinitely many is less so; KID has no bias."""
     counts = [count for count in COUNTS if count <= len(train)]
-    found = [measure_distances(part, test, config) for part in (shuffle(train)[:count] for count in counts)]
+    order = shuffle(train)
+    found = [measure_distances(order[:count], test, config) for count in counts]
     fids = [values["fid"] for values in found]
     errors = [max(abs(values[name] - fids[-1]) for values in found[:-1]) for name in ("fid", "fid_infinity")]
     texts = ", ".join(f"{count}: {fid:.3g}" for count, fid in zip(counts, fids, strict=True))

@@ -11,7 +11,7 @@ show             many values as one thing to look at or listen to: an Exhibit
 encode           one value as text, for the served model
 draw             makes the files of the stage `sample`: for the metrics, and exhibits for the eye
 look, find_alarms   what is shown and measured eight times per training, and what in it is alarming
-make_pool        of a kind that models are given, if not the rows of the test split: what the field is drawn from
+make_pool        what a field is drawn from where a model is given it; without it, rows of the test split
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Pool:
             msg = f"{name}: expected one of {', '.join(map(str, known)) or 'nothing'}, got {value}"
             raise ArtifactError(msg)
         weights = [self.weights[row] for row in rows]
-        kept = {field: values[rows] for field, values in self.values.items()}
+        kept = {other: values[rows] for other, values in self.values.items()}
         return Pool(kept, weights if any(weights) else [1.0] * len(rows))
 
 

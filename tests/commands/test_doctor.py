@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from ruamel.yaml import YAML
 
 from pipeline import artifacts
