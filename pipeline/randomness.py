@@ -37,6 +37,19 @@ def normal(*shape: int, generator: torch.Generator) -> Tensor:
     return torch.randn(*shape, generator=generator, device=generator.device)
 
 
+def shuffle(values: Tensor) -> Tensor:
+    """Return the rows of values (N, ...), on the CPU, in a random order that depends on their content only.
+
+    The same rows in any order give the same result, so that what is made of a part of it depends on no order.
+    """
+    import numpy as np
+    import torch
+
+    rows = np.ascontiguousarray(values.numpy()).reshape(len(values), -1).view(np.uint8)
+    order = torch.from_numpy(rows.view(f"V{rows.shape[1]}").ravel().argsort(kind="stable"))
+    return values[order[torch.randperm(len(values), generator=make_generator(0, "shuffle", len(values)))]]
+
+
 class Part(NamedTuple):
     """Which of several processes this is, in one training: the batch is cut into `world` equal parts."""
 

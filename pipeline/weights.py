@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline import artifacts, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.formats.tokenizers import TextTokenizer, restore_tokenizer
-from pipeline.kinds import Fields, flatten_fields, give, unflatten_fields
+from pipeline.kinds import Fields, Pool, flatten_fields, unflatten_fields
 from pipeline.params import Section
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -21,21 +21,37 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in evaluation mode, on the device that the machine has, with its tokenizer if it writes text."""
+    """A model in evaluation mode, on the device that the machine has, with its tokenizer if it writes text.
+
+    pool: what the fields that the model is given are drawn from; of a stored model, as the training split had them.
+    """
 
     model: Any
     fields: Fields
     config: Any
     tokenizer: TextTokenizer | None
+    pool: Pool = field(default_factory=Pool)
 
     @property
     def kind(self) -> ModuleType:
         """The kind of data that the model makes, a file in pipeline/kinds/."""
         return plugins.load("kinds", self.fields[self.model.makes].kind)
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw `count` values, such as images uint8 (N, C, H, W), on the CPU; classes come in turn."""
-        given = give(self.fields, self.model.given, count)
+    def sample(self, count: int, generator: torch.Generator, given: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Draw `count` values, such as images uint8 (N, C, H, W), on the CPU.
+
+        Args:
+            count: N.
+            generator: source of the noise, on the model's device, and of the given fields without `given`.
+            given: the fields that the model is given, such as labels int64 (N,).
+
+        Raises:
+            ArtifactError: if a field is neither given nor in the pool.
+        """
+        given = self.pool.draw(count, generator) if given is None else given
+        if missing := [name for name in self.model.given if name not in given]:
+            msg = f"the model is given {', '.join(missing)}: expected a tensor with a value for each sample, got none"
+            raise ArtifactError(msg)
         values: Tensor = self.model.sample(count, generator, given)[self.model.makes]
         return values.cpu()
 
@@ -46,9 +62,16 @@ def choose_device() -> torch.device:
 
 
 def save_model(
-    folder: Path, plug_in: str, model: Any, config: Section, fields: Fields, *, tokenizer: Any = None
+    folder: Path,
+    plug_in: str,
+    model: Any,
+    config: Section,
+    fields: Fields,
+    *,
+    tokenizer: Any = None,
+    pool: Pool | None = None,
 ) -> None:
-    """Write the kept weights of a LightningModule and what rebuilds it."""
+    """Write the kept weights of a LightningModule, what rebuilds it, and what its given fields are drawn from."""
     tensors = {name: tensor.detach().cpu() for name, tensor in model.kept.state_dict().items()}
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
@@ -56,7 +79,8 @@ def save_model(
         raise ArtifactError(msg)
     artifacts.write_tensors(folder / WEIGHTS, tensors)
     about = {"model": plug_in, "config": config, **flatten_fields(fields), "tokenizer": tokenizer}
-    artifacts.write_json(folder / CONFIG, about)
+    given = pool.dump() if pool else {}
+    artifacts.write_json(folder / CONFIG, about | ({"given": given} if given else {}))
     artifacts.seal(folder)
 
 
@@ -79,7 +103,8 @@ def load_model(folder: Path, family: str = "models") -> Loaded:
         raise ArtifactError(msg) from error
     state = about["tokenizer"]
     tokenizer = restore_tokenizer(state) if state else None
-    return Loaded(model.eval().to(choose_device()), fields, config, tokenizer)
+    pool = Pool.restore(about.get("given", {}))
+    return Loaded(model.eval().to(choose_device()), fields, config, tokenizer, pool)
 
 
 def start_from(model: Any, folder: Path, *, skip: Sequence[str], freeze: Sequence[str]) -> None:

@@ -142,6 +142,20 @@ def test_a_wrong_type_is_named_with_what_was_expected_and_what_came(write: Write
         assert problem.endswith(f"got {value!r}")
 
 
+@pytest.mark.parametrize("value", ["balance", [], [0, -1], ["cat"], [True], 3, None])
+def test_labels_that_are_no_rule_are_refused_with_the_rules(write: Write, value: object) -> None:
+    expected = "expected test, train, balanced or a list of classes such as [0, 3]"
+    assert problems(write({"metrics.images.sampling.labels": value})) == [
+        f"metrics.images.sampling.labels: {expected}, got {value!r}"
+    ]
+
+
+@pytest.mark.parametrize("value", ["train", "balanced", [3], [0, 0, 7]])
+def test_labels_are_a_rule_or_a_list(write: Write, value: object) -> None:
+    sampling: Any = params.load(write({"metrics.images.sampling.labels": value})).metrics["images"].sampling
+    assert sampling.labels == value
+
+
 def test_a_value_out_of_range_is_named_with_what_came(write: Write) -> None:
     outside: dict[str, float] = {
         "data.images.split_seed": -1,

@@ -13,6 +13,7 @@ from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.batches import Rows
 from pipeline.formats.tokenizers import CharacterTokenizer
+from pipeline.kinds import Pool
 from pipeline.kinds.points import make_fields as point_fields
 from pipeline.kinds.text import compose
 from pipeline.kinds.text import make_fields as text_fields
@@ -31,7 +32,8 @@ def save(run: str, folder: Path, **changes: object) -> torch.nn.Module:
     spec = text_fields(tokenizer.size) if run == "transformer" else point_fields(2, 3)
     model = plugins.load("models", plug_in).Model(config, spec, seed=5)
     state = tokenizer.state() if run == "transformer" else None
-    save_model(folder, plug_in, model, config, spec, tokenizer=state)
+    pool = Pool({"labels": torch.arange(3)}, [8, 0, 2])
+    save_model(folder, plug_in, model, config, spec, tokenizer=state, pool=pool if model.given else None)
     kept: torch.nn.Module = model.kept
     return kept
 
@@ -51,13 +53,18 @@ def test_a_text_model_comes_back_with_its_weights_config_and_tokenizer(tmp_path:
     assert set(text) <= set("\nab")
 
 
-def test_a_conditional_model_is_given_the_classes_in_turn(tmp_path: Path) -> None:
+def test_a_stored_conditional_model_draws_its_classes_and_takes_them(tmp_path: Path) -> None:
     save("gan", tmp_path, generator_width=4, discriminator_width=4)
     loaded = load_model(tmp_path)
     assert loaded.kind.__name__ == "pipeline.kinds.points"
+    device = loaded.model.device
     given = {"labels": torch.arange(7) % 3}
-    expected = loaded.model.sample(7, make_generator(0, "test", device=loaded.model.device), given)["points"]
-    assert torch.equal(loaded.sample(7, make_generator(0, "test", device=loaded.model.device)), expected.cpu())
+    expected = loaded.model.sample(7, make_generator(0, "test", device=device), given)["points"]
+    assert torch.equal(loaded.sample(7, make_generator(0, "test", device=device), given), expected.cpu())
+    drawn = loaded.pool.draw(1000, make_generator(0, "test"))["labels"].bincount(minlength=3).tolist()
+    assert drawn[1] == 0
+    assert drawn[0] == pytest.approx(800, abs=60)
+    assert len(loaded.sample(7, make_generator(0, "test", device=device)).unique(dim=0)) == 7
 
 
 def start(folder: Path, *, skip: Sequence[str] = (), freeze: Sequence[str] = (), **changes: object) -> Any:

@@ -1,22 +1,26 @@
-"""Explains what a crash left behind and repairs it, or checks the metrics on real images with known answers.
+"""Explains what a crash left behind and repairs it, or checks the metrics where the right answer is known.
 
 pipeline doctor                  # interrupted trainings, half-written files, dead locks: what they mean
 pipeline doctor --fix            # and repairs them; without it nothing is changed
-pipeline doctor metrics          # self-test of the image metrics with each feature network
+pipeline doctor metrics          # self-test of the image metrics with each feature network, on real images; and
+                                 # whether another order of the samples changes a value of any metric
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
 
-from pipeline import artifacts, params, plugins
+from pipeline import artifacts, code, params, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
 from pipeline.evidence import selftest
 from pipeline.evidence.selftest import Check
 from pipeline.history import leftovers
+from pipeline.history.record import describe_environment
 from pipeline.metrics.images import Config
+from pipeline.params import Params
 from pipeline.randomness import make_generator
 
 
@@ -50,7 +54,7 @@ def check_leftovers(*, fix: bool) -> int:
 
 
 def check_metrics() -> int:
-    """Print the self-test of every feature network of params.yaml; return whether a check fails.
+    """Print the self-test of every feature network and of every metric's order; return whether a check fails.
 
     Raises:
         ArtifactError: if params.yaml does not say how images are measured.
@@ -58,8 +62,7 @@ def check_metrics() -> int:
     settings = params.load()
     if not settings.networks:
         print(f"{params.PATH} has no feature network: nothing to check")
-        return 0
-    if selftest.METRIC not in settings.metrics:
+    elif selftest.METRIC not in settings.metrics:
         missing = f"metrics.{selftest.METRIC}"
         msg = f"{params.PATH}: {missing}: missing section; the self-test takes neighbours and subsets from it"
         raise ArtifactError(msg)
@@ -69,7 +72,24 @@ def check_metrics() -> int:
         checks = check_network(name, section.network, section.data, config)
         failed += sum(not check.holds for check in checks)
         print(format_checks(name, checks), end="")
+    if checks := list(check_orders(settings)):
+        failed += sum(not check.holds for check in checks)
+        print(format_checks("metric, run", checks), end="")
     return int(failed > 0)
+
+
+def check_orders(settings: Params) -> Iterator[Check]:
+    """Check each metric on the samples of a run that has some: another order of them changes no value."""
+    for name, section in settings.metrics.items():
+        runs = [key for key, run in settings.runs.items() if run.metric == name]
+        sampled = [key for key in runs if (artifacts.RUNS / key / "samples" / artifacts.SEAL).exists()]
+        if not sampled:
+            continue
+        module, key = plugins.load("metrics", name), sampled[0]
+        circumstances = {**describe_environment(), "code": code.digest("evaluate", key, settings)}  # as `evaluate` has
+        evidence = module.gather(key, settings, circumstances)
+        if hasattr(evidence, "generated"):  # else its numbers are not of samples
+            yield replace(selftest.check_order(module.compute, evidence, section), name=f"{name}, {key}")
 
 
 def check_network(name: str, plug_in: str, data: str, config: Config) -> list[Check]:

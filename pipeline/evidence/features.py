@@ -12,6 +12,7 @@ from pipeline import artifacts, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence import real_cache
 from pipeline.kinds import images as images_kind
+from pipeline.kinds.labels import Rule
 from pipeline.params import NONE, Params, Run, Section
 from pipeline.randomness import make_generator
 from pipeline.weights import choose_device
@@ -27,6 +28,7 @@ class Sampling(Section):
     )
     sets: int = Field(ge=1, description="independent sets of so many images; metrics are means over them")
     importance_samples: int = Field(ge=1, description="K of a likelihood model's importance-weighted bound")
+    labels: Rule = "test"
 
 
 @dataclass(frozen=True)

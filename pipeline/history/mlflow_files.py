@@ -2,14 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import mlflow
 import mlflow.pyfunc
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus
+from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from PIL import Image
 
 from pipeline import plugins
@@ -66,20 +68,33 @@ def log_model(
 ) -> None:
     """Make a model's folder the LoggedModel of a run, with the package's code, unless the run has one.
 
-    The record's description `about` says which versions and which sampling the model goes with.
+    The record's description `about` says which versions and which sampling the model goes with, and what the fields
+    that it is given are drawn from.
     """
     models = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
     if any(model.status == LoggedModelStatus.READY for model in models):
         return
     names = ("torch", "pytorch-lightning", "numpy", "mlflow")
+    given = about.get("given", {})
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
         mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("serving.py")),
             artifacts={"model": str(folder)},
-            model_config={"sampling": about["config"].get("metric", {}).get("sampling", {})},
+            model_config={"sampling": about["config"].get("metric", {}).get("sampling", {}), "given": given},
+            signature=make_signature(given.get("values", {})),
+            input_example=[0, 1],
             code_paths=[str(plugins.PACKAGE)],
             pip_requirements=[f"{name}=={about['environment'][name]}" for name in names]
             + ["pydantic", "ruamel.yaml", "safetensors", "tokenizers", "torchvision"],
             step=step,
         )
+
+
+def make_signature(given: Iterable[str]) -> ModelSignature:
+    """Return the signature of a served model: seeds in, texts out, and a parameter for each field that is given.
+
+    A parameter is a list with one value for all samples, or one for each; an empty one lets the model draw.
+    """
+    parameters = [ParamSpec(name, "long", [], (-1,)) for name in given]
+    return ModelSignature(Schema([ColSpec("long")]), Schema([ColSpec("string")]), ParamSchema(parameters))

@@ -1,35 +1,69 @@
 """The LoggedModel of a run: seeds in, samples out. MLflow loads this file by its code, without unpickling anything.
 
-    mlflow.pyfunc.load_model("models:/<model id>").predict([0, 1])
+    model = mlflow.pyfunc.load_model("models:/<model id>")
+    model.predict([0, 1])                               # classes are drawn, as the run's metric says
+    model.predict([0, 1], params={"labels": [3]})       # of class 3; or one class for each seed
 
 The kind of data says what one sample is as text: an image as base64 PNG, a point as a JSON list, or a text.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import mlflow
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from pipeline import weights
+from pipeline.artifacts import ArtifactError
+from pipeline.kinds import Pool
 from pipeline.randomness import make_generator
+from pipeline.weights import Loaded
 
 
 class Generator(PythonModel):
     """Samples from the kept weights."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the weights, and how the run's metric samples them, such as its temperature."""
-        self.loaded = weights.load_model(Path(context.artifacts["model"]))
-        self.sampling = SimpleNamespace(**(context.model_config or {}).get("sampling", {}))
+        """Load the weights, how the run's metric samples them, and what the fields they are given are drawn from."""
+        config = context.model_config or {}
+        loaded = weights.load_model(Path(context.artifacts["model"]))
+        self.loaded = replace(loaded, pool=Pool.restore(config["given"])) if config.get("given") else loaded
+        self.sampling = SimpleNamespace(**config.get("sampling", {}))
 
-    def predict(self, context: Any, model_input: list[int], params: dict[str, Any] | None = None) -> list[str]:
-        """Return one sample for each seed, equal for equal seeds."""
-        del context, params
-        device = self.loaded.model.device
-        generators = [make_generator(seed, "serve", device=device) for seed in model_input]
-        return [self.loaded.kind.encode(self.loaded, generator, self.sampling) for generator in generators]
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[str]:
+        """Return one sample for each seed, equal for equal seeds.
+
+        Args:
+            context: unused.
+            model_input: seeds, a column or a list.
+            params: by the name of a given field a list of values, one for all samples or one for each; empty: drawn.
+
+        Raises:
+            ArtifactError: if the values are not that many, or the training data had no such value.
+        """
+        del context
+        seeds = np.asarray(model_input).ravel().tolist()
+        return [
+            loaded.kind.encode(loaded, make_generator(seed, "serve", device=loaded.model.device), self.sampling)
+            for seed, loaded in zip(seeds, self._give(len(seeds), params or {}), strict=True)
+        ]
+
+    def _give(self, count: int, values: Mapping[str, Any]) -> list[Loaded]:
+        """Return for each of `count` samples the model with a pool of the values that it is to be given."""
+        pools = [self.loaded.pool] * count
+        for name, given in values.items():
+            if len(given) not in {0, 1, count}:
+                msg = f"{name}: expected one value, or one for each of {count} seeds, got {len(given)}"
+                raise ArtifactError(msg)
+            if len(given):
+                each = list(given) * (count if len(given) == 1 else 1)
+                pools = [pool.keep(name, value) for pool, value in zip(pools, each, strict=True)]
+        return [replace(self.loaded, pool=pool) for pool in pools]
 
 
 mlflow.models.set_model(Generator())

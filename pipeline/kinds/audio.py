@@ -191,7 +191,7 @@ def find_alarms(newest: dict[str, tuple[int, float]], manifest: dict[str, Any]) 
 
 
 def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: Callable[[str], Any]) -> Drawn:
-    """Draw sets of clips. File: generated (sets "0", "1", ... of int16 (N, T))."""
+    """Draw sets of clips. Files: generated (sets "0", "1", ... of int16 (N, T)), and what they were given."""
     del manifest, read
-    sets = draw_sets(loaded, seed, sampling.count, sampling.sets)
-    return Drawn({"generated": sets}, [show("samples", sets["0"][:SHOWN], loaded)])
+    files = draw_sets(loaded, seed, sampling.count, sampling.sets)
+    return Drawn(files, [show("samples", files["generated"]["0"][:SHOWN], loaded)])

@@ -207,8 +207,7 @@ def look(loaded: Any, held_out: dict[str, Tensor], manifest: dict[str, Any], see
     del manifest, sampling
     model, images = loaded.model, held_out[loaded.model.makes]
     samples = loaded.sample(PREVIEW, make_generator(seed, "preview", device=model.device))
-    apart = images[:: max(1, len(images) // PREVIEW)]  # a split may be sorted by class
-    values = {"duplicate_share": duplicate_share(samples, apart)}
+    values = {"duplicate_share": duplicate_share(samples, images[spread(len(images), PREVIEW)])}
     if hasattr(model, "score"):
         scores = model.score(images, 1, make_generator(seed, "validate", device=model.device))
         values["validation_elbo_nats"] = float(scores["elbo"].mean())
@@ -231,12 +230,13 @@ def find_alarms(newest: dict[str, tuple[int, float]], manifest: dict[str, Any]) 
 def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: Callable[[str], Any]) -> Drawn:
     """Draw as many images as the test and training splits can be compared with, and score the test split.
 
-    Files: generated (sets "0", "1", ... of uint8 (N, C, H, W)), and scores of a model with a likelihood.
+    Files: generated (sets "0", "1", ... of uint8 (N, C, H, W)), what they were given, and scores of a model with a
+    likelihood.
     """
     model, splits = loaded.model, manifest["splits"]
     count = min(sampling.count, splits["test"]["count"], splits["train"]["count"])
-    sets = draw_sets(loaded, seed, count, sampling.sets)
-    drawn = Drawn({"generated": sets}, [show("samples", sets["0"][:GRID], loaded)])
+    files = draw_sets(loaded, seed, count, sampling.sets)
+    drawn = Drawn(files, [show("samples", files["generated"]["0"][:GRID], loaded)])
     if not hasattr(model, "score"):
         return drawn
     images = read("test")[model.makes]

@@ -26,7 +26,7 @@ NUMBERS = "logits float32, shares and KL float64"
 MOST = 10**6  # modes; a network of a thousand classes is none for three channels
 # Fields of the protocol: of all images, generated ones and test images. The modes are known without a reference.
 SEEN = ("network", "code.network", "numbers", "counts.samples")
-GENERATED = (*SEEN, "metric.sampling.sets")
+GENERATED = (*SEEN, "metric.sampling.sets", "metric.sampling.labels")
 TEST = (*SEEN, "reference.sha256.test")
 
 

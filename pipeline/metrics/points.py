@@ -16,20 +16,22 @@ from torch import Tensor
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence.values import SETS, Value, fill_name
+from pipeline.kinds.labels import Rule
 from pipeline.params import Measure, Params, Section
+from pipeline.randomness import shuffle
 
 KIND = "points"
 SPLITS = ("test",)
 NUMBERS = "points float32, metrics float64"
 # Fields of the protocol. No two mixtures have the same test points.
 TEST = ("reference.sha256.test", "counts.samples", "numbers")
-DRAWN = "metric.sampling.sets"
+DRAWN = ("metric.sampling.sets", "metric.sampling.labels")
 NEAR = "metric.deviations"
 
 
 def _measure(*depends: str, **others: Any) -> Value:
     """Declare a value of generated points."""
-    return Value(over=SETS, counts="samples", depends=(*TEST, DRAWN, *depends), **others)
+    return Value(over=SETS, counts="samples", depends=(*TEST, *DRAWN, *depends), **others)
 
 
 MEASURED = {
@@ -48,7 +50,7 @@ VALUES = {
             role="real",
             of=name,
             unit=value.unit,
-            depends=tuple(field for field in value.depends if field != DRAWN),
+            depends=tuple(field for field in value.depends if field not in DRAWN),
         )
         for name, value in MEASURED.items()
     },
@@ -60,6 +62,7 @@ class Sampling(Section):
 
     count: int = Field(ge=100, description="points; the literature uses 2500")
     sets: int = Field(ge=1, description="independent sets of so many points; metrics are means over them")
+    labels: Rule = "test"
 
 
 class Config(Measure):
@@ -102,7 +105,7 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
             raise ArtifactError(msg)
     count = min(len(evidence.generated[0]), len(evidence.test))
     found = [
-        measure_points(points[:count], evidence.modes, evidence.deviation, config.deviations)
+        measure_points(shuffle(points)[:count], evidence.modes, evidence.deviation, config.deviations)
         for points in (*evidence.generated, evidence.test)
     ]
     values = {"samples": [float(count)], "modes": [float(len(evidence.modes))]}

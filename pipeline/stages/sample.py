@@ -7,9 +7,11 @@ Exhibits for the eye and the ear are in reports/runs/<run>/samples.
 """
 
 import shutil
+from dataclasses import replace
 from functools import partial
 
 from pipeline import artifacts, params
+from pipeline.kinds import make_pool
 from pipeline.weights import load_model
 
 
@@ -17,17 +19,14 @@ def main(key: str) -> None:
     """Sample the run runs.<key>."""
     settings = params.load()
     run = settings.runs[key]
+    sampling, manifest = settings.metrics[run.metric].sampling, artifacts.read_manifest(run.data)
+    read = partial(artifacts.read_split, run.data)
     loaded = load_model(artifacts.RUNS / key / "model")
+    loaded = replace(loaded, pool=make_pool(loaded.fields, loaded.model.given, sampling, manifest, read))
     folder, shown = artifacts.RUNS / key / "samples", artifacts.REPORTS / "runs" / key / "samples"
     for old in (folder, shown):
         shutil.rmtree(old, ignore_errors=True)
-    drawn = loaded.kind.draw(
-        loaded,
-        settings.metrics[run.metric].sampling,
-        run.seed,
-        artifacts.read_manifest(run.data),
-        partial(artifacts.read_split, run.data),
-    )
+    drawn = loaded.kind.draw(loaded, sampling, run.seed, manifest, read)
     for name, tensors in drawn.files.items():
         artifacts.write_tensors(folder / f"{name}.safetensors", tensors)
     for exhibit in drawn.exhibits:

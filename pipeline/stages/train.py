@@ -13,6 +13,7 @@ import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +24,7 @@ from pipeline.history import alarms, dvc_lock, leftovers
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment, describe_lineage
 from pipeline.history.recorder import Recorder
-from pipeline.kinds import parse_fields, read_fields
+from pipeline.kinds import TRAIN, Pool, make_pool, parse_fields, read_fields
 from pipeline.params import NONE, Params, Run, Section, Trainable
 from pipeline.runtime import checkpoints, processes, sharding
 from pipeline.runtime.preemption import PreemptedError
@@ -67,11 +68,13 @@ def train(key: str, settings: Params, state: Path) -> None:
     training, validation = (artifacts.read_split(run.data, split) for split in ("train", "validation"))
     tokens = artifacts.PREPARED / run.data / "tokenizer.json"
     tokenizer = artifacts.read_json(tokens) if tokens.exists() else None
-    record = _open_record(state, key, settings) if get_rank() == 0 else None
+    sampling = settings.metrics[run.metric].sampling
+    make = partial(make_pool, fields, model.given, manifest=manifest, read=partial(artifacts.read_split, run.data))
+    pool = make(sampling)
+    record = _open_record(state, key, settings, pool) if get_rank() == 0 else None
     sync = MlflowSync(record).start() if record else None
     whole = sharding.copy_whole(model)
-    loaded = Loaded(whole, fields, config, restore_tokenizer(tokenizer) if tokenizer else None)
-    sampling = settings.metrics[run.metric].sampling
+    loaded = Loaded(whole, fields, config, restore_tokenizer(tokenizer) if tokenizer else None, pool)
     preview = Preview(loaded, validation, record, run.seed, config.steps, manifest, sampling) if record else None
     folder = artifacts.RUNS / key / "model"
     try:
@@ -87,7 +90,8 @@ def train(key: str, settings: Params, state: Path) -> None:
         )
         sharding.gather(model, whole)
         if trainer.is_global_zero:
-            save_model(folder, run.model, whole, config, fields, tokenizer=tokenizer)
+            as_trained = make(SimpleNamespace(**dict.fromkeys(model.given, TRAIN)))  # a model depends on no metric
+            save_model(folder, run.model, whole, config, fields, tokenizer=tokenizer, pool=as_trained)
     except BaseException as error:
         if record and sync:
             _give_up(record, sync, error)
@@ -141,8 +145,11 @@ def close_failed(state: Path, cause: str) -> None:
         MlflowSync(record).finish()
 
 
-def _open_record(state: Path, key: str, settings: Params) -> Record:
-    """Open the run's record: a new one, or the interrupted one, without the lines after its checkpoint."""
+def _open_record(state: Path, key: str, settings: Params, pool: Pool) -> Record:
+    """Open the run's record: a new one, or the interrupted one, without the lines after its checkpoint.
+
+    `pool` goes into it for the served model, which has no data.
+    """
     run, config = settings.runs[key], settings.models[key]
     resolved = {"run": run.model_dump(), "model": config.model_dump(), "data": settings.data[run.data].model_dump()}
     network = {} if run.network == NONE else settings.networks[run.network].model_dump()
@@ -163,6 +170,7 @@ def _open_record(state: Path, key: str, settings: Params) -> Record:
             if name != "changes"
         },
         "config": resolved | measured,
+        "given": pool.dump(),
         "tags": describe_lineage(),
         "datasets": datasets,
         "environment": describe_environment(),

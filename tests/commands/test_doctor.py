@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline import artifacts
 from pipeline.__main__ import main
-from pipeline.artifacts import NETWORKS
+from pipeline.artifacts import NETWORKS, RUNS
 from pipeline.commands import doctor
 from pipeline.evidence.selftest import Check
+from pipeline.metrics import points
 from pipeline.stages import fetch, networks, prepare
 
 
@@ -54,3 +56,32 @@ def test_params_without_what_is_checked_or_without_its_settings_are_said(
         yaml.dump(values | {"networks": {}}, file)
     assert main(["doctor", "metrics"]) == 0
     assert capsys.readouterr().out == "params.yaml has no feature network: nothing to check\n"
+
+
+def test_a_metric_of_any_run_that_depends_on_the_samples_order_is_said(
+    workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yaml = YAML(typ="safe", pure=True)
+    values = yaml.load(workdir / "params.yaml")
+    ring = {"source": "gaussians", "path": "x", "layout": "ring", "modes": 4, "deviation": 0.02, "count": 1000}
+    values["data"] = {"ring": ring | {"data_seed": 0}}
+    values["networks"] = {}
+    values["metrics"] = {"points": {"sampling": {"count": 400, "sets": 1}, "deviations": 3.0}}
+    values["models"] = {"gan": values["models"]["gan"]}
+    values["runs"] = {"gan": values["runs"]["gan"] | {"data": "ring", "metric": "points", "network": "none"}}
+    with (workdir / "params.yaml").open("w") as file:
+        yaml.dump(values, file)
+    fetch.main("ring")
+    prepare.main("ring")
+    samples = artifacts.read_split("ring", "train")["points"][:400]
+    folder = RUNS / "gan" / "samples"
+    artifacts.write_tensors(folder / "generated.safetensors", {"0": samples[samples[:, 0].argsort()]})
+    artifacts.seal(folder)
+    assert main(["doctor", "metrics"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "| points, gan | 10 values unchanged | unchanged | ok |",
+        "",
+    ]
+    monkeypatch.setattr(points, "shuffle", lambda values: values)  # the first 200 of 400, for as many real points
+    assert main(["doctor", "metrics"]) == 1
+    assert "log_density_nats" in capsys.readouterr().out

@@ -1,6 +1,8 @@
 """The self-test passes on sound features of real digits, and fails on features that cannot see what it checks."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.data import mnist5k
-from pipeline.evidence.selftest import check_all, check_dropped_classes, measure_distances
+from pipeline.evidence.features import Evidence
+from pipeline.evidence.selftest import check_all, check_dropped_classes, check_order, measure_distances
+from pipeline.metrics import modes, points
 from pipeline.metrics.images import Config
 
 CONFIG = Config.model_validate(
@@ -82,3 +86,40 @@ def test_the_upper_half_of_the_classes_that_are_there_is_dropped(
     far = check_dropped_classes(features, reference, labels + 10, base, CONFIG)  # no class of a lower half is there
     assert plain.holds
     assert far == plain
+
+
+def make_points() -> tuple[points.Evidence, points.Config]:
+    """Points sorted by their mode, more than the real ones that they are compared with."""
+    means = torch.tensor([[-1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    noise = 0.01 * torch.randn(3, 500, 2, generator=torch.Generator().manual_seed(0))
+    generated = (means[:, None] + noise).flatten(0, 1)
+    config = points.Config(sampling=points.Sampling(count=100, sets=1), deviations=3.0)
+    return points.Evidence([generated, generated.flip(0)], generated[::3], means, 0.01), config
+
+
+def make_modes() -> tuple[Evidence, modes.Config]:
+    pictures = torch.randint(256, (120, 3, 28, 28), generator=torch.Generator().manual_seed(0)).byte()
+    pictures = pictures.sort(dim=0).values
+    config = modes.Config.model_validate({"sampling": {"count": 100, "sets": 1, "importance_samples": 1}})
+    return Evidence([pictures], pictures, [], {"coarse": Coarse()}), config
+
+
+@pytest.mark.parametrize(("metric", "make"), [(points, make_points), (modes, make_modes)])
+def test_the_order_of_the_samples_changes_no_value_of_a_metric(metric: Any, make: Callable[[], Any]) -> None:
+    check = check_order(metric.compute, *make())
+    assert check.holds, check.found
+    assert check.found == "unchanged"
+
+
+def test_a_metric_that_takes_the_first_samples_is_found_out() -> None:
+    def compute(evidence: Any, config: Any) -> dict[str, list[float]]:
+        del config
+        return {
+            "sound": [float(each.sum(dtype=torch.float64)) for each in evidence.generated],
+            "planted": [float(each[:50].mean()) for each in evidence.generated],
+        }
+
+    check = check_order(compute, *make_points())
+    assert not check.holds
+    assert check.found.count("planted") == 2
+    assert "sound" not in check.found

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline import artifacts, plugins
 from pipeline.history.alarms import find_all, find_spikes, find_streak
 from pipeline.history.record import Record
-from pipeline.kinds import dump_fields, duplicate_share, images, points, text
+from pipeline.kinds import Pool, dump_fields, duplicate_share, images, points, text
 from pipeline.stages.train import Preview
 from pipeline.weights import Loaded
 from tests.history.test_mlflow_sync import ABOUT
@@ -114,7 +114,8 @@ def preview(name: str, record: Record, change: Any) -> Preview:
         change(model)
     data = {"images": read_digits(64, 1)} if kind == "images" else {"tokens": torch.arange(500, dtype=torch.int32) % 20}
     manifest = {"fields": dump_fields(SPECS[kind])}
-    return Preview(Loaded(model, SPECS[kind], config, None), data, record, 0, config.steps, manifest, None)
+    pool = Pool({"labels": torch.arange(10)}, [1] * 10)
+    return Preview(Loaded(model, SPECS[kind], config, None, pool), data, record, 0, config.steps, manifest, None)
 
 
 def ignore_images(model: Any) -> None:

@@ -17,7 +17,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.history.mlflow_store import connect
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
-from pipeline.kinds import audio, parse_fields
+from pipeline.kinds import Pool, audio, parse_fields
 from pipeline.kinds.audio import AudioConfig, Clips
 from pipeline.stages.report import show_exhibit
 
@@ -39,7 +39,8 @@ class Model:
     def __init__(self, silent: int = 0) -> None:
         self.silent = silent
 
-    def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
+    def sample(self, count: int, generator: torch.Generator, given: Any = None) -> torch.Tensor:
+        del given
         clips = make_clips(count, int(torch.randint(1000, (), generator=generator)))
         clips[: self.silent] = 0
         return clips
@@ -48,7 +49,7 @@ class Model:
 def load(silent: int = 0) -> Any:
     """What the stages hand to a kind: a model with the fields of its data."""
     model = Model(silent)
-    return SimpleNamespace(model=model, fields=audio.make_fields(400, RATE, 10), sample=model.sample)
+    return SimpleNamespace(model=model, fields=audio.make_fields(400, RATE, 10), sample=model.sample, pool=Pool())
 
 
 def read(content: bytes) -> np.ndarray:

@@ -86,12 +86,33 @@ def test_a_set_against_itself_has_no_distance_and_full_precision_and_recall() ->
     assert values["precision"] == values["recall"] == 1
 
 
-def test_order_changes_nothing() -> None:
-    fake, real = draw(0), draw(1)
-    shuffled = fake[torch.randperm(len(fake), generator=torch.Generator().manual_seed(5))]
-    first, second = measure(Pixels(), fake, real, CONFIG), measure(Pixels(), shuffled, real, CONFIG)
-    for name in ("fid", "kid", "precision", "recall"):
-        assert first[name] == pytest.approx(second[name], rel=1e-4, abs=1e-6)
+def draw_classes(seed: int, count: int = 400) -> torch.Tensor:
+    """Images of four classes that are far apart, sorted by class."""
+    return torch.cat([draw(seed + 10 * index, count // 4, mean=40 + 55 * index, spread=8) for index in range(4)])
+
+
+def test_the_order_of_the_samples_changes_no_value() -> None:
+    config = CONFIG.model_copy(update={"kid_subset_size": 50})  # by which KID's subsets are a part of the set
+    fake, real = draw_classes(0), draw_classes(1)
+    orders = [torch.randperm(400, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    found = [
+        compute(Evidence([fake[order]], real, [draw_classes(2)], {"pixels": Pixels()}, labelled={"pixels"}), config)
+        for order in (torch.arange(400), torch.arange(399, -1, -1), *orders)
+    ]
+    assert "class_share_min_pixels" in found[0]
+    assert all(other == found[0] for other in found[1:])
+
+
+def test_fid_of_infinitely_many_is_near_its_value_in_random_orders_when_samples_are_sorted_by_class() -> None:
+    config = CONFIG.model_copy(update={"kid_subset_size": 50, "kid_subsets": 1})
+    fake, real = draw_classes(0), draw_classes(1)
+    orders = [torch.randperm(400, generator=torch.Generator().manual_seed(seed)) for seed in range(12)]
+    random = torch.tensor([measure(Pixels(), fake[order], real, config)["fid_infinity"] for order in orders])
+    ordered = measure(Pixels(), fake, real, config)["fid_infinity"]
+    assert abs(ordered - random.mean()) < 4 * random.std()
+    statistics = metrics.fid_features_to_statistics(extract(Pixels(), real).features)
+    prefixes = {n: metrics.measure_fid(extract(Pixels(), fake[:n]).features, statistics) for n in (100, 200, 400)}
+    assert abs(extrapolate_fid(prefixes) - random.mean()) > 20 * random.std()  # what prefixes gave
 
 
 def test_a_dropped_mode_lowers_recall_and_not_precision() -> None:
@@ -124,7 +145,8 @@ def test_compute_sets_the_floor_and_the_counts_beside_each_number() -> None:
     assert values["samples"] == [400]
     assert values["floor_sets"] == [2]
     assert values["fid_pixels_floor"] == [measure(Pixels(), draw(seed), draw(1), CONFIG)["fid"] for seed in (2, 3)]
-    assert values["fid_pixels"] == [measure(Pixels(), images, draw(1), CONFIG)["fid"] for images in sets]
+    fids = [measure(Pixels(), images, draw(1), CONFIG)["fid"] for images in sets]
+    assert values["fid_pixels"] == pytest.approx(fids, rel=1e-9)  # the order of the sums is another
     pairs = zip(values["fid_pixels"], values["fid_pixels_floor"], strict=True)
     assert values["fid_pixels_ratio"] == [fid / floor for fid, floor in pairs]
     assert values["elbo_nats"] == [3]

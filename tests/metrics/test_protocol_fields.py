@@ -19,6 +19,7 @@ from pipeline.evidence.protocol import flatten
 from pipeline.evidence.values import list_fields, load_values
 from pipeline.formats.tokenizers import ByteTokenizer
 from pipeline.kinds import images as images_kind
+from pipeline.kinds import labels
 from pipeline.kinds import text as text_kind
 from pipeline.metrics import images, modes, points, text
 from pipeline.models import transformer, vae
@@ -47,6 +48,13 @@ def draw(seed: int, count: int, channels: int = 1) -> Tensor:
     return torch.randint(256, (count, channels, 4, 4), dtype=torch.uint8, generator=generator)
 
 
+def draw_labels(rule: str, count: int, seed: int) -> Tensor:
+    """Classes that the rule draws for data of other shares in the test split than in the training split."""
+    shares = {"train": {"per_class": [50, 50]}, "test": {"per_class": [90, 10]}}
+    pool = labels.make_pool("labels", rule, {"splits": shares})
+    return pool.draw(count, torch.Generator().manual_seed(seed))["labels"]
+
+
 def randomize(model: nn.Module, deviation: float) -> None:
     """Draw weights of which none is zero, as some are in a fresh model."""
     generator = torch.Generator().manual_seed(0)
@@ -68,13 +76,17 @@ def score(likelihood: str, samples: int, pictures: Tensor) -> dict[str, Tensor]:
 def measure_images(**changes: Any) -> dict[str, list[float]]:
     given = {"sets": 2, "count": 100, "test": 2, "train": 3, "floor_sets": 1, "width": 90, "likelihood": "bernoulli"}
     given |= {"kid_subsets": 2, "kid_subset_size": 40, "neighbours": 3, "isc_splits": 2, "importance_samples": 3}
-    given |= {"asked": 100} | changes
+    given |= {"asked": 100, "labels": "test"} | changes
     sampling = Images(count=given["asked"], sets=given["sets"], importance_samples=given["importance_samples"])
     keys = ("kid_subsets", "kid_subset_size", "neighbours", "isc_splits")
     config = images.Config(sampling=sampling, **{key: given[key] for key in keys})
     count = given["count"]
+
+    def make(index: int, rule: str) -> Tensor:
+        return draw(10 + index, 100) // 8 * 7 + 31 - 4 * draw_labels(rule, 100, index).byte().view(-1, 1, 1, 1)
+
     evidence = Evidence(
-        [draw(10 + index, 100)[:count] // 8 * 7 + 31 for index in range(given["sets"])],
+        [make(index, given["labels"])[:count] for index in range(given["sets"])],
         draw(given["test"], 100)[:count],
         [draw(given["train"] + 100 * index, 100)[:count] for index in range(given["floor_sets"])],
         {"net": Look(given["width"])},
@@ -85,15 +97,19 @@ def measure_images(**changes: Any) -> dict[str, list[float]]:
 
 
 def measure_modes(**changes: Any) -> dict[str, list[float]]:
-    given = {"sets": 2, "count": 100, "test": 2, "width": 8, "asked": 100, "importance_samples": 1} | changes
+    given = {"sets": 2, "count": 100, "test": 2, "width": 8, "asked": 100, "importance_samples": 1}
+    given |= {"labels": "test"} | changes
     sampling = Images(count=given["asked"], sets=given["sets"], importance_samples=given["importance_samples"])
-    generated = [draw(10 + index, 100, 3)[: given["count"]] for index in range(given["sets"])]
+    shades = [draw_labels(given["labels"], 100, index).byte().view(-1, 1, 1, 1) for index in range(given["sets"])]
+    drawn = [draw(10 + index, 100, 3) // 2 + 127 * shade for index, shade in enumerate(shades)]
+    generated = [pictures[: given["count"]] for pictures in drawn]
     evidence = Evidence(generated, draw(given["test"], 100, 3)[: given["count"]], [], {"net": Look(given["width"])})
     return modes.compute(evidence, modes.Config(sampling=sampling))
 
 
 def measure_points(**changes: Any) -> dict[str, list[float]]:
-    given = {"sets": 2, "count": 100, "asked": 100, "mixture": "wide", "deviations": 3.0} | changes
+    given = {"sets": 2, "count": 100, "asked": 100, "mixture": "wide", "deviations": 3.0, "labels": "test"}
+    given |= changes
     means = MIXTURES[given["mixture"]]
     generator = torch.Generator().manual_seed(0)
     drawn = [
@@ -101,7 +117,8 @@ def measure_points(**changes: Any) -> dict[str, list[float]]:
         + 0.1 * torch.randn(100, means.size(1), generator=generator)
         for _ in range(1 + given["sets"])
     ]
-    test, *generated = (part[: given["count"]] for part in drawn)
+    offsets = [0, *(0.3 * draw_labels(given["labels"], 100, index)[:, None] for index in range(given["sets"]))]
+    test, *generated = (part[: given["count"]] for part in map(torch.add, drawn, map(torch.as_tensor, offsets)))
     sampling = points.Sampling(count=given["asked"], sets=given["sets"])
     config = points.Config(sampling=sampling, deviations=given["deviations"])
     return points.compute(points.Evidence(generated, test, means, 0.1), config)
@@ -149,7 +166,8 @@ def make_language_model(context: int) -> transformer.Model:
 
 Measure = Callable[..., dict[str, list[float]]]
 SAMPLES = {
-    "metric.sampling.sets": {"sets": 3},
+    "metric.sampling.sets": {"sets": 4},
+    "metric.sampling.labels": {"labels": "balanced"},
     "metric.sampling.count": {"asked": 101},
     "counts.samples": {"count": 60},
 }

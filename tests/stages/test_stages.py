@@ -98,6 +98,16 @@ def test_the_whole_pipeline_gives_equal_bits_twice_and_one_mlflow_run_a_training
         once, again = loaded.predict([1, 2]), loaded.predict([1, 2])
         assert list(once) == list(again)
         assert once[0] != once[1]
+        if given := loaded.metadata.get_params_schema():
+            [name] = given.to_dict()
+            asked = loaded.predict([1, 2], params={name["name"]: [3]})
+            assert len({*asked, *loaded.predict([1, 2], params={"labels": [4, 5]})}) == 4
+            assert asked[0] == loaded.predict([1], params={"labels": [3]})[0]
+    labels = artifacts.read_tensors(artifacts.RUNS / "gan" / "samples" / "given_labels.safetensors")
+    assert {name: len(each) for name, each in labels.items()} == {"0": 200, "1": 200, "2": 200}
+    # As the test split, whose classes are equal: five standard deviations of 600 draws. None of the sets is alike.
+    assert torch.cat(list(labels.values())).bincount(minlength=10).tolist() == pytest.approx([60] * 10, abs=37)
+    assert not torch.equal(labels["0"], labels["1"])
 
     # Test and training images passed the classifier once, for both runs; and the floors.
     floors = len(json.loads(first["reports/runs/gan/sets.json"])["fid_classifier_floor"])
