@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +18,8 @@ from PIL import Image
 from pipeline import plugins
 from pipeline.history.record import ExhibitId, read_exhibit
 
+# With an example, MLflow would draw samples at the end of each training; without one, it warns.
+warnings.filterwarnings("ignore", message=".*An input example was not provided")
 FOLDERS = ("exhibits", "texts")  # of artifacts; older versions sent texts to a folder of their own
 PICTURES, PICTURE = "images/", ".png"  # the folder of log_image, which MLflow shows with a slider of steps
 
@@ -83,7 +86,6 @@ def log_model(
             artifacts={"model": str(folder)},
             model_config={"sampling": about["config"].get("metric", {}).get("sampling", {}), "given": given},
             signature=make_signature(given.get("values", {})),
-            input_example=[0, 1],
             code_paths=[str(plugins.PACKAGE)],
             pip_requirements=[f"{name}=={about['environment'][name]}" for name in names]
             + ["pydantic", "ruamel.yaml", "safetensors", "tokenizers", "torchvision"],
