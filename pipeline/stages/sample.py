@@ -10,6 +10,8 @@ import shutil
 from functools import partial
 
 from pipeline import artifacts, params
+from pipeline.kinds import read_known
+from pipeline.runtime.requirements import require_run
 from pipeline.weights import load_model
 
 
@@ -17,6 +19,7 @@ def main(key: str) -> None:
     """Sample the run runs.<key>."""
     settings = params.load()
     run = settings.runs[key]
+    require_run(key, settings, {run.data: read_known(run.data)})
     loaded = load_model(artifacts.RUNS / key / "model")
     folder, shown = artifacts.RUNS / key / "samples", artifacts.REPORTS / "runs" / key / "samples"
     for old in (folder, shown):
