@@ -82,7 +82,7 @@ def load_model(folder: Path, family: str = "models") -> Loaded:
     try:
         model.kept.load_state_dict(artifacts.read_tensors(folder / WEIGHTS))
     except RuntimeError as error:
-        msg = f"{folder / WEIGHTS}: does not fit pipeline/{family}/{about['model']}.py: {error}"
+        msg = f"{folder / WEIGHTS}: does not fit pipeline/{family}/{about['model']}.py: {' '.join(str(error).split())}"
         raise ArtifactError(msg) from error
     state = about["tokenizer"]
     tokenizer = restore_tokenizer(state) if state else None

@@ -92,7 +92,7 @@ def _read_clip(path: Path, config: Config) -> NDArray[np.int16]:
     values = resample_poly(samples.astype(np.float64), config.rate // common, rate // common)
     room = config.samples - len(values)
     if room < 0:
-        msg = f"{path}: {len(values)} samples at {config.rate} Hz, longer than the clips of {config.samples}"
-        raise ArtifactError(msg)
+        msg = f"{path}: {len(values)} samples at {config.rate} Hz, longer than the clips of {config.samples}: "
+        raise ArtifactError(msg + f"data.{path.parent.name}.samples {len(values)} would do")
     scaled = np.rint(values * (PEAK * LOUDEST / np.abs(values).max())).astype(np.int16)
     return np.pad(scaled, (room // 2, room - room // 2))
