@@ -13,12 +13,13 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts, params
 from pipeline.stages import __main__ as runner
-from tests.conftest import ROOT, TINY, set_value
+from tests.conftest import ROOT, TINY, set_value, write_pictures
 
 SHIPPED = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
 SECTIONS = tuple(SHIPPED)
 POINTS = {"source": "gaussians", "path": "data/own", "count": 200, "data_seed": 0, "layout": "ring", "modes": 8}
 SPOKEN = {"source": "spoken_digits", "path": "data/own", "split_seed": 0, "validation": 0.1, "test": 0.2}
+PICTURES = {"source": "image_folder", "path": "own pictures", "size": 8, "channels": 1, "split_seed": 0}
 ODD_PATH = 'own texts/it\'s $(touch ran) & "so" on'
 
 
@@ -26,6 +27,8 @@ def make_tiny() -> dict[str, Any]:
     values: dict[str, Any] = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
     for key, value in TINY.items():
         set_value(values, key, value)
+    values["data"]["images"] = PICTURES | {"validation": 0.1, "test": 0.35}
+    values["metrics"]["images"]["sampling"] |= {"count": 60, "sets": 2}
     return values
 
 
@@ -99,7 +102,8 @@ def project(request: pytest.FixtureRequest, workdir: Path) -> tuple[Path, set[st
     (workdir / ".dvc").mkdir()
     (workdir / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
     (workdir / "pipeline").symlink_to(ROOT / "pipeline")
-    (workdir / "data" / "own" / "pictures").mkdir(parents=True)
+    (workdir / "data" / "own").mkdir(parents=True)
+    write_pictures(workdir / "own pictures", 240)
     (workdir / ODD_PATH).mkdir(parents=True)
     (workdir / ODD_PATH / "a 'b'.txt").write_text("It was a dark and stormy night. " * 200, encoding="utf-8")
     with Path("params.yaml").open("w") as file:

@@ -57,8 +57,9 @@ def main(arguments: list[str]) -> int:
         msg = f"no run {', '.join(unknown)}; params.yaml has {', '.join(settings.runs)}"
         raise ArtifactError(msg)
     if not options.evaluate:
-        for run in runs:
-            require_own(settings.runs[run].data, settings)
+        for stage, _, data in (instance.partition("@") for run in runs for instance in list_inputs(run, settings)):
+            if stage == "fetch":
+                require_own(data, settings)
     root = Path(call(["git", "rev-parse", "--show-toplevel"], Path.cwd()).strip())
     if call(["git", "status", "--porcelain", "--untracked-files=no"], root):
         print("warning: uncommitted changes are not part of what is reproduced", file=sys.stderr)
@@ -94,7 +95,7 @@ def require_own(data: str, settings: Params) -> None:
     if not getattr(plugins.load("data", source.source), "READS_PATH", False) or Path(source.path).is_absolute():
         return
     listed = call(["git", "ls-files", "-z", "--", source.path, f"{source.path}.dvc"], Path.cwd())
-    if all(Path(name).name.startswith(".") for name in listed.split("\0")):
+    if all(Path(name).name.startswith(".") for name in listed.split("\0") if name):
         msg = (
             f"data.{data}.path: git has no file of {source.path}, so a clone has none; "
             "`pipeline reproduce --evaluate` starts from the weights in DVC's cache instead"

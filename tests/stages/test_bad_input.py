@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline import artifacts, params
@@ -19,7 +17,7 @@ from pipeline.models import gan
 from pipeline.networks import classifier
 from pipeline.stages import __main__ as runner
 from pipeline.weights import save_model
-from tests.conftest import ROOT, TINY, set_value
+from tests.conftest import ROOT, TINY, set_value, write_pictures
 
 OWN = {
     **TINY,
@@ -46,14 +44,6 @@ OWN = {
 }
 IMAGES, TEXT, GAN = Path("data/prepared/images"), Path("data/prepared/text"), Path("data/runs/gan")
 CLASSIFIER = Path("data/networks/classifier")
-
-
-def write_pictures(folder: Path, count: int, side: int = 8) -> None:
-    generator = np.random.default_rng(side)
-    for number in range(count):
-        path = folder / "ab"[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (side, side), dtype=np.uint8)).save(path)
 
 
 def change_params(changes: dict[str, Any]) -> None:

@@ -63,6 +63,7 @@ def test_the_whole_pipeline_gives_equal_bits_twice_and_one_mlflow_run_a_training
     for run in RUNS:
         metrics = json.loads(first[f"reports/runs/{run}/metrics.json"])
         assert all(isinstance(value, int | float) for value in metrics.values())
+    assert read_fields("images") == plugins.load("data", "mnist5k").foresee(params.load().data["images"])
     protocols = {run: json.loads(first[f"reports/runs/{run}/protocol.json"])["protocol"] for run in RUNS}
     assert protocols["gan"] == protocols["vae"]  # whose FID may be compared
     assert protocols["gan"]["counts"] == {"samples": 200, "floor_sets": 3}
