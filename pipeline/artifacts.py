@@ -196,10 +196,8 @@ def read_manifest(name: str) -> dict[str, Any]:
     path = PREPARED / name / "manifest.json"
     manifest: Any = read_json(path)
     if absent := [key for key in MANIFEST if not isinstance(manifest, dict) or key not in manifest]:
-        msg = (
-            f"{path}: expected the keys {', '.join(MANIFEST)}, it lacks {', '.join(absent)}; delete {path.parent} and "
-        )
-        raise ArtifactError(msg + "run `dvc repro`")
+        msg = f"{path}: expected the keys {', '.join(MANIFEST)}, it lacks {', '.join(absent)}; "
+        raise ArtifactError(msg + f"delete {path.parent} and run `dvc repro`")
     return dict(manifest)
 
 

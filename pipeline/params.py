@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import plugins
+from pipeline.artifacts import RAW
 
 PATH = Path("params.yaml")
 NONE = "none"  # in a run: no start, or no feature network
@@ -173,14 +174,18 @@ def load_data(key: str, path: Path = PATH) -> Source:
     return cast("Source", config)
 
 
-def find_missing_paths(settings: Params) -> list[str]:
-    """Return a sentence for each `path` at which there is nothing: DVC stops there without a word about the key."""
+def find_bad_paths(settings: Params) -> list[str]:
+    """Return a sentence for each `path` at which DVC stops without a word about the key."""
     found = []
     for name, source in settings.data.items():
         if not Path(source.path).exists():
             is_read = getattr(plugins.load("data", source.source), "READS_PATH", False)
             why = "expected your files there" if is_read else f"{source.source} ignores it, but DVC watches it"
             found.append(f"data.{name}.path: {source.path!r} not found: {why}; name a file or folder that exists")
+        elif (RAW / name).resolve().is_relative_to(Path(source.path).resolve()):
+            found.append(
+                f"data.{name}.path: {source.path!r} holds what the stages make; name a folder without data/raw"
+            )
     return found
 
 
@@ -346,5 +351,5 @@ if __name__ == "__main__":
     for run_name, run_config in params.runs.items():
         resolved = {**run_config.model_dump(), "changes": params.models[run_name].model_dump()}
         print(run_name, json.dumps(resolved))
-    for missing in find_missing_paths(params):
-        print(missing, file=sys.stderr)
+    for bad in find_bad_paths(params):
+        print(bad, file=sys.stderr)

@@ -169,16 +169,20 @@ def test_names_of_letters_digits_and_dashes_are_taken(write: Write) -> None:
     assert set(params.load(write({f"runs.{name}": SHIPPED["runs"]["gan"] for name in names})).runs) > set(names)
 
 
-def test_a_path_that_is_not_there_is_named_with_its_key(write: Write, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_path_at_which_dvc_stops_is_named_with_its_key(write: Write, tmp_path: Path, monkeypatch: Any) -> None:
     own = {"source": "text_file", "path": "novel.txt"}
     loaded = params.load(write({"data.text": SHIPPED["data"]["text"] | own, "data.images.path": "nowhere"}))
     monkeypatch.chdir(tmp_path)
-    images, text = params.find_missing_paths(loaded)
+    images, text = params.find_bad_paths(loaded)
     assert images.startswith("data.images.path: 'nowhere' not found: mnist5k ignores it, but DVC watches it")
     assert text.startswith("data.text.path: 'novel.txt' not found: expected your files there")
     for name in ("nowhere", "novel.txt"):
         (tmp_path / name).touch()
-    assert params.find_missing_paths(loaded) == []
+    assert params.find_bad_paths(loaded) == []
+    for path in (".", "data", "data/raw", "data/raw/text"):
+        (tmp_path / path).mkdir(parents=True, exist_ok=True)
+        [text] = params.find_bad_paths(params.load(write({"data.text.path": path, "data.images.path": "nowhere"})))
+        assert text.startswith(f"data.text.path: {path!r} holds what the stages make; name another folder")
 
 
 def test_a_value_out_of_range_is_named_with_what_came(write: Write) -> None:

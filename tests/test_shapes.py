@@ -1,6 +1,7 @@
 """Projects of another shape than the shipped params.yaml: one kind of data, one run, no run, no feature network."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,8 @@ def test_every_shape_has_its_stages_and_no_other(project: tuple[Path, set[str]])
     params.load()
     stages = read_stages(folder)
     assert {stage.addressing for stage in stages} == expected
+    for stage in stages:  # a shell runs it, and a path may hold anything
+        assert re.fullmatch(r"python -m pipeline\.stages [a-z]+( [a-z0-9_-]+)?", stage.cmd)
     runner.main(["check"])
     for stage in stages[1:]:
         code = [dep.def_path for dep in stage.deps if dep.def_path.startswith("data/code/")]

@@ -163,7 +163,7 @@ def require_split(data: str, source: Source, split: str, splits: Mapping[str, Ma
         key = f"data.{data}"
         advice = f"bring {max(LEAST - count, math.ceil(LEAST * total / max(count, 1)) - total)} images more"
         if hasattr(source, "test") and total >= 4 * LEAST:  # else one split or another stays too small
-            key, advice = f"data.{data}.test", f"{1.2 * LEAST / total:.2g} would do, or {advice}"
+            key, advice = f"data.{data}.test", f"{1.5 * LEAST / total:.2g} would do, or {advice}"
         msg = f"{key}: the {split} split has {count} of {total} images, metrics compare {LEAST} or more; {advice}"
     elif entry["minimum"] == entry["maximum"]:
         msg = f"data.{data}: every pixel of the {split} split is {entry['minimum']}, nothing can be learnt"

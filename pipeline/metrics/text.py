@@ -140,8 +140,8 @@ def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
             msg = f"data.{run.data}.{split}: the {split} split has {tokens} tokens, expected {LEAST} or more, one to "
             raise ArtifactError(msg + "predict from another; raise the share, or bring more text")
         if windows and tokens <= context:
-            key = "metrics.text.sampling.random_windows"
-            msg = f"{key}: the {split} split has {tokens} tokens, expected more than the context of {context}; "
+            name = "metrics.text.sampling.random_windows"
+            msg = f"{name}: the {split} split has {tokens} tokens, expected more than the context of {context}; "
             raise ArtifactError(msg + f"0 would do, or a context of {tokens - 1}")
 
 

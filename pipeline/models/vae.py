@@ -68,17 +68,12 @@ class Config(Trainable):
 
 
 def require(config: Config, fields: Fields) -> None:
-    """Refuse images whose sides do not halve twice.
-
-    Raises:
-        ArtifactError: with the nearest sides that do.
-    """
+    """Refuse images whose sides are no multiples of 4, by an ArtifactError with the nearest that are."""
     del config
     height, width = fields[find_field(fields, LEARNS)].shape[1:]
     if height % 4 or width % 4:
-        below = max(height, width) // 4 * 4
-        near = f"{below} or {below + 4} would do" if below else "4 would do"
-        msg = f"image sides must be multiples of 4, got {height}x{width}; {near}"
+        below = max(4, max(height, width) // 4 * 4)
+        msg = f"image sides must be multiples of 4, got {height}x{width}; {below} or {below + 4} would do"
         raise ArtifactError(msg)
 
 

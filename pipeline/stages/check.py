@@ -18,8 +18,8 @@ from pipeline.runtime.requirements import require_network, require_run
 def main() -> None:
     """Check every section, and write data/code and the empty start and network."""
     settings = params.load()
-    for problem in params.find_missing_paths(settings):
-        print(problem)  # DVC stops there, and only if it needs the data
+    for problem in params.find_bad_paths(settings):
+        print(problem)  # DVC stops there only if it needs the data
     for name in settings.networks:
         require_network(name, settings, {})
     for name in settings.runs:
