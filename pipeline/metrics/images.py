@@ -82,17 +82,16 @@ class Config(Measure):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
-        if excess := describe_excess(self, self.sampling.count):
+        if excess := self.find_excess(self.sampling.count):
             raise ValueError(excess)
         return self
 
-
-def describe_excess(config: Config, count: int) -> str:
-    """Return the first key that needs more images than `count`, with the most that it can be; empty if none does."""
-    for key, most in (("kid_subset_size", count), ("isc_splits", count), ("neighbours", count - 1)):
-        if (value := getattr(config, key)) > most:
-            return f"{key}: expected at most {most} for {count} images, got {value}"
-    return ""
+    def find_excess(self, count: int) -> str:
+        """Return the first key that needs more images than `count`, with the most that it can be; empty if none."""
+        for key, most in (("kid_subset_size", count), ("isc_splits", count), ("neighbours", count - 1)):
+            if (value := getattr(self, key)) > most:
+                return f"{key}: expected at most {most} for {count} images, got {value}"
+        return ""
 
 
 def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evidence:
@@ -117,7 +116,7 @@ def require_count(config: Config, count: int) -> None:
     Raises:
         ArtifactError: with the key, and the most that it can be.
     """
-    if excess := describe_excess(config, count):
+    if excess := config.find_excess(count):
         msg = f"metrics.images.{excess}"
         raise ArtifactError(msg)
 

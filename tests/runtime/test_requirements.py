@@ -12,7 +12,6 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from pipeline import params, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.kinds.images import make_fields
-from pipeline.metrics.images import describe_excess
 from pipeline.models import gan, vae
 from pipeline.params import Known, Params
 from pipeline.runtime.requirements import require_network, require_run
@@ -98,14 +97,14 @@ def test_the_most_that_is_allowed_is_the_most_that_the_library_can_do(key: str) 
         return float(prc_features_to_metric(features, features, **options)["precision"])
 
     config: Any = SETTINGS.metrics["images"]
-    [most] = [value for value in (count - 1, count) if not describe_excess(with_value(config, key, value), count)][-1:]
+    [most] = [value for value in (count - 1, count) if not with_value(config, key, value).find_excess(count)][-1:]
     assert measure(most) == pytest.approx(measure(most), nan_ok=False)
     if key == "isc_splits":
         assert measure(most + 1) != measure(most + 1)  # a split without an image: not a number
     else:
         with pytest.raises((RuntimeError, ValueError, AssertionError)):
             measure(most + 1)
-    assert describe_excess(with_value(config, key, most + 1), count).startswith(f"{key}: expected at most {most} for")
+    assert with_value(config, key, most + 1).find_excess(count).startswith(f"{key}: expected at most {most} for")
 
 
 def with_value(config: Any, key: str, value: int) -> Any:
