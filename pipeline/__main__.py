@@ -5,6 +5,7 @@ pipeline <command> --help
 
 import ast
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -30,7 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
         return int(command.main(arguments[1:]))
     except (ParamsError, ArtifactError, ProtocolError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:
+        if not error.filename:
+            raise
+        print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

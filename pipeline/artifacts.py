@@ -33,6 +33,7 @@ STATE = Path(".state")  # hidden from git and DVC: resume state, partial downloa
 SPLITS = ("train", "validation", "test")
 ZEROS = 2**20  # bytes that an empty tensor file grows by
 SEAL = "manifest.json"
+MANIFEST = ("source", "kind", "fields", "splits")  # keys of every prepared manifest
 MEND = "`pipeline verify` says whether DVC's cache is broken too; if not, `dvc checkout --force` brings the file back"
 
 
@@ -78,11 +79,19 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that a stage wrote."""
+    """Read a JSON file that a stage wrote.
+
+    Raises:
+        ArtifactError: if it is missing or broken.
+    """
     if not path.exists():
         msg = f"{path}: not found; run `dvc repro` to make it"
         raise ArtifactError(msg)
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of UTF-8
+        msg = f"{path}: not a complete JSON file ({error}); delete it and run `dvc repro`"
+        raise ArtifactError(msg) from error
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -179,9 +188,17 @@ def find_weights(folder: Path) -> Path:
 
 
 def read_manifest(name: str) -> dict[str, Any]:
-    """Read the manifest of the prepared data set `name`."""
-    manifest: dict[str, Any] = read_json(PREPARED / name / "manifest.json")
-    return manifest
+    """Read the manifest of the prepared data set `name`.
+
+    Raises:
+        ArtifactError: if it is missing or broken, or lacks a key.
+    """
+    path = PREPARED / name / "manifest.json"
+    manifest: Any = read_json(path)
+    if absent := [key for key in MANIFEST if not isinstance(manifest, dict) or key not in manifest]:
+        msg = f"{path}: expected the keys {', '.join(MANIFEST)}, it lacks {', '.join(absent)}; "
+        raise ArtifactError(msg + f"delete {path.parent} and run `dvc repro`")
+    return dict(manifest)
 
 
 def read_split(name: str, split: str) -> dict[str, Tensor]:

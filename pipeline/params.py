@@ -9,18 +9,28 @@ hundreds of megabytes of memory. Messages name the key in full, what was expecte
 
 import difflib
 import json
+import re
 import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import plugins
+from pipeline.artifacts import RAW
 
 PATH = Path("params.yaml")
 NONE = "none"  # in a run: no start, or no feature network
+# A key is a folder, a word of the shell, a part of a dotted key of DVC, and a name in MLflow.
+NAME = re.compile("[a-z][a-z0-9_-]{0,63}")
+RESERVED = {
+    NONE,
+    *("null", "true", "false", "yes", "no", "on", "off", "y", "n"),  # no texts in one YAML or another
+    *("con", "prn", "aux", "nul", *(f"{device}{number}" for device in ("com", "lpt") for number in range(10))),
+}
 
 
 class ParamsError(ValueError):
@@ -82,6 +92,13 @@ class Run(Section):
     skip: list[str] = Field(default=[], description="patterns of weights that are not taken from the start")
 
 
+class Known(NamedTuple):
+    """What is known of a data set: the spec of each field, and, once it is prepared, the manifest's entry per split."""
+
+    fields: Mapping[str, Any]
+    splits: Mapping[str, Mapping[str, Any]]
+
+
 class Params(Section):
     """All of params.yaml; `models` holds each run's model config with the run's own changes applied."""
 
@@ -101,6 +118,8 @@ def load(path: Path = PATH) -> Params:
     raw = read_mapping(path, SECTIONS_SAID, FOLDER)
     problems = [f"{key}: unknown section{_nearest(str(key), Params.model_fields)}" for key in raw.keys() - SECTIONS]
     problems += [f"{key}: missing section" for key in SECTIONS if not isinstance(raw.get(key), dict)]
+    if not problems:
+        problems = [problem for section in SECTIONS for problem in _check_names(section, raw[section])]
     if problems:
         raise _error(path, problems)
     runs: dict[str, Run] = {}
@@ -109,7 +128,6 @@ def load(path: Path = PATH) -> Params:
         if isinstance(run, Run):
             runs[name] = run
             _check_links(name, run, raw, problems)
-    problems += [f"{section}.{NONE}: the name is reserved" for section in ("runs", "networks") if NONE in raw[section]]
     _check_starts(runs, problems)
     checked: dict[str, dict[str, Any]] = {}
     for section, family, key in (("data", "data", "source"), ("networks", "networks", "network")):
@@ -148,11 +166,27 @@ def load_data(key: str, path: Path = PATH) -> Source:
     sections = read_mapping(path, SECTIONS_SAID, FOLDER).get("data")
     if not isinstance(sections, dict):
         raise _error(path, ["data: missing section"])
-    problems: list[str] = []
-    config = _plug_in("data", "source", f"data.{key}", sections[key], problems)
+    values = sections[key]
+    problems = list(_check_names("data", [key]))
+    config = Section() if problems else _plug_in("data", "source", f"data.{key}", values, problems)
     if problems:
         raise _error(path, problems)
     return cast("Source", config)
+
+
+def find_bad_paths(settings: Params) -> list[str]:
+    """Return a sentence for each `path` at which DVC stops without a word about the key."""
+    found = []
+    for name, source in settings.data.items():
+        if not Path(source.path).exists():
+            is_read = getattr(plugins.load("data", source.source), "READS_PATH", False)
+            why = "expected your files there" if is_read else f"{source.source} ignores it, but DVC watches it"
+            found.append(f"data.{name}.path: {source.path!r} not found: {why}; name a file or folder that exists")
+        elif (RAW / name).resolve().is_relative_to(Path(source.path).resolve()):
+            found.append(
+                f"data.{name}.path: {source.path!r} holds what the stages make; name a folder without data/raw"
+            )
+    return found
 
 
 SECTIONS = tuple(Params.model_fields)
@@ -182,6 +216,17 @@ def read_mapping(path: Path, expected: str, folder: str) -> dict[str, Any]:
         msg = f"{path}: expected {expected}, got {raw!r}"
         raise ParamsError(msg)
     return raw
+
+
+def _check_names(section: str, names: Iterable[Any]) -> Iterator[str]:
+    """Yield a problem for each key of a section that could not be a name everywhere."""
+    for name in names:
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            expected = "a lowercase letter, then up to 63 lowercase letters, digits, _ or -"
+            came = "" if isinstance(name, str) else f", which YAML reads as {type(name).__name__}"
+            yield f"{section}.{name}: expected a name of {expected}; got {name!r}{came}"
+        elif name in RESERVED:
+            yield f"{section}.{name}: the name is reserved"
 
 
 def _check_links(name: str, run: Run, raw: dict[str, Any], problems: list[str]) -> None:
@@ -306,3 +351,5 @@ if __name__ == "__main__":
     for run_name, run_config in params.runs.items():
         resolved = {**run_config.model_dump(), "changes": params.models[run_name].model_dump()}
         print(run_name, json.dumps(resolved))
+    for bad in find_bad_paths(params):
+        print(bad, file=sys.stderr)

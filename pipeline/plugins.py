@@ -13,9 +13,9 @@ NEEDED = {  # the names that each family must define; docs/extend.md says what t
     "kinds": ("Spec",),  # and, of what is prepared by itself: see pipeline/kinds
     "backbones": (),
     "data": ("Config", "fetch", "prepare"),
-    "models": ("Config", "LEARNS", "Model"),
-    "networks": ("Config", "LEARNS", "PREPROCESSING", "load_features"),
-    "metrics": ("Config", "KIND", "SPLITS", "NUMBERS", "VALUES", "Evidence", "gather", "compute"),
+    "models": ("Config", "LEARNS", "Model", "require"),
+    "networks": ("Config", "LEARNS", "PREPROCESSING", "load_features", "require"),
+    "metrics": ("Config", "KIND", "SPLITS", "NUMBERS", "VALUES", "Evidence", "gather", "compute", "require"),
 }
 FAMILIES = tuple(NEEDED)
 

@@ -35,7 +35,7 @@ NOISE = "litlogger|`weights_only` was not set|TPU available"
 WARNINGS = r"Found \d+ module\(s\) in eval mode|`isinstance\(treespec, LeafSpec\)` is deprecated"
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(artifacts.ArtifactError):
     """A loss or gradient stopped being finite; the message names the step and the value. Nothing was updated by it."""
 
 

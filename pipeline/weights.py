@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from pipeline import artifacts, plugins
@@ -93,13 +94,19 @@ def load_model(folder: Path, family: str = "models") -> Loaded:
     artifacts.verify(folder)
     about = artifacts.read_json(folder / CONFIG)
     module = plugins.load(family, about["model"])
-    config = module.Config.model_validate(about["config"])
+    try:
+        config = module.Config.model_validate(about["config"])
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = f"{folder / CONFIG}: config.{'.'.join(map(str, problem['loc']))}"
+        msg = f"{where}: does not fit pipeline/{family}/{about['model']}.py: {problem['msg']}; train the model again"
+        raise ArtifactError(msg) from error
     fields = unflatten_fields(about)
     model = module.Model(config, fields, seed=0)
     try:
         model.kept.load_state_dict(artifacts.read_tensors(folder / WEIGHTS))
     except RuntimeError as error:
-        msg = f"{folder / WEIGHTS}: does not fit pipeline/{family}/{about['model']}.py: {error}"
+        msg = f"{folder / WEIGHTS}: does not fit pipeline/{family}/{about['model']}.py: {' '.join(str(error).split())}"
         raise ArtifactError(msg) from error
     state = about["tokenizer"]
     tokenizer = restore_tokenizer(state) if state else None

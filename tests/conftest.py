@@ -11,9 +11,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from PIL import Image
 from ruamel.yaml import YAML
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -104,6 +106,15 @@ def set_value(values: Any, key: str, value: object) -> None:
     for part in path:
         values = values[part]
     values[last] = value
+
+
+def write_pictures(folder: Path, count: int, side: int = 8) -> None:
+    """Write grey noise of two classes, a and b."""
+    generator = np.random.default_rng(side)
+    for number in range(count):
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (side, side), dtype=np.uint8)).save(path)
 
 
 @pytest.fixture

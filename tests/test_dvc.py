@@ -153,6 +153,8 @@ def test_a_wrong_key_stops_the_first_stage_with_its_full_name(
         (("gan: {model: gan", "gan: {modle: gan"), "runs.gan.modle: unknown key, did you mean 'model'?"),
         (("source: mnist5k", "sorce: mnist5k"), "data.images.sorce: unknown key, did you mean 'source'?"),
         (("\nmodels:", "\nmodles:"), "modles: unknown section, did you mean 'models'?"),
+        (("  gan: {model", '  "$(touch ran)": {model'), "runs.$(touch ran): expected a name of a lowercase letter"),
+        (("  vae: {model", "  ..: {model"), "runs...: expected a name of a lowercase letter"),
     ],
 )
 def test_make_repro_names_a_wrong_key_that_dvc_itself_needs(clone: Path, change: tuple[str, str], message: str) -> None:
@@ -166,6 +168,7 @@ def test_make_repro_names_a_wrong_key_that_dvc_itself_needs(clone: Path, change:
     finally:
         (clone / "params.yaml").write_text(text)
         shutil.rmtree(environment)
+    assert not list(clone.rglob("ran"))
     assert text.replace(*change) != text
     assert message in output
     assert "Error 255" in output  # DVC's own status

@@ -1,6 +1,7 @@
 """params.yaml: what is right loads, what is wrong is named in full."""
 
 import copy
+import datetime as dt
 import json
 import math
 import runpy
@@ -154,6 +155,48 @@ def test_labels_that_are_no_rule_are_refused_with_the_rules(write: Write, value:
 def test_labels_are_a_rule_or_a_list(write: Write, value: object) -> None:
     sampling: Any = params.load(write({"metrics.images.sampling.labels": value})).metrics["images"].sampling
     assert sampling.labels == value
+
+
+WORDS = ("v1.5", "a b", "it's", "x/y", "..", "$(touch x)", "-x", "A", "\u00e9", "", "a" * 65, "2026-11-28", "a\n")
+TYPED = (dt.date(2026, 11, 28), 2, 1.5, True, None)
+
+
+@pytest.mark.parametrize("section", SHIPPED)
+def test_a_key_that_is_no_name_for_a_folder_a_shell_dvc_and_yaml_is_refused_in_full(write: Write, section: str) -> None:
+    path = write({section: {**SHIPPED[section], **{name: {} for name in (*WORDS, *TYPED)}}})
+    message = refusal(path)
+    for name in WORDS:
+        assert f"{section}.{name}: expected a name of a lowercase letter, then up to 63 " in message
+        assert f"; got {name!r}\n" in message + "\n"
+    for name, kind in zip(TYPED, ("date", "int", "float", "bool", "NoneType"), strict=True):
+        assert f"got {name!r}, which YAML reads as {kind}" in message
+    assert message.count("expected a name") == len(WORDS) + len(TYPED)
+
+
+@pytest.mark.parametrize("name", ["none", "null", "true", "no", "con", "com1"])
+def test_a_reserved_name_is_refused(write: Write, name: str) -> None:
+    assert problems(write({f"runs.{name}": SHIPPED["runs"]["gan"]})) == [f"runs.{name}: the name is reserved"]
+
+
+def test_names_of_letters_digits_and_dashes_are_taken(write: Write) -> None:
+    names = ("v1-5", "a_b", "run2026-11-28", "a" * 64)
+    assert set(params.load(write({f"runs.{name}": SHIPPED["runs"]["gan"] for name in names})).runs) > set(names)
+
+
+def test_a_path_at_which_dvc_stops_is_named_with_its_key(write: Write, tmp_path: Path, monkeypatch: Any) -> None:
+    own = {"source": "text_file", "path": "novel.txt"}
+    loaded = params.load(write({"data.text": SHIPPED["data"]["text"] | own, "data.images.path": "nowhere"}))
+    monkeypatch.chdir(tmp_path)
+    images, text = params.find_bad_paths(loaded)
+    assert images.startswith("data.images.path: 'nowhere' not found: mnist5k ignores it, but DVC watches it")
+    assert text.startswith("data.text.path: 'novel.txt' not found: expected your files there")
+    for name in ("nowhere", "novel.txt"):
+        (tmp_path / name).touch()
+    assert params.find_bad_paths(loaded) == []
+    for path in (".", "data", "data/raw", "data/raw/text"):
+        (tmp_path / path).mkdir(parents=True, exist_ok=True)
+        [text] = params.find_bad_paths(params.load(write({"data.text.path": path, "data.images.path": "nowhere"})))
+        assert text.startswith(f"data.text.path: {path!r} holds what the stages make; name another folder")
 
 
 def test_a_value_out_of_range_is_named_with_what_came(write: Write) -> None:

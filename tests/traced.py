@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 GENERATED = "__create_fn__"  # the methods that dataclasses write
+REQUIREMENTS = "pipeline.runtime.requirements"  # asks plug-ins, and takes nothing from them but a refusal
 FOUND: dict[str, set[str]] = {}
 
 
@@ -20,14 +21,15 @@ def watch(frame: FrameType, event: str, argument: object) -> None:
     module = str(frame.f_globals.get("__name__", ""))
     if event == "call" and module.startswith("pipeline."):
         name = frame.f_code.co_qualname.partition(".")[0]
-        if name not in {*FOUND.get(module, ()), GENERATED} and not is_import(frame):
+        if name not in {*FOUND.get(module, ()), GENERATED} and not changes_nothing(frame):
             FOUND.setdefault(module, set()).add(name)
 
 
-def is_import(frame: FrameType | None) -> bool:
-    """Say whether a module of the package is being imported: what runs then is in every digest that reaches it."""
+def changes_nothing(frame: FrameType | None) -> bool:
+    """Say whether a call only imports a module, which is in every digest that reaches it, or only refuses."""
     while frame is not None:
-        if frame.f_code.co_name == "<module>" and str(frame.f_globals.get("__name__", "")).startswith("pipeline."):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module == REQUIREMENTS or (frame.f_code.co_name == "<module>" and module.startswith("pipeline.")):
             return True
         frame = frame.f_back
     return False

@@ -38,19 +38,23 @@ def shift(clips: Tensor, most: int, generator: torch.Generator, part: Part = WHO
     return padded.gather(1, torch.arange(samples, device=clips.device) + share(draw, batch, part))
 
 
-def make_features(spec: Spec, width: int) -> tuple[nn.Sequential, int]:
-    """Return the classifier's layers from clips (B, T) in [-1, 1] to (B, F), and F.
+def require_features(spec: Spec) -> None:
+    """Refuse clips that are too short for the classifier.
 
     Raises:
         ArtifactError: if a clip is shorter than 8 frames.
     """
-    spectrogram = LogMel(spec.rate)
-    frames = spec.samples // spectrogram.hop
-    if frames < 8:
-        needed = 8 * spectrogram.hop
+    needed = 8 * LogMel(spec.rate).hop
+    if spec.samples < needed:
         msg = f"the classifier needs clips of {needed} samples or more at {spec.rate} Hz, got {spec.samples}"
         raise ArtifactError(msg)
-    layers, flat = images.make_features(ImageSpec(shape=(1, BANDS, frames)), width)
+
+
+def make_features(spec: Spec, width: int) -> tuple[nn.Sequential, int]:
+    """Return the classifier's layers from clips (B, T) in [-1, 1] to (B, F), and F."""
+    require_features(spec)
+    spectrogram = LogMel(spec.rate)
+    layers, flat = images.make_features(ImageSpec(shape=(1, BANDS, spec.samples // spectrogram.hop)), width)
     return nn.Sequential(spectrogram, *layers), flat
 
 

@@ -24,16 +24,32 @@ def find_smallest(spec: Spec) -> tuple[int, int, int]:
     """Return (halvings, height, width) of the smallest feature map: 28 -> 7, 32 -> 8, 64 -> 8.
 
     Raises:
-        ArtifactError: if a side cannot be halved evenly down to 8 or less.
+        ArtifactError: if a side cannot be halved evenly down to 8 or less; with the nearest sides that can.
     """
     height, width = spec.shape[1:]
+    smallest = halve(height, width)
+    if smallest is None:
+        longest = max(height, width)
+        fit = [side for side in range(4, 2 * longest + 8) if halve(side, side)]
+        near = sorted(sorted(fit, key=lambda side: abs(side - longest))[:2])
+        msg = f"image sides must halve evenly, down to 2 to 8, got {height}x{width}; {near[0]} or {near[1]} would do"
+        raise ArtifactError(msg)
+    return smallest
+
+
+def halve(height: int, width: int) -> tuple[int, int, int] | None:
+    """Return how often both sides halve evenly down to 8 or less, and what is left of them; None if they do not."""
     halvings = 0
     while not halvings or max(height, width) > 8:
         if height % 2 or width % 2 or min(height, width) < 4:
-            msg = f"image sides must halve evenly, down to 2 to 8, got {spec.shape[1]}x{spec.shape[2]}"
-            raise ArtifactError(msg)
+            return None
         height, width, halvings = height // 2, width // 2, halvings + 1
     return halvings, height, width
+
+
+def require_generator(spec: Spec) -> None:
+    """Refuse the images that find_smallest refuses."""
+    find_smallest(spec)
 
 
 def make_generator(spec: Spec, inputs: int, width: int, full_width: int) -> nn.Sequential:
@@ -69,8 +85,8 @@ def double_side(before: int, after: int, *, bias: bool) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(before, after, 5, stride=2, padding=2, output_padding=1, bias=bias)
 
 
-def make_features(spec: Spec, width: int) -> tuple[nn.Sequential, int]:
-    """Return the classifier's layers from images (B, C, H, W) in [-1, 1] to (B, F), and F.
+def require_features(spec: Spec) -> None:
+    """Refuse images that the classifier cannot halve three times.
 
     Raises:
         ArtifactError: if a side is shorter than 8 pixels.
@@ -78,6 +94,11 @@ def make_features(spec: Spec, width: int) -> tuple[nn.Sequential, int]:
     if min(spec.shape[1:]) < 8:
         msg = f"the classifier halves an image three times: sides must be 8 or more, got {spec.shape[1:]}"
         raise ArtifactError(msg)
+
+
+def make_features(spec: Spec, width: int) -> tuple[nn.Sequential, int]:
+    """Return the classifier's layers from images (B, C, H, W) in [-1, 1] to (B, F), and F."""
+    require_features(spec)
     layers: list[nn.Module] = []
     for before, after in ((spec.shape[0], width), (width, 2 * width), (2 * width, 4 * width)):
         layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, params
+from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import DVC, call, make_parser, run_in_clone
 from pipeline.evidence.protocol import check_content, find_differences
@@ -56,6 +56,10 @@ def main(arguments: list[str]) -> int:
     if unknown := [run for run in runs if run not in settings.runs]:
         msg = f"no run {', '.join(unknown)}; params.yaml has {', '.join(settings.runs)}"
         raise ArtifactError(msg)
+    if not options.evaluate:
+        for stage, _, data in (instance.partition("@") for run in runs for instance in list_inputs(run, settings)):
+            if stage == "fetch":
+                require_own(data, settings)
     root = Path(call(["git", "rev-parse", "--show-toplevel"], Path.cwd()).strip())
     if call(["git", "status", "--porcelain", "--untracked-files=no"], root):
         print("warning: uncommitted changes are not part of what is reproduced", file=sys.stderr)
@@ -79,6 +83,24 @@ def main(arguments: list[str]) -> int:
     if options.save:
         REPORT.write_text(f"{made}\n\n{table}", encoding="utf-8")
     return int(any(row[-1].startswith(NOT) for row in rows))
+
+
+def require_own(data: str, settings: Params) -> None:
+    """Refuse to start from your own files where git has none of them: a clone would find nothing.
+
+    Raises:
+        ArtifactError: with the key of their path.
+    """
+    source = settings.data[data]
+    if not getattr(plugins.load("data", source.source), "READS_PATH", False) or Path(source.path).is_absolute():
+        return
+    listed = call(["git", "ls-files", "-z", "--", source.path, f"{source.path}.dvc"], Path.cwd())
+    if all(Path(name).name.startswith(".") for name in listed.split("\0") if name):
+        msg = (
+            f"data.{data}.path: git has no file of {source.path}, so a clone has none; "
+            "`pipeline reproduce --evaluate` starts from the weights in DVC's cache instead"
+        )
+        raise ArtifactError(msg)
 
 
 def describe_reproduction(options: argparse.Namespace, clone: Path) -> str:

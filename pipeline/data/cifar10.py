@@ -13,7 +13,8 @@ import numpy as np
 from pipeline.artifacts import ArtifactError
 from pipeline.formats.archives import read_files
 from pipeline.formats.download import Source, fetch_all
-from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out
+from pipeline.kinds import FieldSpec
+from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out, make_fields
 
 FILE = "cifar-10-binary.tar.gz"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -36,6 +37,12 @@ class Config(ImageConfig):
     """How the pictures are split."""
 
     source: Literal["cifar10"]
+
+
+def foresee(config: Config) -> dict[str, FieldSpec]:
+    """Return the fields of the pictures."""
+    del config
+    return make_fields(SHAPE, CLASSES)
 
 
 def fetch(folder: Path, config: Config) -> None:

@@ -9,7 +9,8 @@ from typing import Literal
 
 from pipeline.formats.download import Source, fetch_all
 from pipeline.formats.idx import CLASSES, read_pair
-from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out
+from pipeline.kinds import FieldSpec
+from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out, make_fields
 
 ADDRESSES = (
     "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
@@ -40,6 +41,12 @@ class Config(ImageConfig):
     """How the pictures are split."""
 
     source: Literal["fashion_mnist"]
+
+
+def foresee(config: Config) -> dict[str, FieldSpec]:
+    """Return the fields of the pictures."""
+    del config
+    return make_fields((1, 28, 28), CLASSES)
 
 
 def fetch(folder: Path, config: Config) -> None:

@@ -12,7 +12,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipeline.kinds.points import PointConfig, Points
+from pipeline.kinds import FieldSpec
+from pipeline.kinds.points import PointConfig, Points, make_fields
 from pipeline.randomness import make_generator, normal
 
 SHARES = {"train": 1.0, "validation": 0.2, "test": 0.2}
@@ -32,6 +33,11 @@ class Config(PointConfig):
             msg = f"modes must be a square number for layout grid, got {self.modes}"
             raise ValueError(msg)
         return self
+
+
+def foresee(config: Config) -> dict[str, FieldSpec]:
+    """Return the fields of the points."""
+    return make_fields(2, config.modes)
 
 
 def fetch(folder: Path, config: Config) -> None:

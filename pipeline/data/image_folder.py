@@ -27,10 +27,15 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.artifacts import SPLITS, ArtifactError
-from pipeline.kinds.images import ImageConfig, ImageSplits
+from pipeline.kinds import FieldSpec
+from pipeline.kinds.images import ImageConfig, ImageSplits, make_fields
 from pipeline.formats.own_files import FileReport, examine, list_files, map_in_threads, open_file, read_reports, refuse_if_broken, write_reports
 from pipeline.formats.pictures import Look, Picture, decode
 from pipeline.randomness import derive_seed
+
+
+READS_PATH = True
+SHAPED_BY = ("size", "channels")
 
 
 class Config(ImageConfig, Look):
@@ -39,6 +44,11 @@ class Config(ImageConfig, Look):
     source: Literal["image_folder"]
     test: float = Field(0.1, gt=0, lt=1, description="share of the images in the test split")
     max_broken: float = Field(0.01, ge=0, lt=1, description="share of the files that may be broken")
+
+
+def foresee(config: Config) -> dict[str, FieldSpec]:
+    """Return the fields of the images; there may be two classes, until they are counted."""
+    return make_fields((config.channels, config.size, config.size), 2)
 
 
 def fetch(folder: Path, config: Config) -> None:

@@ -8,7 +8,8 @@ from typing import Literal
 
 from pipeline.formats.download import Source, fetch_all
 from pipeline.formats.idx import read_pair
-from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out
+from pipeline.kinds import FieldSpec
+from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out, make_fields
 
 ADDRESSES = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -26,6 +27,12 @@ class Config(ImageConfig):
     """How the digits are split."""
 
     source: Literal["mnist"]
+
+
+def foresee(config: Config) -> dict[str, FieldSpec]:
+    """Return the fields of the digits."""
+    del config
+    return make_fields((1, 28, 28), 10)
 
 
 def fetch(folder: Path, config: Config) -> None:

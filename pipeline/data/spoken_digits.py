@@ -19,9 +19,11 @@ from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.formats.speech import VERSION, Word, speak
 from pipeline.formats.wav import encode_wav, read_wav
-from pipeline.kinds.audio import LOUDEST, AudioConfig, Clips
+from pipeline.kinds import FieldSpec
+from pipeline.kinds.audio import LOUDEST, AudioConfig, Clips, make_fields
 from pipeline.randomness import make_generator
 
+SHAPED_BY = ("samples", "rate")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-us-nyc")
 SPEAKERS = ("f1", "f2", "f3", "f4", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8")
@@ -36,6 +38,11 @@ class Config(AudioConfig):
     """How the clips are split, and their form."""
 
     source: Literal["spoken_digits"]
+
+
+def foresee(config: Config) -> dict[str, FieldSpec]:
+    """Return the fields of the clips."""
+    return make_fields(config.samples, config.rate, len(WORDS))
 
 
 def fetch(folder: Path, config: Config) -> None:
@@ -85,7 +92,7 @@ def _read_clip(path: Path, config: Config) -> NDArray[np.int16]:
     values = resample_poly(samples.astype(np.float64), config.rate // common, rate // common)
     room = config.samples - len(values)
     if room < 0:
-        msg = f"{path}: {len(values)} samples at {config.rate} Hz, longer than the clips of {config.samples}"
-        raise ArtifactError(msg)
+        msg = f"{path}: {len(values)} samples at {config.rate} Hz, longer than the clips of {config.samples}: "
+        raise ArtifactError(msg + f"data.{path.parent.name}.samples {len(values)} would do")
     scaled = np.rint(values * (PEAK * LOUDEST / np.abs(values).max())).astype(np.int16)
     return np.pad(scaled, (room // 2, room - room // 2))

@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.data import mnist
-from pipeline.kinds.images import ImageConfig, ImageSplits
+from pipeline.kinds import FieldSpec
+from pipeline.kinds.images import ImageConfig, ImageSplits, make_fields
 from pipeline.randomness import make_generator
 
 
@@ -23,6 +24,12 @@ class Config(ImageConfig):
     source: Literal["stacked_mnist"]
     count: int = Field(default=60_000, ge=2, description="images of the training and validation splits together")
     test_count: int = Field(default=10_000, ge=1, description="images of the test split")
+
+
+def foresee(config: Config) -> dict[str, FieldSpec]:
+    """Return the fields of the stacked digits."""
+    del config
+    return make_fields((3, 28, 28), 1000)
 
 
 def fetch(folder: Path, config: Config) -> None:

@@ -25,6 +25,7 @@ from pipeline.formats.own_files import FileReport, examine, list_files, map_in_t
 from pipeline.kinds.text import TextConfig, Texts
 from pipeline.randomness import derive_seed
 
+READS_PATH = True
 CHUNK = 2**18  # bytes read at once
 SPACING = 2**24  # bytes at least between two places that decoding can begin at
 BETWEEN = "\n\n"  # two documents

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from pydantic import Field
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from pipeline import artifacts, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence import real_cache
+from pipeline.evidence.values import Values, fill_name
 from pipeline.kinds import images as images_kind
 from pipeline.kinds.labels import Rule
-from pipeline.params import NONE, Params, Run, Section
+from pipeline.params import NONE, Known, Params, Run, Section
 from pipeline.randomness import make_generator
 from pipeline.weights import choose_device
 
@@ -70,6 +71,52 @@ def check_evidence(evidence: Evidence) -> None:
         if images.shape != evidence.generated[0].shape:
             msg = f"{name}: expected the shape of the generated images {tuple(evidence.generated[0].shape)}, "
             raise ArtifactError(msg + f"got {tuple(images.shape)}")
+
+
+def require(key: str, settings: Params, known: Mapping[str, Known], values: Values, *, channelwise: bool) -> int | None:
+    """Refuse data that check_evidence would refuse, a feature network that has learnt other shapes, and names.
+
+    Args:
+        key: the run.
+        settings: all parameters.
+        known: what is known of each data set.
+        values: of the metric.
+        channelwise: whether the network sees each channel as a picture of its own.
+
+    Returns:
+        The number of images that are compared; None if the data are not prepared.
+
+    Raises:
+        ArtifactError: with the key to change.
+    """
+    run = settings.runs[key]
+    data, splits = known[run.data], known[run.data].splits
+    if run.network != NONE:
+        for template in values:
+            if "{network}" in template:
+                fill_name(values, template, network=run.network)
+        section = settings.networks[run.network]
+        is_trained = not hasattr(plugins.load("networks", section.network), "fetch")
+        if is_trained and data.fields and known[section.data].fields:
+            learnt, given = (tuple(each.fields["images"].shape) for each in (known[section.data], data))
+            require_shape(run, section.data, learnt, (1, *given[1:]) if channelwise else given)
+    if not splits:
+        return None
+    for split in ("test", "train"):
+        images_kind.require_split(run.data, settings.data[run.data], split, splits)
+    wanted = cast("Sampling", settings.metrics[run.metric].sampling).count
+    return min(wanted, *(splits[split]["count"] for split in ("test", "train")))
+
+
+def require_shape(run: Run, data: str, learnt: tuple[int, ...], given: tuple[int, ...]) -> None:
+    """Refuse a feature network that has learnt images (C, H, W) of another shape than those of a run.
+
+    Raises:
+        ArtifactError: with both shapes.
+    """
+    if learnt != given:
+        msg = f"networks.{run.network} has learnt images {learnt} of data.{data}, "
+        raise ArtifactError(msg + f"data.{run.data} has {given}: name a network that learns data.{run.data}")
 
 
 class Features(NamedTuple):
@@ -136,9 +183,8 @@ def load_network(run: Run, settings: Params, shape: tuple[int, ...]) -> nn.Modul
     section = settings.networks[run.network]
     folder = artifacts.NETWORKS / run.network
     learnt = artifacts.read_json(folder / "config.json").get("spec", {}).get("shape")
-    if learnt and tuple(learnt) != shape:
-        msg = f"networks.{run.network} has learnt images {tuple(learnt)} of data.{section.data}, "
-        raise ArtifactError(msg + f"data.{run.data} has {shape}")
+    if learnt:
+        require_shape(run, section.data, tuple(learnt), shape)
     network: nn.Module = plugins.load("networks", section.network).load_features(folder).to(choose_device())
     return network
 

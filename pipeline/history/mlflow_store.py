@@ -12,8 +12,11 @@ from pathlib import Path
 
 import mlflow
 from filelock import FileLock
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+
+from pipeline.artifacts import ArtifactError
 
 MAX_VALUE_LENGTH = 6000  # of an MLflow parameter; the full config is an artifact
 MAX_KEY_LENGTH = 250
@@ -34,6 +37,7 @@ def connect() -> tuple[MlflowClient, str]:
     with FileLock(root / "mlflow.lock") if is_file else contextlib.nullcontext():
         client = MlflowClient(uri)
         if found := client.get_experiment_by_name(name):
+            _refuse_deleted(found)
             return client, str(found.experiment_id)
         location = (root / "mlartifacts").as_uri() if is_file else None
         try:
@@ -42,6 +46,17 @@ def connect() -> tuple[MlflowClient, str]:
             if found := client.get_experiment_by_name(name):  # another machine was faster
                 return client, str(found.experiment_id)
             raise
+
+
+def _refuse_deleted(experiment: Experiment) -> None:
+    """Refuse an experiment in MLflow's trash, which takes no run, and keeps its name from another one."""
+    if experiment.lifecycle_stage == "deleted":
+        msg = (
+            f"MLflow's experiment {experiment.name!r} is deleted; "
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}` brings it back, "
+            "or MLFLOW_EXPERIMENT_NAME names another one"
+        )
+        raise ArtifactError(msg)
 
 
 def word_key(name: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from mlflow.entities import Metric, RunTag
 
+from pipeline.artifacts import ArtifactError
 from pipeline.history import load, mlflow_files, mlflow_run
 from pipeline.history.mlflow_store import connect, word_key
 from pipeline.history.record import ExhibitId, Record
@@ -106,7 +107,8 @@ class MlflowSync:
             action(*arguments)
         except Exception as error:  # noqa: BLE001 - whatever MLflow raises, a training goes on
             if not self.failed:
-                log.warning("MLflow is not reachable (%s); the record %s keeps all", error, self.record.folder)
+                cause = error if isinstance(error, ArtifactError) else f"MLflow is not reachable ({error})"
+                log.warning("%s; the record %s keeps all", cause, self.record.folder)
             self.failed = True
             self.run_id = ""
             return False

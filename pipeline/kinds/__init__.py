@@ -5,7 +5,7 @@ A data set is a mapping of named fields of equal length, each of one kind. This 
 Spec             properties of a field that a model needs, such as its shape
 write            turns what a source prepared into the files of data/prepared/<data>, and returns the manifest
 examples         training examples of a split, for the loop in training.py
-require          refuses, before anything is computed, data that a model's config does not fit
+require          refuses, before anything is computed, data that a model's config does not fit: see `require_run`
 check            refuses values that would give a plausible number for nonsense
 show             many values as one thing to look at or listen to: an Exhibit
 encode           one value as text, for the served model
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline import artifacts, plugins
 from pipeline.artifacts import ArtifactError
+from pipeline.params import Known
 from pipeline.randomness import make_generator
 
 if TYPE_CHECKING:
@@ -107,6 +108,12 @@ def unflatten_fields(about: Mapping[str, Any]) -> dict[str, FieldSpec]:
 def read_fields(data: str) -> dict[str, FieldSpec]:
     """Return the fields of the prepared data set `data`."""
     return parse_fields(artifacts.read_manifest(data)["fields"])
+
+
+def read_known(data: str) -> Known:
+    """Return what is known of the prepared data set `data`."""
+    manifest = artifacts.read_manifest(data)
+    return Known(parse_fields(manifest["fields"]), manifest["splits"])
 
 
 def find_field(fields: Fields, kinds: Sequence[str]) -> str:

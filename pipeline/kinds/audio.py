@@ -8,7 +8,7 @@ Dimensions: N clips, T samples of a clip.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -24,7 +24,7 @@ from pipeline.artifacts import SPLITS, ArtifactError
 from pipeline.formats.wav import encode_wav
 from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, draw_sets, dump_fields
 from pipeline.kinds import labels as class_labels
-from pipeline.params import Source
+from pipeline.params import Known, Params, Source
 from pipeline.randomness import make_generator
 
 if TYPE_CHECKING:
@@ -108,9 +108,9 @@ def make_fields(samples: int, rate: int, classes: int) -> dict[str, FieldSpec]:
     return {"clips": Spec(samples=samples, rate=rate), "labels": class_labels.Spec(classes=classes)}
 
 
-def require(data: str, manifest: dict[str, Any], model: str, config: Any) -> None:
+def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
     """Accept every set of clips: models refuse lengths themselves."""
-    del data, manifest, model, config
+    del key, settings, known
 
 
 def examples(split: dict[str, Tensor], config: Any, seed: int) -> Rows:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -25,7 +25,7 @@ from pipeline.artifacts import SPLITS, ArtifactError
 from pipeline.formats.own_files import FileReport, write_reports
 from pipeline.kinds import MOST_DUPLICATES, Drawn, Exhibit, FieldSpec, Look, draw_sets, dump_fields, duplicate_share
 from pipeline.kinds import labels as class_labels
-from pipeline.params import Source
+from pipeline.params import Known, Params, Source
 from pipeline.randomness import make_generator
 
 if TYPE_CHECKING:
@@ -110,7 +110,11 @@ def write(folder: Path, images: ImageSplits, config: ImageConfig) -> dict[str, A
     known: dict[str, set[bytes]] = {}
     for name in (name for name in SPLITS if name in images.splits):
         pixels, labels = images.splits[name]
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or len(pixels) != len(labels) or not len(pixels):
+        if not len(pixels):
+            counts = ", ".join(f"{split} {len(values)}" for split, (values, _) in images.splits.items())
+            msg = f"data.{folder.name}.validation: every split needs an image, got {counts}; change the share"
+            raise ArtifactError(msg)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or len(pixels) != len(labels):
             msg = f"{folder} {name}: expected uint8 (N, C, H, W) and N labels, got {pixels.dtype} {tuple(pixels.shape)}"
             raise ArtifactError(msg)
         path = folder / f"{name}.safetensors"
@@ -142,9 +146,33 @@ def make_fields(shape: tuple[int, int, int], classes: int) -> dict[str, FieldSpe
     return {"images": Spec(shape=shape), "labels": class_labels.Spec(classes=classes)}
 
 
-def require(data: str, manifest: dict[str, Any], model: str, config: Any) -> None:
+def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
     """Accept every set of images: models refuse shapes themselves."""
-    del data, manifest, model, config
+    del key, settings, known
+
+
+def require_split(data: str, source: Source, split: str, splits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a prepared split that `check` would refuse, by what the manifest says of it.
+
+    Raises:
+        ArtifactError: with the key to change.
+    """
+    entry, total = splits[split], sum(each["count"] for each in splits.values())
+    msg = ""
+    if (count := entry["count"]) < LEAST:
+        key = f"data.{data}"
+        advice = f"bring {max(LEAST - count, math.ceil(LEAST * total / max(count, 1)) - total)} images more"
+        if hasattr(source, "test") and total >= 4 * LEAST:  # else one split or another stays too small
+            key, advice = f"data.{data}.test", f"{1.5 * LEAST / total:.2g} would do, or {advice}"
+        msg = f"{key}: the {split} split has {count} of {total} images, metrics compare {LEAST} or more; {advice}"
+    elif entry["minimum"] == entry["maximum"]:
+        msg = f"data.{data}: every pixel of the {split} split is {entry['minimum']}, nothing can be learnt"
+    elif entry["maximum"] <= 1:
+        msg = f"data.{data}: expected images in [0, 255], the {split} split has no value above 1"
+    elif entry["shape"][1] not in {1, 3}:
+        msg = f"data.{data}: metrics compare images of 1 or 3 channels, the {split} split has {entry['shape'][1]}"
+    if msg:
+        raise ArtifactError(msg)
 
 
 def examples(split: dict[str, Tensor], config: Any, seed: int) -> Rows:

@@ -6,7 +6,7 @@ A source's `prepare` returns Points; the stage `prepare` calls `write`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline import artifacts
 from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, draw_sets, dump_fields, images
 from pipeline.kinds import labels as class_labels
-from pipeline.params import Source
+from pipeline.params import Known, Params, Source
 from pipeline.randomness import make_generator
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def make_fields(dimensions: int, classes: int) -> dict[str, FieldSpec]:
     return {"points": Spec(dimensions=dimensions), "labels": class_labels.Spec(classes=classes)}
 
 
-def require(data: str, manifest: dict[str, Any], model: str, config: Any) -> None:
+def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
     """Accept every set of points."""
-    del data, manifest, model, config
+    del key, settings, known
 
 
 def examples(split: dict[str, Tensor], config: Any, seed: int) -> Rows:

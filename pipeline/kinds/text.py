@@ -31,7 +31,7 @@ from pipeline.formats.tokenizers import (
     train_tokenizer,
 )
 from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, dump_fields
-from pipeline.params import Source
+from pipeline.params import Known, Params, Source
 from pipeline.randomness import make_generator
 
 if TYPE_CHECKING:
@@ -243,19 +243,21 @@ def tokenize(path: Path, pieces: Iterable[str], tokenizer: TextTokenizer) -> int
     return count
 
 
-def require(data: str, manifest: dict[str, Any], model: str, config: Any) -> None:
+def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
     """Refuse a training text that is too short for Windows.
 
     Raises:
-        ArtifactError: naming data.<data> with its source and path, the tokens, and models.<model>.context.
+        ArtifactError: naming data.<data> with its source and path, the tokens, and the context with its key.
     """
-    tokens = manifest["splits"]["train"]["tokens"]
-    if tokens > 2 * config.context:
+    run, context = settings.runs[key], getattr(settings.models[key], "context", 0)
+    tokens = known[run.data].splits.get("train", {}).get("tokens")
+    if tokens is None or tokens > 2 * context:
         return
-    source, path = (manifest["config"][key] for key in ("source", "path"))
+    config = settings.data[run.data]
     msg = (
-        f"data.{data} (source {source}, path {path}) has {tokens} tokens in its training split, expected more than "
-        f"twice models.{model}.context, which is {config.context}; bring more text, or lower the context"
+        f"data.{run.data} (source {config.source}, path {config.path}) has {tokens} tokens in its training split, "
+        f"expected more than twice models.{run.model}.context, which is {context}; bring more text, or lower the "
+        f"context to {(tokens - 1) // 2}"
     )
     raise ArtifactError(msg)
 
@@ -360,9 +362,6 @@ def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: 
         tokens = read(split)[model.makes]
         nats[split] = model.score(tokens, stride).cpu()
         if sampling.random_windows:
-            if len(tokens) <= context:
-                msg = f"sampling.random_windows: the {split} split has {len(tokens)} tokens, expected more than the "
-                raise ArtifactError(msg + f"context of {context}")
             # All runs face the same windows.
             windows[split] = score_windows(model, tokens, sampling.random_windows, make_generator(0, "windows", split))
     files = {"nats": nats} | ({"windows": windows} if windows else {})

@@ -12,11 +12,11 @@ Per-image scores of a model with a likelihood (`scores`: elbo, iw, kl in nats) a
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
@@ -27,7 +27,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.evidence import features
 from pipeline.evidence.features import Evidence, Sampling, check_evidence, extract
 from pipeline.evidence.values import SETS, Value, fill_name, find_companion, find_value
-from pipeline.params import Measure, Params
+from pipeline.params import NONE, Known, Measure, Params
 from pipeline.randomness import make_generator, shuffle
 
 KIND = "images"
@@ -115,10 +115,45 @@ class Config(Measure):
     neighbours: int = Field(ge=1, description="k of the nearest-neighbour manifolds of precision and recall")
     isc_splits: int = Field(ge=1, description="splits of the Inception Score")
 
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if excess := self.find_excess(self.sampling.count):
+            raise ValueError(excess)
+        return self
+
+    def find_excess(self, count: int) -> str:
+        """Return the first key that needs more images than `count`, with the most that it can be; empty if none."""
+        for key, most in (("kid_subset_size", count), ("isc_splits", count), ("neighbours", count - 1)):
+            if (value := getattr(self, key)) > most:
+                return f"{key}: expected at most {most} for {count} images, got {value}"
+        return ""
+
 
 def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evidence:
     """Read what the metrics of a run rest on."""
     return features.gather(key, settings, circumstances, floors=True, channelwise=False)
+
+
+def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
+    """Refuse data and settings that `compute` would refuse.
+
+    Raises:
+        ArtifactError: with the key to change.
+    """
+    count = features.require(key, settings, known, VALUES, channelwise=False)
+    if count and settings.runs[key].network != NONE:
+        require_count(cast("Config", settings.metrics["images"]), count)
+
+
+def require_count(config: Config, count: int) -> None:
+    """Refuse settings that need more images than are compared.
+
+    Raises:
+        ArtifactError: with the key, and the most that it can be.
+    """
+    if excess := config.find_excess(count):
+        msg = f"metrics.images.{excess}"
+        raise ArtifactError(msg)
 
 
 def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
@@ -128,12 +163,9 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
         ArtifactError: if the images are nonsense, too few for the config, or a network's output is not finite.
     """
     check_evidence(evidence)
-    for key in ("kid_subset_size", "isc_splits"):
-        if (value := getattr(config, key)) > len(evidence.test):
-            msg = f"metrics.images.{key}: expected at most {len(evidence.test)}, the images compared, got {value}"
-            raise ArtifactError(msg)
     values: dict[str, list[float]] = {"samples": [float(len(evidence.test))]}
     if evidence.networks:
+        require_count(config, len(evidence.test))
         values["floor_sets"] = [float(len(evidence.train))]
     for name, network in evidence.networks.items():
         test = evidence.extract_real(name, evidence.test)

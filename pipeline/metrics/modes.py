@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline import plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence import features
 from pipeline.evidence.features import Evidence, Sampling, check_evidence, extract
 from pipeline.evidence.values import SETS, Value, fill_name
-from pipeline.params import Measure, Params
+from pipeline.params import Known, Measure, Params
 
 KIND = "images"
 NETWORK = "needed"
@@ -60,6 +61,32 @@ def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evid
     return features.gather(key, settings, circumstances, floors=False, channelwise=True)
 
 
+def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
+    """Refuse data that `compute` would refuse.
+
+    Raises:
+        ArtifactError: with the key to change.
+    """
+    features.require(key, settings, known, VALUES, channelwise=True)
+    run = settings.runs[key]
+    section = settings.networks[run.network]
+    learnt, given = known[section.data].fields, known[run.data].fields
+    if learnt and given:
+        own = learnt["labels"].classes if "labels" in learnt else 0
+        require_few(getattr(plugins.load("networks", section.network), "CLASSES", own), given["images"].shape[0])
+
+
+def require_few(classes: int, channels: int) -> None:
+    """Refuse more modes than can be counted.
+
+    Raises:
+        ArtifactError: with the classes and the channels.
+    """
+    if classes**channels > MOST:
+        msg = f"metrics.modes: expected at most {MOST} modes, {classes} classes in each of {channels} channels are more"
+        raise ArtifactError(msg)
+
+
 def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
     """Return the coverage of each generated set, and of the test images, by every network.
 
@@ -98,9 +125,7 @@ def label_modes(logits: Tensor, pictures: Tensor) -> tuple[Tensor, int]:
     logits: what the network says of each channel, (N C, K).
     """
     classes, channels = logits.size(1), pictures.size(1)
-    if classes**channels > MOST:
-        msg = f"metrics.modes: expected at most {MOST} modes, {classes} classes in each of {channels} channels are more"
-        raise ArtifactError(msg)
+    require_few(classes, channels)
     places = classes ** torch.arange(channels - 1, -1, -1)  # the first channel counts most, as in stacked_mnist
     return logits.argmax(dim=1).view(-1, channels) @ places, classes**channels
 

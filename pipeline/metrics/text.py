@@ -8,7 +8,7 @@ Perplexity a word does: it is that of word-level papers, which count each line e
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import Field
@@ -17,10 +17,11 @@ from torch import Tensor
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence.values import Value, fill_name
-from pipeline.params import Measure, Params, Section
+from pipeline.params import Known, Measure, Params, Section
 
 KIND = "text"
 BLOCKS = 100
+LEAST = 2  # tokens of a split
 LONGEST = 100.0  # nats a word: a text that costs more, such as a chain of letters without blanks, has no words
 SPLITS = ("validation", "test")
 NUMBERS = "logits float32, sums of nats float64"
@@ -136,6 +137,26 @@ def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evid
         manifest["known"],
         artifacts.read_tensors(windows) if windows.exists() else {},
     )
+
+
+def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
+    """Refuse held-out text without a target, or shorter than a random window.
+
+    Raises:
+        ArtifactError: with the key to change.
+    """
+    run = settings.runs[key]
+    windows = cast("Config", settings.metrics[run.metric]).sampling.random_windows
+    context = getattr(settings.models[key], "context", 0)
+    for split in (name for name in SPLITS if name in known[run.data].splits):
+        tokens = known[run.data].splits[split]["tokens"]
+        if tokens < LEAST:
+            msg = f"data.{run.data}.{split}: the {split} split has {tokens} tokens, expected {LEAST} or more, one to "
+            raise ArtifactError(msg + "predict from another; raise the share, or bring more text")
+        if windows and tokens <= context:
+            name = "metrics.text.sampling.random_windows"
+            msg = f"{name}: the {split} split has {tokens} tokens, expected more than the context of {context}; "
+            raise ArtifactError(msg + f"0 would do, or a context of {tokens - 1}")
 
 
 def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:

@@ -28,7 +28,7 @@ from pipeline.layers.blocks import make_average, pick_augmentation, warmup_cosin
 from pipeline.params import Trainable
 from pipeline.randomness import Part, make_generator, normal, seeded, share, this_part
 
-BACKBONE = ("PICTORIAL", "from_unit", "make_discriminator", "make_generator", "to_unit")
+BACKBONE = ("PICTORIAL", "from_unit", "make_discriminator", "make_generator", "require_generator", "to_unit")
 LEARNS = plugins.find_providers("backbones", BACKBONE)
 
 
@@ -79,6 +79,24 @@ class Config(Trainable):
             msg = "batch_size must be a multiple of discriminator_steps, which share a batch, "
             raise ValueError(msg + f"got {self.batch_size} and {self.discriminator_steps}")
         return self
+
+
+def require(config: Config, fields: Fields) -> None:
+    """Refuse data that the config does not fit.
+
+    Raises:
+        ArtifactError: if the values have sides that cannot be halved, are no pictures though the config augments them,
+            or have no labels though it is conditional.
+    """
+    spec = fields[find_field(fields, LEARNS)]
+    backbone = plugins.load("backbones", spec.kind)
+    if not backbone.PICTORIAL and (config.flip or config.augment or config.full_width):
+        msg = "flip, augment and full_width are for images: set flip false, augment [] and full_width 0 for "
+        raise ArtifactError(msg + spec.kind)
+    if config.conditional and ("labels" not in fields or not fields["labels"].classes):
+        msg = "conditional true needs labels, and the data have none: set conditional false"
+        raise ArtifactError(msg)
+    backbone.require_generator(spec)
 
 
 class Generator(nn.Module):
@@ -163,9 +181,7 @@ class Model(LightningModule):
         self.given = ("labels",) if config.conditional else ()
         spec = fields[self.makes]
         self.backbone = plugins.load("backbones", spec.kind)
-        if not self.backbone.PICTORIAL and (config.flip or config.augment or config.full_width):
-            msg = "flip, augment and full_width are for images: set flip false, augment [] and full_width 0 for "
-            raise ArtifactError(msg + spec.kind)
+        require(config, fields)
         classes = fields["labels"].classes if config.conditional else 0
         self.automatic_optimization = False
         self.discriminator_loss, self.generator_loss = LOSSES[config.loss]

@@ -69,6 +69,12 @@ def describe_scores(config: Any) -> dict[str, Any]:
     return {"of": "each token, given those before it in a window", "context": config.context}
 
 
+def require(config: Config, fields: Fields) -> None:
+    """Refuse data that are no text."""
+    del config
+    find_field(fields, LEARNS)
+
+
 def rotation(length: int, width: int) -> Tensor:
     """Return cosines and sines of the rotary positions, float32 (2, length, width / 2)."""
     frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)

@@ -19,6 +19,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields, find_field
 from pipeline.kinds.images import Spec
 from pipeline.layers.blocks import make_average, shift_images, warmup_cosine
@@ -72,6 +73,16 @@ def describe_scores(config: Any) -> dict[str, Any]:
     return {"of": f"{config.likelihood} on {OBSERVED[config.likelihood]}"}
 
 
+def require(config: Config, fields: Fields) -> None:
+    """Refuse images whose sides are no multiples of 4, by an ArtifactError with the nearest that are."""
+    del config
+    height, width = fields[find_field(fields, LEARNS)].shape[1:]
+    if height % 4 or width % 4:
+        below = max(4, max(height, width) // 4 * 4)
+        msg = f"image sides must be multiples of 4, got {height}x{width}; {below} or {below + 4} would do"
+        raise ArtifactError(msg)
+
+
 class Residual(nn.Module):
     """x + conv(silu(conv(silu(x)))), same shape (B, D, H, W); starts as the identity."""
 
@@ -92,9 +103,6 @@ class Network(nn.Module):
     def __init__(self, config: Config, spec: Spec) -> None:
         super().__init__()
         channels, height, width = spec.shape
-        if height % 4 or width % 4:
-            msg = f"image sides must be multiples of 4, got {height}x{width}"
-            raise ValueError(msg)
         self.small = (2 * config.width, height // 4, width // 4)
         flat = math.prod(self.small)
         self.encoder = nn.Sequential(
@@ -181,6 +189,7 @@ class Model(LightningModule):
         super().__init__()
         self.config = config
         self.seed = seed
+        require(config, fields)
         self.makes = find_field(fields, LEARNS)
         with seeded(seed, "weights"):
             self.network = Network(config, fields[self.makes])

@@ -27,7 +27,7 @@ from pipeline.params import Network
 from pipeline.randomness import make_generator, seed_global, seeded, this_part
 from pipeline.weights import choose_device, load_model
 
-BACKBONE = ("make_features", "shift", "to_unit")
+BACKBONE = ("make_features", "require_features", "shift", "to_unit")
 LEARNS = plugins.find_providers("backbones", BACKBONE)
 FEATURES = 128
 PREPROCESSING = "uint8 to [-1, 1], no resize"
@@ -45,6 +45,24 @@ class Config(Network):
     learning_rate: float = Field(gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(ge=0, description="decoupled weight decay")
     shift: int = Field(ge=0, description="largest random shift of a training image, in pixels")
+
+
+def require(config: Config, fields: Fields) -> None:
+    """Refuse data that it cannot learn.
+
+    Raises:
+        ArtifactError: if there are fewer than two classes, or a value is too small.
+    """
+    del config
+    classes = fields["labels"].classes if "labels" in fields else 0
+    if classes < 2:
+        msg = (
+            f"it learns to tell classes apart, which needs 2 or more, the data have {classes}; bring data of more "
+            "classes, name a network of published weights, or set the network of the runs to none"
+        )
+        raise ArtifactError(msg)
+    spec = fields[find_field(fields, LEARNS)]
+    plugins.load("backbones", spec.kind).require_features(spec)
 
 
 class Layers(nn.Module):
@@ -67,17 +85,14 @@ class Model(LightningModule):
 
     def __init__(self, config: Config, fields: Fields, seed: int) -> None:
         super().__init__()
-        classes = fields["labels"].classes if "labels" in fields else 0
-        if classes < 2:
-            msg = f"the classifier needs labelled data of 2 classes or more, got {classes}: use inception"
-            raise ArtifactError(msg)
+        require(config, fields)
         self.config = config
         self.seed = seed
         self.learns = find_field(fields, LEARNS)
         spec = fields[self.learns]
         self.backbone = plugins.load("backbones", spec.kind)
         with seeded(seed, "weights"):
-            self.network = Layers(config.width, self.backbone, spec, classes)
+            self.network = Layers(config.width, self.backbone, spec, fields["labels"].classes)
 
     @property
     def kept(self) -> nn.Module:

@@ -15,10 +15,12 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from pipeline.artifacts import ArtifactError, digest, read_json, write_json
 from pipeline.formats.download import Source, fetch_all
+from pipeline.kinds import Fields, find_field
 from pipeline.params import Network
 
 LEARNS = ("images",)
 PREPROCESSING = "grey to RGB, TensorFlow 1 bilinear resize to 299x299"
+CLASSES = 1008
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -35,6 +37,19 @@ class Config(Network):
         pattern="^[0-9a-f]{64}$",
         description="SHA-256 of the file",
     )
+
+
+def require(config: Config, fields: Fields) -> None:
+    """Refuse images of other channels than grey, or red, green and blue.
+
+    Raises:
+        ArtifactError: with the channels.
+    """
+    del config
+    channels = fields[find_field(fields, LEARNS)].shape[0]
+    if channels not in {1, 3}:
+        msg = f"expected images of 1 or 3 channels, got {channels}"
+        raise ArtifactError(msg)
 
 
 def fetch(config: Config, folder: Path) -> None:

@@ -83,6 +83,8 @@ def _explain(error: BaseException, arguments: list[str]) -> None:
         os._exit(PREEMPTED)  # everything is saved; the libraries take seconds to unload, and a scheduler may kill first
     if isinstance(error, ParamsError | ArtifactError | HardwareError):
         sys.exit(f"error: {error}")
+    if isinstance(error, OSError) and error.filename:
+        sys.exit(f"error: {os.fsdecode(error.filename)}: {error.strerror}")
     if isinstance(error, KeyError) and error.args == tuple(arguments):
         sys.exit(f"error: params.yaml has no section named {arguments[0]!r} for this stage")
 

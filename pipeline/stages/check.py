@@ -12,11 +12,19 @@ from pathlib import Path
 
 from pipeline import artifacts, code, params
 from pipeline.params import NONE
+from pipeline.runtime.requirements import require_network, require_run
 
 
 def main() -> None:
     """Check every section, and write data/code and the empty start and network."""
     settings = params.load()
+    for problem in params.find_bad_paths(settings):
+        print(problem)  # DVC stops there only if it needs the data
+    for name in settings.networks:
+        require_network(name, settings, {})
+    for name in settings.runs:
+        require_run(name, settings, {})
+    (artifacts.REPORTS / "runs").mkdir(parents=True, exist_ok=True)  # the report of a project without runs needs it
     for change in code.write_all(settings):
         print(f"code of {change}")
     for folder in (artifacts.RUNS / NONE / "model", artifacts.NETWORKS / NONE):

@@ -17,7 +17,9 @@ from pipeline.evidence.protocol import describe_values, make_tags
 from pipeline.evidence.values import list_counts
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment
+from pipeline.kinds import read_known
 from pipeline.params import NONE, Params
+from pipeline.runtime.requirements import require_run
 
 LIBRARIES = ("torch", "torch-fidelity", "numpy")  # that the numbers go through
 
@@ -26,6 +28,7 @@ def main(key: str) -> None:
     """Evaluate the run runs.<key>."""
     settings = params.load()
     run = settings.runs[key]
+    require_run(key, settings, {run.data: read_known(run.data)})
     module = plugins.load("metrics", run.metric)
     artifacts.verify(artifacts.RUNS / key / "samples")
     circumstances = {**describe_environment(), "code": code.digest_parts(key, settings)}

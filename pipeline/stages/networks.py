@@ -16,9 +16,10 @@ from typing import Any
 from pipeline import artifacts, code, params, plugins
 from pipeline.evidence import judges
 from pipeline.history.recorder import Recorder
-from pipeline.kinds import read_fields
+from pipeline.kinds import read_fields, read_known
 from pipeline.runtime import checkpoints, processes, sharding
 from pipeline.runtime.processes import get_rank
+from pipeline.runtime.requirements import require_network, require_run
 from pipeline.training import fingerprint, fit
 from pipeline.weights import save_model
 
@@ -30,6 +31,10 @@ def main(key: str) -> None:
     settings = params.load()
     config: Any = settings.networks[key]
     module = plugins.load("networks", config.network)
+    known = {config.data: read_known(config.data)}
+    require_network(key, settings, known)
+    for run in (name for name, run in settings.runs.items() if run.network == key):  # its features are for their sake
+        require_run(run, settings, known)
     folder = artifacts.NETWORKS / key
     is_fetched = hasattr(module, "fetch")
     judge = None if is_fetched else judges.find(judges.describe_recipe(config))

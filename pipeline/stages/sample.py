@@ -11,7 +11,8 @@ from dataclasses import replace
 from functools import partial
 
 from pipeline import artifacts, params
-from pipeline.kinds import make_pool
+from pipeline.kinds import make_pool, read_known
+from pipeline.runtime.requirements import require_run
 from pipeline.weights import load_model
 
 
@@ -21,6 +22,7 @@ def main(key: str) -> None:
     run = settings.runs[key]
     sampling, manifest = settings.metrics[run.metric].sampling, artifacts.read_manifest(run.data)
     read = partial(artifacts.read_split, run.data)
+    require_run(key, settings, {run.data: read_known(run.data)})
     loaded = load_model(artifacts.RUNS / key / "model")
     loaded = replace(loaded, pool=make_pool(loaded.fields, loaded.model.given, sampling, manifest, read))
     folder, shown = artifacts.RUNS / key / "samples", artifacts.REPORTS / "runs" / key / "samples"

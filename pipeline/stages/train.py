@@ -24,11 +24,12 @@ from pipeline.history import alarms, dvc_lock, leftovers
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment, describe_lineage
 from pipeline.history.recorder import Recorder
-from pipeline.kinds import TRAIN, Pool, make_pool, parse_fields, read_fields
+from pipeline.kinds import TRAIN, Pool, make_pool, parse_fields, read_fields, read_known
 from pipeline.params import NONE, Params, Run, Section, Trainable
 from pipeline.runtime import checkpoints, processes, sharding
 from pipeline.runtime.preemption import PreemptedError
 from pipeline.runtime.processes import get_rank
+from pipeline.runtime.requirements import require_run
 from pipeline.training import fingerprint, fit
 from pipeline.weights import WEIGHTS, Loaded, save_model, start_from
 
@@ -40,7 +41,7 @@ def main(key: str) -> None:
     settings = params.load()
     run, config = settings.runs[key], settings.models[key]
     manifest = artifacts.read_manifest(run.data)
-    plugins.load("kinds", manifest["kind"]).require(run.data, manifest, run.model, config)
+    require_run(key, settings, {run.data: read_known(run.data)})
     inputs = (run, config, manifest, read_start(run))
     state = artifacts.STATE / f"train-{key}" / fingerprint(*inputs, code.digest("train", key, settings))
     if processes.are_to_be_started():

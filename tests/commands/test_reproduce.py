@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,22 @@ def test_the_table_counts_each_verdict() -> None:
 def test_an_unknown_run_is_refused_before_anything_is_cloned(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "gam"]) == 1
     assert "no run gam; params.yaml has gan, vae, transformer" in capsys.readouterr().err
+
+
+def test_own_files_that_git_does_not_hold_are_named_before_anything_is_cloned(
+    workdir: Path, edit_params: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_params({"data.text.source": "text_file", "data.text.path": "texts"})
+    (workdir / "texts").mkdir()
+    for name in (".gitkeep", "novel.txt"):
+        (workdir / "texts" / name).touch()
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    subprocess.run(["git", "add", "texts/.gitkeep"], check=True)
+    assert main(["reproduce", "transformer"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: data.text.path: git has no file of texts, so a clone has none; ")
+    subprocess.run(["git", "add", "texts/novel.txt"], check=True)
+    reproduce.require_own("text", params.load())
 
 
 def test_a_project_in_a_subfolder_is_evaluated_from_its_own_cache_with_its_own_outputs_alone(

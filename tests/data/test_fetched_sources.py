@@ -23,6 +23,7 @@ from pipeline.artifacts import ArtifactError, read_json
 from pipeline.formats import archives, idx
 from pipeline.data import cifar10, enwik8, fashion_mnist, mnist, shakespeare, stacked_mnist, wikitext2
 from pipeline.kinds import images
+from pipeline.kinds.images import ImageSplits, make_fields
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = {"path": "data/own", "split_seed": 0, "validation": 0.25}
@@ -104,11 +105,17 @@ def clothes(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarr
     return arrays
 
 
+def assert_foreseen(images: ImageSplits, foreseen: Any) -> None:
+    channels, height, width = images.splits["train"][0].shape[1:]
+    assert foreseen == make_fields((channels, height, width), images.classes)
+
+
 def test_fashion_mnist_has_mnists_files_and_zalandos_class_names(clothes: dict[str, np.ndarray], raw: Path) -> None:
     config = fashion_mnist.Config(source="fashion_mnist", **IMAGES)
     fashion_mnist.fetch(raw, config)
     assert {path.name for path in raw.iterdir()} == set(clothes)
     images = fashion_mnist.prepare(raw, config)
+    assert_foreseen(images, fashion_mnist.foresee(config))
     assert {name: tuple(pixels.shape) for name, (pixels, _) in images.splits.items()} == {
         "train": (30, 1, 28, 28),
         "validation": (10, 1, 28, 28),
@@ -172,6 +179,7 @@ def test_cifar10_is_read_from_the_archive(mirror: Path, raw: Path, monkeypatch: 
     monkeypatch.setattr(cifar10, "SHA256", sha256(path.read_bytes()))  # of the file, although its name ends in .gz
     cifar10.fetch(raw, CIFAR10)
     images = cifar10.prepare(raw, CIFAR10)
+    assert_foreseen(images, cifar10.foresee(CIFAR10))
     assert {name: tuple(pixels.shape) for name, (pixels, _) in images.splits.items()} == {
         "train": (80, 3, 32, 32),
         "validation": (20, 3, 32, 32),  # 2 of the 10 of each class
@@ -263,6 +271,7 @@ def test_stacked_mnist_channels_are_digits_of_their_split_and_the_class_is_their
     raw: Path, digits: dict[str, np.ndarray]
 ) -> None:
     stacked = stacked_mnist.prepare(raw, STACKED)
+    assert_foreseen(stacked, stacked_mnist.foresee(STACKED))
     used: dict[str, set[bytes]] = {}
     for name, part in (("train", "train"), ("validation", "train"), ("test", "t10k")):
         images, labels = stacked.splits[name]

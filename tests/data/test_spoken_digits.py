@@ -19,6 +19,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.data import spoken_digits
 from pipeline.data.spoken_digits import WORDS, Config
 from pipeline.formats.wav import encode_wav, read_wav
+from pipeline.kinds import audio, parse_fields
 from pipeline.kinds.audio import Clips, is_clipped, is_silent
 from pipeline.params import ParamsError
 from pipeline.stages import networks, prepare
@@ -45,6 +46,11 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def clips(raw: Path) -> Clips:
     return spoken_digits.prepare(raw, make_config())
+
+
+def test_the_source_foresees_its_fields(clips: Clips, tmp_path: Path) -> None:
+    manifest = audio.write(tmp_path, clips, make_config())
+    assert parse_fields(manifest["fields"]) == spoken_digits.foresee(make_config())
 
 
 # --- fetched -------------------------------------------------------------------

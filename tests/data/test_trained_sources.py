@@ -26,11 +26,11 @@ def run(data: str, key: str) -> None:
 
 def test_a_gan_learns_pictures_of_ones_own(workdir: Path, edit_params: Edit) -> None:
     generator = np.random.default_rng(0)
-    for number in range(60):
+    for number in range(400):
         path = workdir / "data" / "own" / "pictures" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
-    edit_params({"data.images.source": "image_folder", "data.images.size": 32})
+    edit_params({"data.images.source": "image_folder", "data.images.size": 32, "data.images.test": 0.25})
     run("images", "gan")
 
 

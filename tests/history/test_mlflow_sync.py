@@ -141,6 +141,22 @@ def test_an_absent_server_is_one_warning_and_the_record_keeps_all(
     assert sum("MLflow is not reachable" in entry.message for entry in caplog.records) == 1
 
 
+def test_a_deleted_experiment_is_named_and_not_taken_for_an_outage(
+    record: Record, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, experiment = connect()
+    client.delete_experiment(experiment)
+    record.finish("FINISHED")
+    sync = MlflowSync(record)
+    sync.finish()
+    assert sync.failed
+    [message] = [entry.message for entry in caplog.records if "MLflow" in entry.message]
+    assert message.startswith("MLflow's experiment 'generative-experiments' is deleted; `mlflow experiments restore")
+    client.restore_experiment(experiment)
+    MlflowSync(record).finish()
+    assert client.search_runs([experiment])
+
+
 def test_a_run_that_failed_and_then_finished_counts_both_attempts_and_keeps_no_failure(record: Record) -> None:
     record.finish("FAILED", failure="ValueError: no")
     MlflowSync(record).finish()

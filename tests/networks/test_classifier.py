@@ -66,7 +66,10 @@ def test_saved_features_are_those_of_the_model_and_frozen(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (image_fields((1, 8, 8), 1), "labelled data of 2 classes or more, got 1: use inception"),
+        (
+            image_fields((1, 8, 8), 1),
+            "classes apart, which needs 2 or more, the data have 1; bring data of more classes",
+        ),
         (image_fields((1, 7, 28), 2), r"sides must be 8 or more, got \(7, 28\)"),
     ],
 )
