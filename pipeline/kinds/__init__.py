@@ -154,6 +154,16 @@ def question_examples(data: str, manifest: Mapping[str, Any], config: Any) -> li
     return found
 
 
+def question_files(data: str, manifest: Mapping[str, Any], config: Any) -> list[str]:
+    """Return doubts about your own files: captions and tables that nobody reads, and files that are there twice."""
+    files = manifest.get("files", {"count": 0, "duplicates": 0})
+    names = [what for what in ("caption", "table") if what in files.get("ignored", {})]
+    found = [f"files that are ignored: {files['ignored'][what]} of the kind {what}" for what in names]
+    if files["duplicates"] > MOST_REPEATED * files["count"]:
+        found.append(f"{files['duplicates']} of {files['count']} files repeat another one, and are not used")
+    return [f"{name_key(data, config)}: {doubt}" for doubt in found]
+
+
 def question_classes(data: str, manifest: Mapping[str, Any], config: Any) -> list[str]:
     """Return doubts about the classes: one only, names of splits, absent from a split, or very unequal."""
     splits = manifest["splits"]

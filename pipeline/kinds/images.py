@@ -35,6 +35,7 @@ from pipeline.kinds import (
     name_key,
     question_classes,
     question_examples,
+    question_files,
 )
 from pipeline.kinds import labels as class_labels
 from pipeline.params import Source
@@ -163,17 +164,19 @@ def write(folder: Path, images: ImageSplits, config: ImageConfig) -> dict[str, A
 
 def find_narrow_range(images: Tensor) -> dict[str, list[int]]:
     """Return the range of images uint8 (N, C, H, W), lowest and highest value without outliers, if it is narrow."""
-    values = images[spread(len(images), SURVEYED)].flatten()
-    shares = torch.bincount(values, minlength=256).double().cumsum(0) / len(values)
+    counts = torch.zeros(256, dtype=torch.int64)
+    for index in spread(len(images), SURVEYED):  # one by one: the set may be larger than memory
+        counts += torch.bincount(images[index].flatten(), minlength=256)
+    shares = counts.double().cumsum(0) / counts.sum()
     low, high = int((shares <= TAIL).sum()), int((shares < 1 - TAIL).sum())
     return {"range": [low, high]} if high - low < NARROW else {}
 
 
 def question_data(data: str, manifest: dict[str, Any], config: ImageConfig) -> list[str]:
     """Return a sentence for everything about a set that is perhaps not what the user meant, with the key to change."""
-    known, ignored = manifest.get("known", {}), manifest.get("files", {}).get("ignored", {})
-    white, source = name_key(data, config, "white"), name_key(data, config)
-    found = []
+    known = manifest.get("known", {})
+    white = name_key(data, config, "white")
+    found = question_files(data, manifest, config)
     if "white" in known and getattr(config, "white", None) is None:
         use = f"use {known['bits']} of 16 bits" if known["bits"] > 1 else "are masks of 0 and 1"
         found.append(f"{white}: the pictures {use}, so {known['white']} is taken for white; a number here fixes it")
@@ -185,10 +188,10 @@ def question_data(data: str, manifest: dict[str, Any], config: ImageConfig) -> l
     if "range" in known:
         low, high = known["range"]
         found.append(f"{white}: the images use only the values {low} to {high} of 0 to 255")
-    names = [what for what in ("caption", "table") if what in ignored]
-    found += [f"{source}: files that are ignored: {ignored[what]} of the kind {what}" for what in names]
     if count := known.get("in_two_splits"):
-        found.append(f"{source}: {count} pictures of one split's folder are in another's too, and used there")
+        found.append(
+            f"{name_key(data, config)}: {count} pictures of one split's folder are in another's too, and used there"
+        )
     return [*found, *question_examples(data, manifest, config), *question_classes(data, manifest, config)]
 
 
@@ -200,12 +203,12 @@ def show_data(folder: Path, manifest: dict[str, Any]) -> Exhibit:
     images, labels = split["images"], split["labels"]
     classes = manifest["fields"]["labels"]["classes"]
     if classes == 1:
-        return show("sheet", images[spread(len(images), PREVIEW)], None)
+        return show("sheet", _pick_small(images, spread(len(images), PREVIEW)), None)
     names = manifest["classes"] or [str(label) for label in range(classes)]
     rows = []
     for label in range(min(classes, ROWS)):
         places = (labels == label).nonzero().flatten()
-        rows.append(_lay_out(images[places[spread(len(places), COLUMNS)]]))
+        rows.append(_lay_out(_pick_small(images, places[spread(len(places), COLUMNS)])))
     width, height = (max(row.size[side] for row in rows) for side in (0, 1))
     sheet = Image.new("RGB", (MARGIN + width, height * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -218,15 +221,23 @@ def show_data(folder: Path, manifest: dict[str, Any]) -> Exhibit:
     return Exhibit("sheet", ".png", buffer.getvalue())
 
 
+def _pick_small(images: Tensor, indices: Tensor) -> Tensor:
+    """Return the images of these indices, at most 128 pixels high; a white one if there is no index."""
+    from torchvision.transforms.functional import resize
+
+    if not len(indices):
+        side = min(images.size(-1), THUMB)
+        return images.new_full((1, images.size(1), side, side), 255)
+    picked = (images[index] for index in indices)
+    return torch.stack([resize(image, [THUMB, THUMB]) if image.size(-1) > THUMB else image for image in picked])
+
+
 def _lay_out(images: Tensor) -> Image.Image:
-    """Return uint8 images (N, C, H, W) in a row, at most 128 pixels high."""
-    from torchvision.transforms.functional import resize, to_pil_image
+    """Return uint8 images (N, C, H, W) in a row."""
+    from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
 
-    if not len(images):
-        images = images.new_full((1, *images.shape[1:]), 255)
-    small = resize(images, [THUMB, THUMB]) if images.size(-1) > THUMB else images
-    return to_pil_image(make_grid(small, nrow=COLUMNS, padding=2, pad_value=128))
+    return to_pil_image(make_grid(images, nrow=COLUMNS, padding=2, pad_value=128))
 
 
 def make_fields(shape: tuple[int, int, int], classes: int) -> dict[str, FieldSpec]:

@@ -30,7 +30,7 @@ from pipeline.formats.tokenizers import (
     restore_tokenizer,
     train_tokenizer,
 )
-from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, dump_fields, name_key
+from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, dump_fields, name_key, question_files
 from pipeline.params import Source
 from pipeline.randomness import make_generator
 
@@ -171,7 +171,7 @@ def question_data(data: str, manifest: dict[str, Any], config: TextConfig) -> li
     count = splits["train"]["characters"]
     tiny = [f"{key}: {count} characters of training text are few, a model may copy them"] if count < FEWEST else []
     overlaps = ((name, other, splits[name].get(f"overlap_with_{other}", 0)) for name in splits for other in splits)
-    return tiny + [
+    return [*question_files(data, manifest, config), *tiny] + [
         f"{key}: {share:.0%} of the {name} split is word for word in the {other} split too"
         for name, other, share in overlaps
         if share > MOST_OVERLAP

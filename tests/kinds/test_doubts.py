@@ -59,8 +59,12 @@ def test_an_ordinary_set_raises_no_doubt() -> None:
             "data.faces.white: the images use only the values 0 to 16 of 0 to 255",
         ),
         (
-            describe([500, 500], files={"ignored": {"table": 1}}),
+            describe([500, 500], files={"count": 1000, "duplicates": 10, "ignored": {"table": 1, "litter": 2}}),
             "data.faces.path: files that are ignored: 1 of the kind table",
+        ),
+        (
+            describe([500, 500], files={"count": 1000, "duplicates": 11}),
+            "data.faces.path: 11 of 1000 files repeat another one, and are not used",
         ),
     ],
 )
