@@ -130,7 +130,8 @@ def describe_layout(layout: Layout, config: Config) -> dict[str, Any]:
     known: dict[str, Any] = {"wrapper": "/".join(layout.wrapper)} if layout.wrapper else {}
     if layout.level is not None:
         shares = {name: f"a share of {share:g} of train" for name, share in _list_shares(config)}
-        known["splits"] = {name: ", ".join(f"{folder}/" for folder in layout.splits.get(name, ())) or shares[name] for name in SPLITS}
+        folders = {name: ", ".join(f"{folder}/" for folder in layout.splits.get(name, ())) for name in SPLITS}
+        known["splits"] = {name: folder or shares[name] for name, folder in folders.items()}
     return known
 
 

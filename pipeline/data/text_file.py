@@ -4,9 +4,10 @@
 
 One file is split by position. Several files are documents: each goes to a split as a whole, by a function of its text
 and `split_seed` only, so that a new file moves no other. Folders or files named train, validation and test are the
-splits, and the shares are then those of train; `folders: none` says otherwise. `fetch` lists every file with its SHA-256; `prepare`
-reads exactly what is listed, decodes it and makes CRLF and CR a line feed; the files stay where they are. Of files
-with equal text the first is used; files.json names the rest, and the reason for each file that is not used.
+splits, and the shares are then those of train; `folders: none` says otherwise. `fetch` lists every file with its
+SHA-256; `prepare` reads exactly what is listed, decodes it and makes CRLF and CR a line feed; the files stay where they
+are. Of files with equal text the first is used; files.json names the rest, and the reason for each file that is not
+used.
 """
 
 import codecs

@@ -249,7 +249,8 @@ def _scale(image: Image.Image, stored: _Stored, look: Look) -> _Scaled:
     white = look.white or WHITE
     if ";16" in stored.raw:  # Pillow reads the upper 8 bits only
         if white < WHITE:
-            msg = f"colours of 16 bits, of which only the upper 8 are read, but white is {white}: save it with 8 bits"
+            read = "colours of 16 bits, of which only the upper 8 are read"
+            msg = f"{read}, but white is {white}: save it with 8 bits, or set white to {WHITE}"
             raise _RefusedError(msg)
         return _Scaled(image, highest * 257, deep=True)
     if white < 255:

@@ -180,7 +180,8 @@ def question_classes(data: str, manifest: Mapping[str, Any], config: Any) -> lis
     for name, entry in splits.items():
         absent = [names[label] for label, count in enumerate(entry["per_class"]) if not count]
         if len(absent) > (MOST_ABSENT * len(names) if name == "validation" else 0):
-            key = folders if name in manifest.get("known", {}).get("splits", ()) else name_key(data, config, name)
+            given = manifest.get("known", {}).get("splits", {}).get(name, "").endswith("/")  # by a folder
+            key = folders if given else name_key(data, config, name)
             found.append(
                 f"{key}: the {name} split has no example of {len(absent)} of {len(names)} classes: {_list(absent)}"
             )
