@@ -34,7 +34,10 @@ JUDGES = plugins.PACKAGE / "judges"  # feature networks whose weights git keeps
 # Modules that check, find, start, record or show, and never change a number.
 MACHINERY = ("versions", "params", "plugins", "code", "stages", "runtime", "history", "commands")
 ENTRY = "main"  # of a stage
-CALLED_OF_SOURCES: dict[str, tuple[str, ...]] = {"fetch": (), "prepare": ("write",)}  # of the source's kind
+CALLED_OF_SOURCES: dict[str, tuple[str, ...]] = {  # of the source's kind
+    "fetch": (),
+    "prepare": ("write", "question_data", "show_data"),
+}
 CALLED_OF_KINDS = {"train": ("examples", "look"), "sample": ("draw",)}
 Roots = dict[str, tuple[str, ...]]  # module: the definitions that are called; none named: all of them
 

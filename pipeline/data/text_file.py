@@ -3,14 +3,17 @@
     dvc exp run -S data.text.source=text_file -S data.text.path=novel.txt
 
 One file is split by position. Several files are documents: each goes to a split as a whole, by a function of its text
-and `split_seed` only, so that a new file moves no other. `fetch` lists every file with its SHA-256; `prepare`
-reads exactly what is listed, decodes it and makes CRLF and CR a line feed; the files stay where they are. Of files
-with equal text the first is used; files.json names the rest, and the reason for each file that is not used.
+and `split_seed` only, so that a new file moves no other. Folders or files named train, validation and test are the
+splits, and the shares are then those of train; `folders: none` says otherwise. `fetch` lists every file with its
+SHA-256; `prepare` reads exactly what is listed, decodes it and makes CRLF and CR a line feed; the files stay where they
+are. Of files with equal text the first is used; files.json names the rest, and the reason for each file that is not
+used.
 """
 
 import codecs
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BufferedReader, IncrementalNewlineDecoder
@@ -21,6 +24,7 @@ from pydantic import Field, field_validator
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline.artifacts import SPLITS, ArtifactError
+from pipeline.formats.folders import is_litter, read_layout
 from pipeline.formats.own_files import FileReport, examine, list_files, map_in_threads, open_file, read_reports, refuse_if_broken, write_reports
 from pipeline.kinds.text import TextConfig, Texts
 from pipeline.randomness import derive_seed
@@ -30,6 +34,7 @@ CHUNK = 2**18  # bytes read at once
 SPACING = 2**24  # bytes at least between two places that decoding can begin at
 BETWEEN = "\n\n"  # two documents
 NUL = "\0"
+HELD_OUT = ("test", "validation")
 BYTE_ORDER_MARKS = {  # the one of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -49,6 +54,9 @@ class Config(TextConfig):
     )
     encoding: str = Field(
         "auto", description="of files without a byte-order mark; auto: UTF-8; else a name such as latin-1"
+    )
+    folders: Literal["splits", "none"] = Field(
+        "splits", description="whether folders, or files, named train, validation and test are the splits"
     )
     max_broken: float = Field(0.01, ge=0, lt=1, description="share of the files that may be broken")
 
@@ -156,7 +164,8 @@ def prepare(raw: Path, config: Config) -> Texts:
     root, name = find_root(config)
     listed = read_reports(raw)
     pattern = config.pattern.removeprefix("**/")
-    chosen = [report for report in listed if name or PurePosixPath(report.path).match(pattern)]
+    fitting = [report for report in listed if name or PurePosixPath(report.path).match(pattern)]
+    chosen = [report for report in fitting if not is_litter(report.path)]
     if not chosen:
         some = ", ".join(repr(report.path) for report in listed[:5])
         msg = f"{root}: no file matches the pattern {config.pattern!r}; the first of {len(listed)} files: {some}"
@@ -166,7 +175,19 @@ def prepare(raw: Path, config: Config) -> Texts:
         work = partial(judge, root, config.encoding, bar.update)
         judged = list(map_in_threads(work, chosen, total=len(chosen), description="read texts"))
     refuse_if_broken(root, [text.report for text in judged], config.max_broken, raw.name)
-    return split(judged, config)
+    places = find_splits([text.report.path for text in judged], config)
+    order = (*HELD_OUT, "train", "")  # of two equal texts the first is used
+    return split(sorted(judged, key=lambda text: order.index(places[text.report.path])), config, places)
+
+
+def find_splits(paths: Sequence[str], config: Config) -> dict[str, str]:
+    """Return the split that the folders of each file say, or that the files' own names say, or nothing."""
+    for own_names in (False, True):
+        named = {path: f"{PurePosixPath(path).with_suffix('')}/" if own_names else path for path in paths}
+        layout = read_layout(named.values(), config.folders)
+        if layout.level is not None:
+            return {path: layout.place(name).split for path, name in named.items()}
+    return dict.fromkeys(paths, "")
 
 
 def find_root(config: Config) -> tuple[Path, str]:
@@ -178,40 +199,61 @@ def find_root(config: Config) -> tuple[Path, str]:
     return path.parent, path.name
 
 
-def split(judged: Sequence[Judged], config: Config) -> Texts:
-    """Split a single text by position, several as documents; of equal texts the first is used."""
+def split(judged: Sequence[Judged], config: Config, places: Mapping[str, str]) -> Texts:
+    """Split a single text by position, several as documents; of equal texts the first is used.
+
+    Args:
+        judged: the texts.
+        config: the shares of the splits that no folder says.
+        places: the split that a file's folders say, by its path; empty if they say none.
+    """
     first: dict[str, Judged] = {}
     for text in judged:
         if text.part:
             first.setdefault(text.sha256, text)
+    shares = {
+        name: 0.0 if name in places.values() else share
+        for name, share in (("validation", config.validation), ("test", config.test))
+    }
+    alone = sum(places[text.report.path] not in HELD_OUT for text in first.values()) == 1
     parts: dict[str, list[Part]] = {name: [] for name in SPLITS}
     reports = []
     for text in judged:
-        report, used = text.report, first.get(text.sha256)
+        report, used, place = text.report, first.get(text.sha256), places[text.report.path]
         if used and used is not text:
             report = replace(report, duplicate_of=used.report.path)
-        elif text.part and len(first) > 1:
-            name = choose_split(text.sha256, config)
+        elif text.part and (place in HELD_OUT or not alone):
+            name = place if place in HELD_OUT else choose_split(text.sha256, config.split_seed, shares)
             parts[name].append(text.part)
             report = replace(report, split=name)
         elif text.part:
-            length = text.part.stop
-            ends = [0, int(length * (1 - config.validation - config.test)), int(length * (1 - config.test)), length]
-            for name, start, stop in zip(SPLITS, ends, ends[1:], strict=False):
-                parts[name] += [replace(text.part, start=start, stop=stop)] if start < stop else []
-            report = replace(report, split=", ".join(name for name in SPLITS if parts[name]))
+            cut = cut_by_position(text.part, shares)
+            for name, part in cut.items():
+                parts[name].append(part)
+            report = replace(report, split=", ".join(cut))
         reports.append(report)
     encodings = sorted({text.part.encoding for text in first.values() if text.part})
     splits = {name: Documents(found) for name, found in parts.items() if found}
-    return Texts(splits, files=reports, encoding=", ".join(encodings))
+    said = {name: "by name" if name in places.values() else "a share of train" for name in splits}
+    reports.sort(key=lambda report: os.fsencode(report.path))
+    known = {"splits": said} if any(places.values()) else {}
+    return Texts(splits, known, reports, ", ".join(encodings))
 
 
-def choose_split(sha256: str, config: Config) -> str:
-    """Return the split of the document whose text has this SHA-256, by the shares of the config."""
-    place = derive_seed(config.split_seed, "document", sha256) / 2**63
-    if place < config.validation:
+def cut_by_position(part: Part, shares: Mapping[str, float]) -> dict[str, Part]:
+    """Cut a text into the splits that get some of it, training text first."""
+    length = part.stop
+    ends = [0, int(length * (1 - shares["validation"] - shares["test"])), int(length * (1 - shares["test"])), length]
+    places = zip(SPLITS, ends, ends[1:], strict=False)
+    return {name: replace(part, start=start, stop=stop) for name, start, stop in places if start < stop}
+
+
+def choose_split(sha256: str, seed: int, shares: Mapping[str, float]) -> str:
+    """Return the split of the document whose text has this SHA-256, by the shares of validation and test."""
+    place = derive_seed(seed, "document", sha256) / 2**63
+    if place < shares["validation"]:
         return "validation"
-    return "test" if place < config.validation + config.test else "train"
+    return "test" if place < shares["validation"] + shares["test"] else "train"
 
 
 def judge(root: Path, encoding: str, watch: Callable[[int], object], listed: FileReport) -> Judged:

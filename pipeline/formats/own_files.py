@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import stat
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +37,8 @@ class FileReport:
 
     mode: what the file holds, such as "RGB 640x480 PNG" or "utf-8-sig, CRLF". note: what was done to it on the way in,
     such as "first of 12 frames". reason: why the file is broken, else empty. duplicate_of: the file of equal content
-    that is used in its place, else empty. split: the splits that it went to, if it is used.
+    that is used in its place, else empty. split: the splits that it went to, if it is used. other: what a file is that
+    was never meant as an example, such as "litter" or "caption", else empty.
     """
 
     path: str
@@ -48,10 +49,13 @@ class FileReport:
     reason: str = ""
     duplicate_of: str = ""
     split: str = ""
+    other: str = ""
 
     @property
     def decision(self) -> str:
-        """Say in a word what became of the file: quarantined, duplicate, used, or as yet only listed."""
+        """Say in a word what became of the file: ignored, quarantined, duplicate, used, or as yet only listed."""
+        if self.other:
+            return "ignored"
         if self.reason:
             return "quarantined"
         return "duplicate" if self.duplicate_of else "used" if self.split else "listed"
@@ -145,11 +149,14 @@ def refuse_if_broken(root: Path, reports: Sequence[FileReport], limit: float, ke
     Raises:
         ArtifactError: with the first of them and their reasons, and the path of a file with all reports.
     """
+    others = [report for report in reports if report.other]
+    reports = [report for report in reports if not report.other]
     broken = [report for report in reports if report.reason]
     if reports and len(broken) <= limit * len(reports) and len(broken) < len(reports):
         return
     if not reports:
-        msg = f"{root}: no file found"
+        ignored = f" but {len(others)} that are ignored: {others[0].path!r} is a {others[0].other}" if others else ""
+        msg = f"{root}: no file found{ignored}"
         raise ArtifactError(msg)
     lines = [f"  {report.path!r}: {report.reason}" for report in broken[:LISTED]]
     more = [f"  and {len(broken) - LISTED} more"] if len(broken) > LISTED else []
@@ -170,17 +177,19 @@ def write_reports(folder: Path, reports: Sequence[FileReport]) -> dict[str, Any]
     partial = folder / f"{REPORTS}.tmp"
     with partial.open("w", encoding="utf-8") as file:  # line by line: a million files need little memory
         for index, report in enumerate(reports):
-            file.write(
-                (",\n" if index else "[\n") + json.dumps({**vars(report), "decision": report.decision}, sort_keys=True)
-            )
+            entry = {name: value for name, value in vars(report).items() if value or name != "other"}
+            line = json.dumps({**entry, "decision": report.decision}, sort_keys=True)
+            file.write((",\n" if index else "[\n") + line)
         file.write("\n]\n")
     os.replace(partial, folder / REPORTS)
     files = [report for report in reports if not report.path.endswith("/")]
-    counts = {
+    counts: dict[str, Any] = {
         "count": len(files),
         "quarantined": sum(bool(report.reason) for report in files),
         "duplicates": sum(bool(report.duplicate_of) for report in files),
     }
+    if others := Counter(report.other for report in files if report.other):
+        counts["ignored"] = dict(others)
     return {"files": counts}
 
 

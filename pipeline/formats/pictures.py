@@ -4,12 +4,14 @@
         picture = decode(file, path.name, Look(size=32))
 
 The content decides what a file is, not its name; its header is judged before anything is decoded. Colour profiles are
-ignored. Pillow warns of what the report of a file says anyway: whoever calls this silences it, once for all threads.
+ignored. One picture does not tell which value is white where its file does not state it, nor which ground shows the
+parts that are not transparent: `Survey` decides both for a whole set. Pillow warns of what the report of a file says
+anyway: whoever calls this silences it, once for all threads.
 """
 
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -38,6 +40,8 @@ TURNS = {  # EXIF 2.3, tag Orientation: what brings the stored rows and columns 
     8: Image.Transpose.ROTATE_90,
 }
 TURNED = "turned as its EXIF data say"
+WHITE = 65535  # of 16 bits; pictures of 8 bits are divided by 255 at most
+DARK = 127.5  # ink below is dark
 TIFF_PHOTOMETRIC = 262
 TIFF_TILE = (322, 323)  # width and length
 
@@ -49,19 +53,68 @@ class Look(Section):
     channels: Literal[1, 3] = Field(3, description="1 for grey (ITU-R 601 luma), 3 for red, green and blue")
     filter: Literal["lanczos", "bicubic", "bilinear", "box", "nearest"] = Field("lanczos", description="how to resize")
     fit: Literal["crop", "pad"] = Field("crop", description="what makes it square: its centre, or bars of background")
-    background: int = Field(0, ge=0, le=255, description="grey level behind transparent pixels and beside padded ones")
+    background: int | None = Field(
+        None, ge=0, le=255, description="grey level behind transparent pixels and beside padded ones; none: by the ink"
+    )
+    white: int | None = Field(
+        None, ge=1, le=WHITE, description="value that is white where a file states none; none: by the bits in use"
+    )
     # Pillow itself refuses from 179 megapixels on.
     max_megapixels: float = Field(50.0, gt=0, le=178, description="refuse larger pictures, before they are decoded")
 
 
+LookType = TypeVar("LookType", bound=Look)
+
+
 @dataclass(frozen=True)
 class Picture:
-    """Pixels uint8 (C, size, size), or None and the reason; mode and note as in FileReport."""
+    """Pixels uint8 (C, size, size), or None and the reason; mode and note as in FileReport.
+
+    highest: the largest value in the file, unless the file states which value is white. deep: whether such values have
+    more than 8 bits. ink: the mean grey level of what is visible, if a part is not.
+    """
 
     pixels: np.ndarray | None
     mode: str = ""
     note: str = ""
     reason: str = ""
+    highest: int | None = None
+    deep: bool = False
+    ink: float | None = None
+
+
+@dataclass
+class Survey:
+    """What the pictures of a set say together about their white and their ground."""
+
+    highest: int = 0
+    deep: int = 0
+    transparent: int = 0
+    ink: float = 0.0
+
+    def add(self, picture: Picture) -> None:
+        """Take one picture into account."""
+        self.highest = max(self.highest, picture.highest or 0)
+        self.deep += picture.deep
+        if picture.ink is not None:
+            self.transparent += 1
+            self.ink += picture.ink
+
+    def settle(self, look: LookType) -> LookType:
+        """Return the look with the white and the background that it leaves open.
+
+        White is the largest number of as many bits as the set uses: 4095 of 12-bit scans in 16 bits, 1 of masks. Of
+        pictures that have 8 bits it is 255. The ground is white where the visible ink is dark, else black.
+        """
+        bits = (1 << self.highest.bit_length()) - 1
+        white = 1 if self.highest == 1 else max(255, bits) if self.deep else WHITE
+        ground = 255 if self.transparent and self.ink / self.transparent < DARK else 0
+        return look.model_copy(
+            update={
+                "white": white if look.white is None else look.white,
+                "background": ground if look.background is None else look.background,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -80,17 +133,22 @@ class _RefusedError(Exception):
 def decode(file: BinaryIO, name: str, look: Look) -> Picture:
     """Decode the picture in an open file; `name` is only asked for its ending.
 
+    Without `white` in the look it is 65535, and without `background` black: `Survey` says what fits a set.
+
     A header that promises too many pixels is refused before memory is taken for them. Of an animation or a file of
     several pages the first is used. MemoryError passes through: it tells of the machine, not of the file.
     """
     mode = ""
+    look = Survey().settle(look)
     try:
         image = _open(file, look)
         mode = f"{image.mode} {image.width}x{image.height} {image.format}"
         stored = _read_stored(image)
         notes = _note(image, name, stored)
         loaded, turned = _load(image)
-        flat = _fit(_flatten(loaded, stored, look), look)
+        scaled = _scale(loaded, stored, look)
+        flat, ink = _flatten(scaled.image, look)
+        flat = _fit(flat, look)
     except _RefusedError as error:
         return Picture(None, mode, reason=str(error))
     except MemoryError:
@@ -98,7 +156,8 @@ def decode(file: BinaryIO, name: str, look: Look) -> Picture:
     except Exception as error:  # noqa: BLE001 - what damaged bytes make Pillow raise has no common base
         return Picture(None, mode, reason=f"cannot be decoded: {str(error) or type(error).__name__}")
     pixels = np.asarray(flat)[None] if look.channels == 1 else np.asarray(flat).transpose(2, 0, 1)
-    return Picture(np.ascontiguousarray(pixels), mode, ", ".join([*notes, *turned]))
+    note = ", ".join([*notes, *turned])
+    return Picture(np.ascontiguousarray(pixels), mode, note, highest=scaled.highest, deep=scaled.deep, ink=ink)
 
 
 def _open(file: BinaryIO, look: Look) -> Image.Image:
@@ -164,20 +223,66 @@ def _load(image: Image.Image) -> tuple[Image.Image, list[str]]:
     return image, []
 
 
-def _flatten(image: Image.Image, stored: _Stored, look: Look) -> Image.Image:
-    """Return the picture in mode L or RGB, transparent pixels blended with the background."""
+@dataclass(frozen=True)
+class _Scaled:
+    """A picture of 8 bits whose white is 255; highest and deep as in Picture."""
+
+    image: Image.Image
+    highest: int | None = None
+    deep: bool = False
+
+
+def _scale(image: Image.Image, stored: _Stored, look: Look) -> _Scaled:
+    """Bring the values of a picture to 0..255, where white is 255.
+
+    Raises:
+        _RefusedError: for values without a known white, and for colours of 16 bits that use fewer.
+    """
     if image.mode not in EIGHT_BITS:
-        image = _reduce(image, stored, look)
+        return _reduce(image, stored, look)
+    if image.mode == "1":
+        return _Scaled(image)
+    transparent = image.has_transparency_data
+    image = image.convert("RGBA") if transparent else image
+    colours = image if image.mode == "L" else image.convert("RGB")
+    highest = int(np.asarray(colours).max())
+    white = look.white or WHITE
+    if ";16" in stored.raw:  # Pillow reads the upper 8 bits only
+        if white < WHITE:
+            read = "colours of 16 bits, of which only the upper 8 are read"
+            msg = f"{read}, but white is {white}: save it with 8 bits, or set white to {WHITE}"
+            raise _RefusedError(msg)
+        return _Scaled(image, highest * 257, deep=True)
+    if white < 255:
+        table = [min(255, (value * 255 + white // 2) // white) for value in range(256)]
+        image = (image if transparent else colours).point(
+            table * len(colours.getbands()) + list(range(256)) * transparent
+        )
+    return _Scaled(image, highest)
+
+
+def _flatten(image: Image.Image, look: Look) -> tuple[Image.Image, float | None]:
+    """Return the picture in mode L or RGB, blended with the background, and its ink as in Picture."""
+    ink = None
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        flat = Image.new("RGB", image.size, (look.background,) * 3)
+        ink = _measure_ink(image)
+        flat = Image.new("RGB", image.size, (look.background or 0,) * 3)
         flat.paste(image, mask=image.getchannel("A"))
         image = flat
-    return image.convert("L" if look.channels == 1 else "RGB")
+    return image.convert("L" if look.channels == 1 else "RGB"), ink
 
 
-def _reduce(image: Image.Image, stored: _Stored, look: Look) -> Image.Image:
-    """Bring grey values of more than 8 bits to 0..255: 16 bits are divided by 257, floats in [0, 1] multiplied by 255.
+def _measure_ink(image: Image.Image) -> float | None:
+    """Return the mean grey level of the visible part of an RGBA picture; None where all of it, or nothing, is."""
+    alpha = np.asarray(image.getchannel("A"), dtype=np.float64)
+    if alpha.min() == 255 or not alpha.any():
+        return None
+    return float(np.average(np.asarray(image.convert("L")), weights=alpha))
+
+
+def _reduce(image: Image.Image, stored: _Stored, look: Look) -> _Scaled:
+    """Bring grey values of more than 8 bits to 0..255: whole ones are divided by white, floats in [0, 1] multiplied.
 
     Raises:
         _RefusedError: for values without a known white, such as floats beyond 1 or 32-bit integers.
@@ -187,6 +292,7 @@ def _reduce(image: Image.Image, stored: _Stored, look: Look) -> Image.Image:
         raise _RefusedError(msg)
     values = np.asarray(image)
     low, high = values.min(), values.max()
+    highest = None
     if image.mode == "F":
         if not (low >= 0 and high <= 1):  # also NaN
             msg = f"float values from {low:g} to {high:g}, expected 0 to 1"
@@ -196,13 +302,18 @@ def _reduce(image: Image.Image, stored: _Stored, look: Look) -> Image.Image:
         if image.mode == "I" and stored.format != "PPM" and not (low >= 0 and 255 < high <= 65535):
             msg = f"32-bit integers from {low} to {high}: which one is white is not known, save it with 8 or 16 bits"
             raise _RefusedError(msg)
-        white = 4095 if "I;12" in stored.raw else 65535
-        eight = ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+        white = look.white or WHITE
+        if "I;12" in stored.raw or (image.mode == "I" and stored.format == "PPM"):
+            white = 4095 if "I;12" in stored.raw else WHITE  # the file states its depth
+        else:
+            highest = int(high)
+        eight = ((values.clip(max=white).astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
     if stored.white_is_zero:
         eight = 255 - eight
     if isinstance(key := image.info.get("transparency"), int):
-        eight[values == key] = look.background
-    return Image.fromarray(eight)
+        alpha = np.where(values == key, 0, 255).astype(np.uint8)
+        return _Scaled(Image.fromarray(np.dstack([eight, alpha])), highest, deep=highest is not None)
+    return _Scaled(Image.fromarray(eight), highest, deep=highest is not None)
 
 
 def _fit(image: Image.Image, look: Look) -> Image.Image:
@@ -214,6 +325,6 @@ def _fit(image: Image.Image, look: Look) -> Image.Image:
         return image.resize((look.size, look.size), resample, box=(left, top, left + side, top + side))
     scale = look.size / max(image.size)
     width, height = (max(1, round(length * scale)) for length in image.size)
-    square = Image.new(image.mode, (look.size, look.size), (look.background,) * len(image.getbands()))
+    square = Image.new(image.mode, (look.size, look.size), (look.background or 0,) * len(image.getbands()))
     square.paste(image.resize((width, height), resample), ((look.size - width) // 2, (look.size - height) // 2))
     return square

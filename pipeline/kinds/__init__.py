@@ -4,6 +4,8 @@ A data set is a mapping of named fields of equal length, each of one kind. This 
 
 Spec             properties of a field that a model needs, such as its shape
 write            turns what a source prepared into the files of data/prepared/<data>, and returns the manifest
+question_data    sentences on what in a manifest is perhaps not what the user meant, each with the key that changes it
+show_data        the training split at a glance, by class: an Exhibit
 examples         training examples of a split, for the loop in training.py
 require          refuses, before anything is computed, data that a model's config does not fit: see `require_run`
 check            refuses values that would give a plausible number for nonsense
@@ -25,6 +27,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline import artifacts, plugins
 from pipeline.artifacts import ArtifactError
+from pipeline.formats.folders import resembles_split
 from pipeline.params import Known
 from pipeline.randomness import make_generator
 
@@ -34,6 +37,12 @@ if TYPE_CHECKING:
 
 
 TEST, TRAIN = "test", "train"  # splits, and rules: given fields are drawn as a split has them; without a rule, as test
+FEWEST = 500  # training examples below which a set is tiny
+MOST_REPEATED = 0.01  # share of a split that may repeat an example of it
+MOST_SHARED = 0.001  # share of a split that may be in another one too
+MOST_UNEQUAL = 10  # times as many examples in the largest class as in the smallest
+MOST_ABSENT = 0.1  # share of the classes that may be absent from validation, which serves previews only
+NAMED = 5  # classes that a sentence lists
 MOST_DUPLICATES = 0.8  # share of the samples; the default VAE has 0.75 after a quarter of its training, 0.06 in the end
 
 
@@ -183,6 +192,75 @@ class Pool:
         weights = [self.weights[row] for row in rows]
         kept = {other: values[rows] for other, values in self.values.items()}
         return Pool(kept, weights if any(weights) else [1.0] * len(rows))
+
+
+def name_key(data: str, config: Any, *keys: str) -> str:
+    """Return the full name of the first of the keys that the data's source has, or of its path, or of the source."""
+    fields = type(config).model_fields
+    own = "path" if "max_broken" in fields else "source"  # sources of your own files have it; the others ignore `path`
+    return f"data.{data}.{next((key for key in keys if key in fields), own)}"
+
+
+def question_examples(data: str, manifest: Mapping[str, Any], config: Any) -> list[str]:
+    """Return doubts about the number of examples: a tiny set, and examples that are there twice."""
+    splits = manifest["splits"]
+    found = []
+    if (count := splits["train"]["count"]) < FEWEST:
+        found.append(f"{name_key(data, config, 'count')}: {count} training examples are few, a model may copy them")
+    for name, entry in splits.items():
+        count, source = entry["count"], name_key(data, config)
+        if (repeated := entry.get("duplicates", 0)) > MOST_REPEATED * count:
+            found.append(f"{source}: {repeated} of {count} examples in the {name} split repeat another one")
+        shared = {other: entry.get(f"shared_with_{other}", 0) for other in splits}
+        found += [
+            f"{source}: {number} of {count} examples in the {name} split are in the {other} split too"
+            for other, number in shared.items()
+            if number > MOST_SHARED * count
+        ]
+    return found
+
+
+def question_files(data: str, manifest: Mapping[str, Any], config: Any) -> list[str]:
+    """Return doubts about your own files: captions and tables that nobody reads, and files that are there twice."""
+    files = manifest.get("files", {"count": 0, "duplicates": 0})
+    names = [what for what in ("caption", "table") if what in files.get("ignored", {})]
+    found = [f"files that are ignored: {files['ignored'][what]} of the kind {what}" for what in names]
+    if files["duplicates"] > MOST_REPEATED * files["count"]:
+        found.append(f"{files['duplicates']} of {files['count']} files repeat another one, and are not used")
+    return [f"{name_key(data, config)}: {doubt}" for doubt in found]
+
+
+def question_classes(data: str, manifest: Mapping[str, Any], config: Any) -> list[str]:
+    """Return doubts about the classes: one only, names of splits, absent from a split, or very unequal."""
+    splits = manifest["splits"]
+    per_class = splits["train"]["per_class"]
+    names = [repr(name) for name in manifest.get("classes", ()) or range(len(per_class))]
+    folders = name_key(data, config, "folders")
+    if len(per_class) == 1:
+        return [f"{folders}: one class only, so models learn no labels and the classifier cannot be trained"]
+    found = []
+    alike = [repr(name) for name in manifest.get("classes", ()) if resembles_split(name)]
+    if alike and getattr(config, "folders", "auto") == "auto":
+        advice = "split folders are one named train and others named test or validation, without further folders"
+        found.append(f"{folders}: {_list(alike)} are classes, though named like splits; {advice}")
+    for name, entry in splits.items():
+        absent = [names[label] for label, count in enumerate(entry["per_class"]) if not count]
+        if len(absent) > (MOST_ABSENT * len(names) if name == "validation" else 0):
+            given = manifest.get("known", {}).get("splits", {}).get(name, "").endswith("/")  # by a folder
+            key = folders if given else name_key(data, config, name)
+            found.append(
+                f"{key}: the {name} split has no example of {len(absent)} of {len(names)} classes: {_list(absent)}"
+            )
+    least, most = min(per_class), max(per_class)
+    if 0 < least * MOST_UNEQUAL < most:
+        small, large = names[per_class.index(least)], names[per_class.index(most)]
+        found.append(f"{name_key(data, config)}: class {large} has {most} training examples, class {small} has {least}")
+    return found
+
+
+def _list(names: Sequence[str]) -> str:
+    """Return the first names, and the number of those left out."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def make_pool(

@@ -22,7 +22,16 @@ from torch import Tensor
 from pipeline import artifacts
 from pipeline.artifacts import SPLITS, ArtifactError
 from pipeline.formats.wav import encode_wav
-from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, draw_sets, dump_fields
+from pipeline.kinds import (
+    Drawn,
+    Exhibit,
+    FieldSpec,
+    Look,
+    draw_sets,
+    dump_fields,
+    question_classes,
+    question_examples,
+)
 from pipeline.kinds import labels as class_labels
 from pipeline.params import Known, Params, Source
 from pipeline.randomness import make_generator
@@ -103,6 +112,18 @@ def write(folder: Path, clips: Clips, config: AudioConfig) -> dict[str, Any]:
     return {"fields": dump_fields(fields), **about, "splits": entries}
 
 
+def question_data(data: str, manifest: dict[str, Any], config: AudioConfig) -> list[str]:
+    """Return a sentence for everything about a set that is perhaps not what the user meant, with the key to change."""
+    return [*question_examples(data, manifest, config), *question_classes(data, manifest, config)]
+
+
+def show_data(folder: Path, manifest: dict[str, Any]) -> Exhibit:
+    """Let the first clip of each class in the training split be heard, class by class."""
+    split = artifacts.read_tensors(folder / "train.safetensors")
+    firsts = [int((split["labels"] == label).nonzero()[0]) for label in split["labels"].unique()]
+    return _join("sheet", split["clips"][firsts[:SHOWN]], manifest["fields"]["clips"]["rate"])
+
+
 def make_fields(samples: int, rate: int, classes: int) -> dict[str, FieldSpec]:
     """Return the fields of a set of labelled clips."""
     return {"clips": Spec(samples=samples, rate=rate), "labels": class_labels.Spec(classes=classes)}
@@ -161,7 +182,10 @@ def is_clipped(clips: Tensor) -> Tensor:
 
 def show(name: str, clips: Tensor, loaded: Any) -> Exhibit:
     """Show clips int16 (N, T) as one WAV, one after the other, with a quarter of a second of silence after each."""
-    rate = _find_rate(loaded)
+    return _join(name, clips, _find_rate(loaded))
+
+
+def _join(name: str, clips: Tensor, rate: int) -> Exhibit:
     return Exhibit(name, ".wav", encode_wav(F.pad(clips, (0, round(PAUSE * rate))).flatten().numpy(), rate))
 
 

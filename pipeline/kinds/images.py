@@ -9,7 +9,7 @@ import base64
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -23,17 +23,36 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from pipeline import artifacts
 from pipeline.artifacts import SPLITS, ArtifactError
 from pipeline.formats.own_files import FileReport, write_reports
-from pipeline.kinds import MOST_DUPLICATES, Drawn, Exhibit, FieldSpec, Look, draw_sets, dump_fields, duplicate_share
+from pipeline.kinds import (
+    MOST_DUPLICATES,
+    Drawn,
+    Exhibit,
+    FieldSpec,
+    Look,
+    draw_sets,
+    dump_fields,
+    duplicate_share,
+    name_key,
+    question_classes,
+    question_examples,
+    question_files,
+)
 from pipeline.kinds import labels as class_labels
 from pipeline.params import Known, Params, Source
 from pipeline.randomness import make_generator
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from pipeline.batches import Rows
 
 GRID = 100  # samples of a picture
 PREVIEW = 64  # samples of a preview
 LEAST = 50  # images that a metric is computed of
+SURVEYED = 2000  # images whose values tell the range that a set uses
+TAIL = 0.001  # share of the values at each end that may be outliers
+NARROW = 128  # values; a set that uses fewer is too dark, too bright or too pale
+ROWS, COLUMNS, THUMB, MARGIN = 20, 8, 128, 104  # of a contact sheet: classes, images of each, and pixels
 
 
 WITH = ("labels",)  # kinds of the other fields
@@ -57,12 +76,16 @@ class ImageConfig(Source):
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """Images uint8 (N, C, H, W), maybe memory-mapped, and labels int64 (N,) of each split; reports of the files."""
+    """Images uint8 (N, C, H, W), maybe memory-mapped, and labels int64 (N,) of each split; reports of the files.
+
+    known: what the source found out about the set that the manifest should carry, such as its white.
+    """
 
     splits: dict[str, tuple[Tensor, Tensor]]
     classes: int
     names: Sequence[str] = ()
     files: Sequence[FileReport] = ()
+    known: Mapping[str, Any] = field(default_factory=dict)
 
 
 def split_stratified(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -138,7 +161,87 @@ def write(folder: Path, images: ImageSplits, config: ImageConfig) -> dict[str, A
     channels, height, width = images.splits["train"][0].shape[1:]
     fields = make_fields((channels, height, width), images.classes)
     report = write_reports(folder, images.files)
-    return {"fields": dump_fields(fields), "classes": list(images.names), "splits": entries, **report}
+    facts = dict(images.known) | find_narrow_range(images.splits["train"][0])
+    about = {"known": facts} if facts else {}
+    return {"fields": dump_fields(fields), "classes": list(images.names), "splits": entries, **about, **report}
+
+
+def find_narrow_range(images: Tensor) -> dict[str, list[int]]:
+    """Return the range of images uint8 (N, C, H, W), lowest and highest value without outliers, if it is narrow."""
+    counts = torch.zeros(256, dtype=torch.int64)
+    for index in spread(len(images), SURVEYED):  # one by one: the set may be larger than memory
+        counts += torch.bincount(images[index].flatten(), minlength=256)
+    shares = counts.double().cumsum(0) / counts.sum()
+    low, high = int((shares <= TAIL).sum()), int((shares < 1 - TAIL).sum())
+    return {"range": [low, high]} if high - low < NARROW else {}
+
+
+def question_data(data: str, manifest: dict[str, Any], config: ImageConfig) -> list[str]:
+    """Return a sentence for everything about a set that is perhaps not what the user meant, with the key to change."""
+    known = manifest.get("known", {})
+    white = name_key(data, config, "white")
+    found = question_files(data, manifest, config)
+    if "white" in known and getattr(config, "white", None) is None:
+        use = f"use {known['bits']} of 16 bits" if known["bits"] > 1 else "are masks of 0 and 1"
+        found.append(f"{white}: the pictures {use}, so {known['white']} is taken for white; a number here fixes it")
+    if "background" in known and getattr(config, "background", None) is None:
+        ink, ground = ("dark", "white") if known["background"] else ("bright", "black")
+        background = name_key(data, config, "background")
+        pictures = f"{known['transparent']} pictures are transparent in parts, and their ink is {ink}"
+        found.append(f"{background}: {pictures}, so the ground behind it is {ground}; a number here fixes it")
+    if "range" in known:
+        low, high = known["range"]
+        found.append(f"{white}: the images use only the values {low} to {high} of 0 to 255")
+    if count := known.get("in_two_splits"):
+        found.append(
+            f"{name_key(data, config)}: {count} pictures of one split's folder are in another's too, and used there"
+        )
+    return [*found, *question_examples(data, manifest, config), *question_classes(data, manifest, config)]
+
+
+def show_data(folder: Path, manifest: dict[str, Any]) -> Exhibit:
+    """Show images of the training split: a row for each of the first 20 classes, or a square of all without classes."""
+    from PIL import Image, ImageDraw
+
+    split = artifacts.read_tensors(folder / "train.safetensors")
+    images, labels = split["images"], split["labels"]
+    classes = manifest["fields"]["labels"]["classes"]
+    if classes == 1:
+        return show("sheet", _pick_small(images, spread(len(images), PREVIEW)), None)
+    names = manifest["classes"] or [str(label) for label in range(classes)]
+    rows = []
+    for label in range(min(classes, ROWS)):
+        places = (labels == label).nonzero().flatten()
+        rows.append(_lay_out(_pick_small(images, places[spread(len(places), COLUMNS)])))
+    width, height = (max(row.size[side] for row in rows) for side in (0, 1))
+    sheet = Image.new("RGB", (MARGIN + width, height * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, row in enumerate(rows):
+        sheet.paste(row, (MARGIN, index * height))
+        name = names[index].encode("unicode_escape").decode()  # the font has few letters
+        draw.text((4, index * height + 4), name[:16], fill="black")
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return Exhibit("sheet", ".png", buffer.getvalue())
+
+
+def _pick_small(images: Tensor, indices: Tensor) -> Tensor:
+    """Return the images of these indices, at most 128 pixels high; a white one if there is no index."""
+    from torchvision.transforms.functional import resize
+
+    if not len(indices):
+        side = min(images.size(-1), THUMB)
+        return images.new_full((1, images.size(1), side, side), 255)
+    picked = (images[index] for index in indices)
+    return torch.stack([resize(image, [THUMB, THUMB]) if image.size(-1) > THUMB else image for image in picked])
+
+
+def _lay_out(images: Tensor) -> Image.Image:
+    """Return uint8 images (N, C, H, W) in a row."""
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
+    return to_pil_image(make_grid(images, nrow=COLUMNS, padding=2, pad_value=128))
 
 
 def make_fields(shape: tuple[int, int, int], classes: int) -> dict[str, FieldSpec]:

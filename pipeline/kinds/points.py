@@ -16,7 +16,17 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline import artifacts
-from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, draw_sets, dump_fields, images
+from pipeline.kinds import (
+    Drawn,
+    Exhibit,
+    FieldSpec,
+    Look,
+    draw_sets,
+    dump_fields,
+    images,
+    question_classes,
+    question_examples,
+)
 from pipeline.kinds import labels as class_labels
 from pipeline.params import Known, Params, Source
 from pipeline.randomness import make_generator
@@ -79,6 +89,17 @@ def write(folder: Path, points: Points, config: PointConfig) -> dict[str, Any]:
     fields = make_fields(points.modes.size(1), len(points.modes))
     known = {"modes": points.modes.tolist(), "deviation": points.deviation}
     return {"fields": dump_fields(fields), "known": known, "splits": entries}
+
+
+def question_data(data: str, manifest: dict[str, Any], config: PointConfig) -> list[str]:
+    """Return a sentence for everything about a set that is perhaps not what the user meant, with the key to change."""
+    return [*question_examples(data, manifest, config), *question_classes(data, manifest, config)]
+
+
+def show_data(folder: Path, manifest: dict[str, Any]) -> Exhibit:
+    """Show points of the training split."""
+    del manifest
+    return show("sheet", artifacts.read_tensors(folder / "train.safetensors")["points"][:PREVIEW], None)
 
 
 def make_fields(dimensions: int, classes: int) -> dict[str, FieldSpec]:

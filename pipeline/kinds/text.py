@@ -28,9 +28,10 @@ from pipeline.formats.tokenizers import (
     cut,
     distinct_characters,
     map_pieces,
+    restore_tokenizer,
     train_tokenizer,
 )
-from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, dump_fields
+from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, dump_fields, name_key, question_files
 from pipeline.params import Known, Params, Source
 from pipeline.randomness import make_generator
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHORTEST = 2  # characters of a split
+FEWEST = 10_000  # characters of the training split below which a text is tiny
+MOST_OVERLAP = 0.5  # of a held-out split with another; numpy_docs, whose docstrings repeat one another, has 0.34
 SCORED = ("validation", "test")
 PREVIEW_LENGTH = 400  # tokens of a preview, and of a served sample
 PREVIEW_TOKENS = 20_000  # of the validation split that a preview scores
@@ -83,7 +86,7 @@ class Texts:
     """
 
     splits: Mapping[str, Iterable[str]]
-    known: Mapping[str, float] = field(default_factory=dict)
+    known: Mapping[str, Any] = field(default_factory=dict)
     files: Sequence[FileReport] = ()
     encoding: str = "utf-8"
 
@@ -161,6 +164,32 @@ def write(folder: Path, texts: Texts, config: TextConfig) -> dict[str, Any]:
     report = write_reports(folder, texts.files)
     fields = dump_fields(make_fields(tokenizer.size))
     return {"fields": fields, "known": dict(texts.known), "encoding": texts.encoding, "splits": entries, **report}
+
+
+def question_data(data: str, manifest: dict[str, Any], config: TextConfig) -> list[str]:
+    """Return a sentence for everything about a text that is perhaps not what the user meant, with the key to change."""
+    key, splits = name_key(data, config), manifest["splits"]
+    count = splits["train"]["characters"]
+    tiny = [f"{key}: {count} characters of training text are few, a model may copy them"] if count < FEWEST else []
+    overlaps = ((name, other, splits[name].get(f"overlap_with_{other}", 0)) for name in splits for other in splits)
+    return [*question_files(data, manifest, config), *tiny] + [
+        f"{key}: {share:.0%} of the {name} split is word for word in the {other} split too"
+        for name, other, share in overlaps
+        if share > MOST_OVERLAP
+    ]
+
+
+def show_data(folder: Path, manifest: dict[str, Any]) -> Exhibit:
+    """Show the beginning of each split, as its tokens write it."""
+    from safetensors import safe_open
+
+    tokenizer = restore_tokenizer(artifacts.read_json(folder / "tokenizer.json"))
+    texts = []
+    for name in manifest["splits"]:
+        with safe_open(folder / f"{name}.safetensors", framework="numpy") as file:
+            tokens = file.get_slice("tokens")[:PREVIEW_LENGTH]
+        texts.append(f"{name}:\n{tokenizer.decode(tokens.tolist())}")
+    return show("sheet", texts, None)
 
 
 def make_fields(vocabulary: int) -> dict[str, FieldSpec]:

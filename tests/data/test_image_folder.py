@@ -138,12 +138,13 @@ def test_pictures_without_folders_are_one_class_with_the_label_0(tmp_path: Path)
 def test_the_listing_has_each_file_with_its_size_and_sha_256(root: Path) -> None:
     run(root)
     listed = {report.path: report for report in read_reports(root.parent / "raw" / "key")}
-    assert [path for path in listed if path.endswith("/")] == ["Eel/", "cat/", "dog/"]
+    folders = ["Eel/", "cat/", "dog/", "dog/brown/"]
+    assert [path for path in listed if path.endswith("/")] == folders
     for path in root.rglob("*.png"):
         content = path.read_bytes()
         name = path.relative_to(root).as_posix()
         assert listed.pop(name) == FileReport(name, len(content), hashlib.sha256(content).hexdigest())
-    assert set(listed) == {"Eel/", "cat/", "dog/"}
+    assert set(listed) == set(folders)
 
 
 def test_the_split_is_a_function_of_seed_and_pixels(root: Path) -> None:
@@ -304,7 +305,7 @@ def test_a_picture_in_two_classes_is_used_in_neither(root: Path) -> None:
 def test_pictures_beside_class_folders_are_quarantined(root: Path) -> None:
     save(root, "stray.png", 99)
     images = run(root, max_broken=0.1)
-    assert report_of(images)["stray.png"].reason == "beside class folders: its class is not known"
+    assert report_of(images)["stray.png"].reason.startswith("next to class folders: its class is not known")
     assert pixels_of(99) not in collect(images)
 
 
@@ -393,6 +394,194 @@ def test_pillows_warnings_do_not_leak(root: Path) -> None:
         warnings.simplefilter("error")
         reports = report_of(run(root, max_broken=0.1))
     assert reports["cat/x.png"].reason.startswith("no readable picture")
+
+
+# --- folders that are splits, litter, values -----------------------------------
+
+
+def lay_out(root: Path, folders: dict[str, int]) -> None:
+    """Save so many pictures into each folder, each picture different."""
+    number = 0
+    for folder, count in folders.items():
+        for index in range(count):
+            save(root, f"{folder}/{index}.png", number)
+            number += 1
+
+
+def count_labels(manifest: dict[str, Any]) -> dict[str, list[int]]:
+    return {name: entry["per_class"] for name, entry in manifest["splits"].items()}
+
+
+def find_doubts(manifest: dict[str, Any], key: str) -> list[str]:
+    return [doubt.removeprefix(f"{key}: ") for doubt in manifest["doubts"] if doubt.startswith(f"{key}: ")]
+
+
+@pytest.fixture
+def prepare(stages: Callable[..., dict[str, Any]], workdir: Path) -> Callable[..., dict[str, Any]]:
+    """Prepare the pictures in `own`, at 8 pixels a side."""
+    return lambda **changes: stages(source="image_folder", path="own", size=8, **changes)
+
+
+def test_folders_named_train_val_and_test_are_the_splits(
+    prepare: Callable[..., dict[str, Any]], workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = {"train/cat": 20, "train/dog": 10, "val/cat": 4, "val/dog": 3, "test/cat": 6, "test/dog": 5}
+    lay_out(workdir / "own", {f"data/{folder}": count for folder, count in counts.items()})
+    manifest = prepare()
+    assert manifest["classes"] == ["cat", "dog"]
+    assert count_labels(manifest) == {"train": [20, 10], "validation": [4, 3], "test": [6, 5]}
+    test = artifacts.read_split("images", "test")["images"]
+    expected = [(workdir / "own" / f"data/test/{name}/{index}.png") for name, n in (("cat", 6), ("dog", 5)) for index in range(n)]
+    assert np.array_equal(test.permute(0, 2, 3, 1).numpy(), np.stack([np.asarray(Image.open(path)) for path in expected]))
+    said = capsys.readouterr().out
+    assert "images splits: train train/, validation val/, test test/" in said
+    assert "images wrapper: data" in said
+    assert "images classes: 2, with examples of each: 'cat' 30, 'dog' 18" in said
+
+
+@pytest.mark.parametrize(("present", "absent", "key"), [("test", "validation", "validation"), ("val", "test", "test")])
+def test_a_split_without_a_folder_is_a_share_of_the_training_folder(
+    prepare: Callable[..., dict[str, Any]], workdir: Path, present: str, absent: str, key: str
+) -> None:
+    lay_out(workdir / "own", {"train": 200, present: 7})
+    manifest = prepare(**{key: 0.25})
+    split = {"val": "validation"}.get(present, present)
+    counts = {name: entry["count"] for name, entry in manifest["splits"].items()}
+    assert counts[split] == 7
+    assert counts["train"] + counts[absent] == 200
+    assert abs(counts[absent] - 50) < 4 * (200 * 0.25 * 0.75) ** 0.5
+    assert manifest["known"]["splits"][absent] == "a share of 0.25 of train"
+
+
+def test_a_picture_of_the_test_folder_is_never_trained_on(prepare: Callable[..., dict[str, Any]], workdir: Path) -> None:
+    lay_out(workdir / "own", {"train": 60, "valid": 10, "test": 10})
+    for index in range(3):
+        shutil.copy(workdir / "own" / "test" / f"{index}.png", workdir / "own" / "train" / f"a copy {index}.png")
+    shutil.copy(workdir / "own" / "test" / "0.png", workdir / "own" / "valid" / "copy.png")
+    manifest = prepare()
+    assert {name: entry["count"] for name, entry in manifest["splits"].items()} == {"train": 60, "validation": 10, "test": 10}
+    assert "shared_with_train" in manifest["splits"]["test"]
+    assert manifest["splits"]["test"]["shared_with_train"] == 0
+    assert any("4 pictures of one split's folder are in another's too" in doubt for doubt in manifest["doubts"])
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes", "known"),
+    [
+        ("classes", ["test", "train"], {}),
+        ("splits", [], {"train": "train/", "validation": "a share of 0.125 of train", "test": "test/"}),
+        ("none", [], {}),
+    ],
+)
+def test_the_key_folders_says_what_they_mean(
+    prepare: Callable[..., dict[str, Any]], workdir: Path, folders: str, classes: list[str], known: dict[str, str]
+) -> None:
+    lay_out(workdir / "own", {"train/cat": 40, "train/dog": 40, "test/cat": 20, "test/dog": 20})
+    manifest = prepare(folders=folders)
+    assert manifest["classes"] == classes
+    assert manifest.get("known", {}).get("splits", {}) == known
+    assert not any("named like splits" in doubt for doubt in manifest["doubts"])
+
+
+def test_splits_by_order_without_split_folders_are_refused_by_the_key(root: Path) -> None:
+    with pytest.raises(ArtifactError, match="`folders: splits` expects folders named train .* found Eel, cat, dog"):
+        run(root, folders="splits")
+
+
+@pytest.mark.parametrize("folders", ["auto", "none"])
+def test_a_set_without_labels_is_prepared_as_one_class_and_that_is_said(
+    prepare: Callable[..., dict[str, Any]], workdir: Path, folders: str
+) -> None:
+    lay_out(workdir / "own", {"2024" if folders == "none" else ".": 60, "2025" if folders == "none" else ".": 60})
+    manifest = prepare(folders=folders)
+    assert (manifest["classes"], manifest["fields"]["labels"]["classes"]) == ([], 1)
+    assert find_doubts(manifest, "data.images.folders") == [
+        "one class only, so models learn no labels and the classifier cannot be trained"
+    ]
+    assert Path("reports/data/images/sheet.png").exists()
+
+
+def test_litter_captions_tables_and_documents_are_counted_apart_and_break_nothing(
+    prepare: Callable[..., dict[str, Any]], workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_out(workdir / "own", {"photos/cat": 30, "photos/dog": 30})
+    for name in ("Thumbs.db", "photos/cat/Thumbs.db", "desktop.ini", ".DS_Store", "__MACOSX/photos/cat/1.png"):
+        save(workdir / "own", name, 0)
+        (workdir / "own" / name).write_bytes(b"\xd0\xcf\x11\xe0")
+    for name in ("labels.csv", "photos/metadata.csv", "LICENSE", "photos/cat/0.txt", "photos/dog/0.txt"):
+        (workdir / "own" / name).write_text("a cat" if "0" in name else "")
+    manifest = prepare(max_broken=0.0)
+    ignored = {"litter": 4, "table": 2, "document": 1, "caption": 2}
+    assert manifest["files"] == {"count": 69, "quarantined": 0, "duplicates": 0, "ignored": ignored}
+    assert manifest["classes"] == ["cat", "dog"]
+    decisions = {entry["path"]: entry["decision"] for entry in artifacts.read_json(Path("data/prepared/images/files.json"))}
+    assert decisions["Thumbs.db"] == decisions["photos/cat/0.txt"] == "ignored"
+    assert "2 ignored as caption" in capsys.readouterr().out
+    assert "files that are ignored: 2 of the kind caption" in find_doubts(manifest, "data.images.path")
+    (workdir / "own" / "photos" / "cat" / "broken.png").write_bytes(b"")
+    with pytest.raises(ArtifactError, match="1 of 61 files cannot be used"):  # what is ignored does not thin them out
+        prepare()
+
+
+def test_pictures_named_as_something_else_are_still_pictures(root: Path) -> None:
+    (root / "cat" / "0.png").rename(root / "cat" / "0.txt")
+    images = run(root, max_broken=0.0)
+    assert pixels_of(0) in collect(images)
+    assert report_of(images)["cat/0.txt"].other == ""
+
+
+def test_a_folder_of_ignored_files_alone_is_refused_with_one_of_them(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "labels.csv").write_text("a,b")
+    with pytest.raises(ArtifactError, match=r"no file found but 1 that are ignored: 'labels.csv' is a table"):
+        run(tmp_path / "own")
+
+
+@pytest.mark.parametrize(("bits", "stated"), [(12, "use 12 of 16 bits"), (1, "are masks of 0 and 1")])
+def test_the_values_of_scans_and_masks_are_scaled_by_the_bits_that_the_whole_set_uses(
+    prepare: Callable[..., dict[str, Any]], workdir: Path, bits: int, stated: str
+) -> None:
+    (workdir / "own").mkdir()
+    generator = np.random.default_rng(0)
+    values = generator.integers(0, 2**bits, (60, 8, 8)).astype(np.uint16 if bits > 8 else np.uint8)
+    values[0] //= 8  # dark: scaled as the others are
+    for index, each in enumerate(values):
+        Image.fromarray(each).save(workdir / "own" / f"{index:02}.png")
+    manifest = prepare(channels=1)
+    found = {image.numpy().tobytes() for split in SPLITS for image in artifacts.read_split("images", split)["images"]}
+    white = 2**bits - 1
+    assert found == {np.round(each / white * 255).astype(np.uint8).tobytes() for each in values}
+    assert manifest["known"]["white"] == white
+    (doubt,) = find_doubts(manifest, "data.images.white")
+    assert doubt == f"the pictures {stated}, so {white} is taken for white; a number here fixes it"
+    manifest = prepare(channels=1, white=65535)
+    assert manifest["splits"]["train"]["maximum"] <= 16
+    assert "the images use only the values 0 to" in find_doubts(manifest, "data.images.white")[0]
+
+
+def test_dark_ink_on_a_transparent_ground_is_put_on_white_and_that_is_said(
+    prepare: Callable[..., dict[str, Any]], workdir: Path
+) -> None:
+    (workdir / "own").mkdir()
+    inks = np.random.default_rng(0).integers(0, 2, (60, 8, 8), dtype=np.uint8) * 255
+    for index, ink in enumerate(inks):
+        Image.fromarray(np.dstack([np.zeros((8, 8, 3), np.uint8), ink])).save(workdir / "own" / f"{index:02}.png")
+    manifest = prepare()
+    found = {image[0].numpy().tobytes() for split in SPLITS for image in artifacts.read_split("images", split)["images"]}
+    assert found == {(255 - ink).tobytes() for ink in inks}
+    assert manifest["known"] == {"background": 255, "transparent": 60}
+    (doubt,) = find_doubts(manifest, "data.images.background")
+    assert doubt.startswith("60 pictures are transparent in parts, and their ink is dark, so the ground behind it is white")
+    with pytest.raises(ArtifactError, match="every split needs a picture"):  # all black, all equal
+        prepare(background=0)
+
+
+def test_an_ordinary_set_is_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    decode = image_folder.decode
+    monkeypatch.setattr(image_folder, "decode", lambda *given: calls.append(given[1]) or decode(*given))
+    run(root)
+    assert len(calls) == 30
 
 
 # --- sets larger than memory -------------------------------------------------

@@ -470,3 +470,55 @@ def test_preparing_twice_gives_identical_bytes(folder: Path, tmp_path: Path) -> 
 def test_nonsense_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         config_of(tmp_path, **changes)
+
+
+# --- folders and files that are splits -----------------------------------------
+
+
+def write_documents(root: Path, documents: dict[str, str]) -> None:
+    for name, text in documents.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.txt", "valid.txt", "test.txt"),
+        ("train/a.txt", "val/b.txt", "test/c.txt"),
+        ("corpus/Training/a.txt", "corpus/dev/b.txt", "corpus/test_set/c.txt"),
+    ],
+)
+def test_folders_or_files_named_train_valid_and_test_are_the_splits(tmp_path: Path, names: tuple[str, ...]) -> None:
+    texts = dict(zip(("train", "validation", "test"), ("a" * 90, "b" * 30, "c" * 30), strict=True))
+    write_documents(tmp_path / "own", dict(zip(names, texts.values(), strict=True)))
+    assert texts_of(tmp_path / "own") == texts
+    split = {path: report["split"] for path, report in reports_of(tmp_path / "own").items()}
+    assert split == dict(zip(names, texts, strict=True))
+    mixed = texts_of(tmp_path / "own", folders="none", validation=0.4, test=0.4, split_seed=1)
+    assert mixed != texts
+    assert sorted("".join(mixed.values()).replace("\n", "")) == sorted("".join(texts.values()))
+
+
+def test_a_split_without_a_file_is_a_share_of_the_training_text(tmp_path: Path) -> None:
+    write_documents(tmp_path / "own", {"train.txt": "0123456789" * 10, "test.txt": "x" * 50})
+    found = texts_of(tmp_path / "own", validation=0.2, test=0.5)
+    assert {name: len(text) for name, text in found.items()} == {"train": 80, "validation": 20, "test": 50}
+    assert found["train"] + found["validation"] == "0123456789" * 10
+
+
+def test_a_text_of_the_test_folder_is_never_trained_on(tmp_path: Path) -> None:
+    write_documents(
+        tmp_path / "own",
+        {**{f"train/{index}.txt": f"text {index}" * 9 for index in range(9)}, "test/x.txt": "text 3" * 9},
+    )
+    found = texts_of(tmp_path / "own")
+    assert found["test"] == "text 3" * 9
+    assert "text 3" not in found["train"] + found.get("validation", "")
+    assert reports_of(tmp_path / "own", validation=0.4)["train/3.txt"]["duplicate_of"] == "test/x.txt"
+
+
+def test_litter_is_no_text_whatever_the_pattern(tmp_path: Path) -> None:
+    write_documents(tmp_path / "own", {"a.txt": STORY})
+    (tmp_path / "own" / "Thumbs.db").write_bytes(b"\0" * 9)
+    assert set(reports_of(tmp_path / "own", pattern="*", max_broken=0.0)) == {"a.txt"}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from pipeline.formats.pictures import Look, Picture, decode
+from pipeline.formats.pictures import Look, Picture, Survey, decode
 
 ROOT = Path(__file__).resolve().parents[2]
 GREY = {"size": 4, "channels": 1}
@@ -404,3 +404,103 @@ def test_one_pixel_fills_the_image() -> None:
     picture = read(save(np.array([[77]], dtype=np.uint8), "PNG"))
     assert picture.mode == "L 1x1 PNG"
     assert rows(picture) == [[77] * 4] * 3
+
+
+# --- white and ground, by the whole set --------------------------------------
+
+
+def settle(contents: list[bytes], **look: Any) -> Look:
+    """The look that a set of PNG files gets."""
+    survey = Survey()
+    for content in contents:
+        survey.add(read(content, **look))
+    return survey.settle(Look.model_validate({"size": 4, **look}))
+
+
+def deep(highest: int) -> bytes:
+    return save(np.array([[0, highest // 2, highest, 0]] * 4, dtype=np.uint16), "PNG")
+
+
+def eight(highest: int) -> bytes:
+    return save(np.array([[0, highest, 0, highest]] * 4, dtype=np.uint8), "PNG")
+
+
+@pytest.mark.parametrize(
+    ("contents", "white"),
+    [
+        ([deep(4095)], 4095),
+        ([deep(4000), deep(3)], 4095),  # a dark picture takes part, and decides nothing
+        ([deep(1023)], 1023),
+        ([deep(40_000), deep(4095)], 65535),
+        ([deep(200)], 255),
+        ([deep(4095), eight(255)], 4095),
+        ([deep(1), eight(1)], 1),
+        ([eight(1), eight(0)], 1),
+        ([eight(1), eight(2)], 65535),  # no masks: dark pictures of 8 bits stay dark
+        ([eight(255)], 65535),
+        ([eight(0)], 65535),
+    ],
+)
+def test_white_is_the_largest_number_of_the_bits_that_the_set_uses(contents: list[bytes], white: int) -> None:
+    assert settle(contents, channels=1).white == white
+    assert settle(contents, channels=1, white=65535).white == 65535
+
+
+def test_scans_of_12_bits_masks_and_pictures_of_8_bits_are_scaled_by_the_white_of_the_set() -> None:
+    assert rows(read(deep(4095), white=4095, **GREY)) == [[0, 127, 255, 0]]  # 2047 / 4095 is 127.47
+    assert rows(read(deep(4095), **GREY)) == [[0, 8, 16, 0]]
+    assert rows(read(deep(8190), white=4095, **GREY)) == [[0, 255, 255, 0]]  # beyond white is white
+    assert rows(read(eight(200), white=4095, **GREY)) == [[0, 200, 0, 200]]
+    assert rows(read(eight(1), white=1, **GREY)) == [[0, 255, 0, 255]]
+    colours = np.zeros((4, 4, 4), dtype=np.uint8)
+    colours[..., 1], colours[..., 3] = 1, [0, 255, 255, 255]
+    assert rows(read(save(colours, "PNG"), white=1)) == [[0] * 4, [0, 255, 255, 255], [0] * 4]
+
+
+def test_a_white_that_the_file_states_is_kept() -> None:
+    stated = f"P5 4 4 {1023}\n".encode() + np.array([[0, 511, 512, 1023]] * 4, dtype=">u2").tobytes()
+    for white in (None, 1, 255):
+        assert rows(read(stated, "x.pgm", white=white, **GREY)) == [[0, 127, 128, 255]]
+    bits = save(Image.fromarray(np.array([[0, 255, 255, 0]] * 4, dtype=np.uint8)).convert("1"), "PNG")
+    assert read(bits).highest is None
+    assert rows(read(bits, white=1, **GREY)) == [[0, 255, 255, 0]]
+
+
+def test_colours_of_16_bits_that_use_fewer_are_refused_because_pillow_drops_the_lower_ones() -> None:
+    body = (b"\0" + np.full((4, 3), 0x0FFF, dtype=">u2").tobytes()) * 4
+    content = png(4, 4, zlib.compress(body), depth=16, kind=2)
+    white = settle([content]).white
+    assert white == 4095
+    assert "only the upper 8 are read, but white is 4095" in read(content, white=white).reason
+    assert rows(read(content, white=65535)) == [[15] * 4] * 3
+
+
+def ink(level: int, alpha: int = 255) -> bytes:
+    values = np.full((4, 4, 4), level, dtype=np.uint8)
+    values[..., 3] = [0, alpha, alpha, 0]
+    return save(values, "PNG")
+
+
+@pytest.mark.parametrize(
+    ("contents", "ground"),
+    [
+        ([ink(0)], 255),
+        ([ink(255)], 0),
+        ([ink(10), ink(10), ink(255)], 255),  # most are dark
+        ([ink(10), ink(255), ink(255)], 0),
+        ([ink(10), eight(255), eight(255)], 255),  # pictures without transparency have no say
+        ([ink(10, alpha=3)], 255),
+        ([ink(10, alpha=0)], 0),  # nothing is visible
+        ([eight(1)], 0),
+    ],
+)
+def test_the_ground_is_white_where_the_visible_ink_of_the_set_is_dark(contents: list[bytes], ground: int) -> None:
+    assert settle(contents).background == ground
+    assert settle(contents, background=9).background == 9
+
+
+def test_ink_is_the_mean_luma_of_the_pixels_weighted_by_their_alpha() -> None:
+    values = np.random.default_rng(5).integers(0, 256, (6, 6, 4), dtype=np.uint8)
+    luma = np.round(values[..., :3] @ [0.299, 0.587, 0.114])
+    assert read(save(values, "PNG"), size=6).ink == pytest.approx(np.average(luma, weights=values[..., 3]), abs=1)
+    assert read(save(values[..., :3], "PNG"), size=6).ink is None
