@@ -74,7 +74,7 @@ class Page:
         parts = [format_number(self.metrics[name])]
         if name in self.sets:
             found = summarize([self.sets[name]])
-            parts.append(format_interval(found.low, found.high))
+            parts.append(format_interval(found.low, found.high, found.reason))
         if error := self.beside(name, "error"):
             parts.append(f"\u00b1 {error}")
         parts += [f"({role} {text})" for role in REAL if (text := self.beside(name, role))]
