@@ -21,6 +21,7 @@ LEFT_OUT = {
         ("Config", "ImageConfig", "PointConfig", "TextConfig", "AudioConfig"), "params.load checks them all"
     ),
     "find_alarms": "comments on a training",
+    "find_silent_alarms": "comments on a training",
     "<lambda>": "is a part of the statement that has it",
 }
 TRACED = Path(__file__).with_name("traced.py")

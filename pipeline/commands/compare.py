@@ -185,12 +185,8 @@ def format_table(groups: dict[str, list[Evaluation]], wanted: Sequence[str]) -> 
         lines.append(f"| {metric}{unit} | {' | '.join(cells)} |")
     if not wanted:
         lines += list_others(runs, common)
-    lines += [
-        "",
-        "Mean and 95 % t-interval over seeds; with one seed, over its sample sets. Fewer than "
-        f"{LEAST} seeds decide nothing.",
-    ]
-    return "\n".join(lines) + "\n"
+    means = "Mean and 95 % t-interval over seeds; with one seed, over its sample sets."
+    return "\n".join([*lines, "", f"{means} Fewer than {LEAST} seeds decide nothing."]) + "\n"
 
 
 def list_others(runs: Sequence[Evaluation], common: Sequence[str]) -> list[str]:

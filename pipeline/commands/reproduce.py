@@ -171,8 +171,8 @@ def list_differences(claim: Mapping[str, Any], found: Mapping[str, Any]) -> list
 def find_interval(values: Values, metric: str, claim: Mapping[str, Any]) -> tuple[float, float]:
     """Return the interval of a claim, or not a number.
 
-    It is Student's over the sample sets, or 1.96 standard errors over enough test data. A function of another value has the other value's
-    interval under that function.
+    It is Student's over the sample sets, or 1.96 standard errors over enough test data. A function of another value has
+    the other value's interval under that function.
     """
     if metric in claim["sets"]:
         summary = summarize([claim["sets"][metric]])

@@ -5,9 +5,10 @@
 results.yaml names each claim: its runs (one per seed), metric, direction, and the values to reach. The direction must
 be the one that the metric declares. Runs of one claim must have been evaluated by one protocol and differ only in the
 seed. A claim is reached if its whole interval is at least as good as the value to reach, missed if all of it is worse,
-and otherwise inconclusive. Fewer than three seeds, and equal ones, have no interval: each seed must then be as good. An optional claim without any of its runs is "not measured here". A fresh clone has the
-metrics, but not the records of the trainings: the time and memory in results.json stay if the value is still the same.
-The ratios of speed.json, if there is one, also become claims of results.json.
+and otherwise inconclusive. Fewer than three seeds, and equal ones, have no interval: each seed must then be as good. An
+optional claim without any of its runs is "not measured here". A fresh clone has the metrics, but not the records of the
+trainings: the time and memory in results.json stay if the value is still the same. The ratios of speed.json, if there
+is one, also become claims of results.json.
 """
 
 import math
@@ -175,7 +176,7 @@ def find_counts(values: Values, metric: str, metrics: dict[str, float]) -> dict[
 
 
 def judge_claim(claim: Claim, ends: list[float]) -> str:
-    """Return "reached", "missed" or "inconclusive", by the ends of the interval, or by the seeds' values if there is none."""
+    """Return "reached", "missed" or "inconclusive", by the interval's ends, or without one by the seeds' values."""
     good = [
         # the mean of equal sets may differ from their value by its last bits
         math.isclose(end, claim.must, rel_tol=1e-12) or (end < claim.must) == claim.lower_is_better

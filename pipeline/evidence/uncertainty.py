@@ -82,7 +82,7 @@ def summarize(table: Sequence[Sequence[float]]) -> Summary:
 
 
 def explain_absence(values: np.ndarray, name: str) -> str:
-    """Return why several values (N,) of the things called `name` have no interval; empty if they have one, or N is 1."""
+    """Return why several values (N,) of things called `name` have no interval; empty if they have one, or N is 1."""
     if 1 < len(values) < LEAST:
         return f"{len(values)} {name}: too few for an interval; {LEAST} are needed"
     return f"all {len(values)} {name} equal" if len(values) > 1 and not np.ptp(values) else ""
@@ -123,7 +123,7 @@ def compare(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]])
 
 
 def permute_constants(first: int, second: int) -> float:
-    """Return the p-value of two constants of so many seeds: the share of the ways to deal them that are as far apart."""
+    """Return the p-value of two constants of so many seeds: the share of ways to deal them that are as far apart."""
     return (2 if first == second else 1) / math.comb(first + second, first)
 
 

@@ -12,6 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from pipeline import artifacts, code, params, plugins
+from pipeline.history import inputs
+from pipeline.history.inputs import Inputs
 from pipeline.history.recorder import Recorder
 from pipeline.kinds import read_fields
 from pipeline.runtime import checkpoints, processes, sharding
@@ -24,6 +26,7 @@ HELD_OUT = ("validation", "test")
 
 def main(key: str) -> None:
     """Make the section networks.<key>."""
+    seen = inputs.read("networks", key)
     settings = params.load()
     config: Any = settings.networks[key]
     module = plugins.load("networks", config.network)
@@ -38,7 +41,7 @@ def main(key: str) -> None:
         processes.supervise("networks", key)
         return
     else:
-        train(key, module, config, code.digest("networks", key, settings))
+        train(key, module, config, code.digest("networks", key, settings), seen)
         if get_rank():
             return
         network = module.load_features(folder)
@@ -50,8 +53,8 @@ def main(key: str) -> None:
     print(f"{key}: {about}")
 
 
-def train(key: str, module: ModuleType, config: Any, digest: str) -> None:
-    """Train a feature network on the training split, and save it in the first process."""
+def train(key: str, module: ModuleType, config: Any, digest: str, seen: Inputs) -> None:
+    """Train a feature network on the training split, and save it in the first process, if its inputs are the same."""
     manifest = artifacts.read_manifest(config.data)
     state = artifacts.STATE / f"networks-{key}" / fingerprint(config, manifest, digest)
     checkpoints.require_writable(artifacts.NETWORKS, artifacts.REPORTS / "networks")
@@ -70,6 +73,7 @@ def train(key: str, module: ModuleType, config: Any, digest: str) -> None:
         )
         if get_rank():
             return
+        seen.require_same()
         folder = artifacts.NETWORKS / key
         shutil.rmtree(folder, ignore_errors=True)
         save_model(folder, config.network, model, config, read_fields(config.data))
