@@ -237,7 +237,8 @@ def format_table(claims: dict[str, Claim], results: dict[str, Any]) -> str:
             wanted = f"{claim.must:g} | {claim.aim:g}"
             lines.append(f"| {claim.title} (`{name}`) | not measured here | | | | {wanted} | | | | |")
             continue
-        interval = format_interval(*(found["interval"] or [math.nan] * 2), found.get("no_interval", ""))
+        low, high = found["interval"] or (math.nan, math.nan)
+        interval = format_interval(low, high, found.get("no_interval", ""))
         value = format_number(found["value"])
         value = f"**{value}**" if found["verdict"] == "reached" else f"{value} ({found['verdict']})"
         counts = format_counts(found, read_values(claim))

@@ -112,13 +112,13 @@ def find_copies(generated: Tensor, test: Tensor, train: Tensor) -> Copies:
     out.
 
     Raises:
-        ArtifactError: if there are fewer than LEAST test or training features, or samples of which one is near.
+        ArtifactError: if there are fewer than LEAST of a kind, or of distinct samples where one of them is near.
     """
     ours, fresh = (nearness(values, train) for values in (generated, test))
     equal, equal_real = (float((near.values < EQUAL).double().mean()) for near in (ours, fresh))
     near, bound = (_take_first(values) for values in (ours, fresh))
     bound = bound[bound >= EQUAL].sort().values
-    _require_enough({"distinct test images": len(bound), "training images": len(train)})
+    _require_enough({"samples": len(generated), "distinct test images": len(bound), "training images": len(train)})
     rank = max(1, round(SHARE * len(bound)))
     found = int((near < bound[rank - 1]).sum())
     if found and equal < SHARE:

@@ -46,13 +46,10 @@ def test_copies_fail_and_other_real_images_pass(
     untrained = plugins.load("models", "gan").Model(settings.models["gan"], fields, 0).eval()
     drawn = Loaded(untrained, fields, settings.models["gan"], None).sample(500, make_generator(0, "sample"))
     collapsed = held_out[:1].expand(500, -1, -1, -1)  # C_T is -8
-    for images in (held_out, drawn, held_out[torch.arange(500) % 50], collapsed):
+    for images in (held_out, drawn, collapsed):
         write_samples(images)
         assert main(["audit"]) == 0
         assert "| no copy |" in capsys.readouterr().out
-    write_samples((0.9 * train[:1].float() + 0.1 * held_out[:1]).byte().expand(500, -1, -1, -1))
-    assert main(["audit"]) == 0
-    assert "| no verdict | 1 distinct samples, and some near to a training image: too" in capsys.readouterr().out
     write_samples(train[:500])
     assert main(["audit", "gan"]) == 1
     row = capsys.readouterr().out.splitlines()[-1].split("|")

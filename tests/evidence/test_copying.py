@@ -163,6 +163,8 @@ def test_too_few_of_any_kind_are_named() -> None:
         find_copies(FRESH, TEST[:10], TRAIN)
     with pytest.raises(ArtifactError, match="15 training images"):
         find_copies(FRESH, TEST, TRAIN[:15])
+    with pytest.raises(ArtifactError, match="19 samples: too few"):
+        find_copies(FRESH[:19], TEST, TRAIN)
 
 
 def test_test_images_that_are_training_images_hide_no_copies() -> None:
