@@ -13,9 +13,7 @@ from typing import Any
 BEGINNING = 0.2  # share of the steps in which a model may still look collapsed
 WINDOW, DEVIATIONS, LEAST = 200, 6, 20  # lines that a loss is compared with; median deviations; minimum of lines
 ACCURACY, STREAK = 0.99, 5  # of a discriminator, on so many lines in a row
-LEAST_RIGHT = (
-    300  # images of a streak: if all are right, the accuracy is above 99 % with 95 % confidence (rule of three)
-)
+LEAST_RIGHT = 300  # images of a streak: all right, they show an accuracy above 99 % with 95 % confidence (3 / 300)
 
 
 def find_spikes(values: Sequence[float]) -> list[int]:

@@ -102,6 +102,7 @@ def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
         record.finish("FINISHED", kept_parameters=sum(p.numel() for p in model.kept.parameters()))
         sync.finish(model=folder)
         write_curves(record, artifacts.REPORTS / "runs" / key / "curves")
+        seen.require_same()  # MLflow may have taken minutes
         _publish(record, state, artifacts.RUNS / key / "record")
         print(f"{key}: {config.steps} steps in {record.about['totals']['seconds']:.0f} s, weights in {folder}")
 
