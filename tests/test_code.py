@@ -22,6 +22,7 @@ LEFT_OUT = {
         ("Config", "ImageConfig", "PointConfig", "TextConfig", "AudioConfig"), "params.load checks them all"
     ),
     "find_alarms": "comments on a training",
+    "find_silent_alarms": "comments on a training",
     "<lambda>": "is a part of the statement that has it",
 }
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -291,3 +292,24 @@ def test_a_removed_run_leaves_nothing_stale_behind(clone: Path, tmp_path: Path) 
     assert list((folder / ".state" / "removed").glob("vae-data-*/model/model.safetensors"))  # nothing is lost
     assert 'id="vae"' not in (folder / "reports" / "index.html").read_text()
     assert "up to date" in run(folder, "dvc", "status")
+
+
+def test_params_that_change_while_a_stage_runs_are_not_certified_and_its_training_is_kept(tmp_path: Path) -> None:
+    copy_project(tmp_path)
+    set_params(tmp_path, {"models.vae.steps": 200})
+    text = (tmp_path / "params.yaml").read_text()
+    with (tmp_path / "output").open("w+") as output:
+        dvc = subprocess.Popen(
+            ["dvc", "repro", "train@vae"], cwd=tmp_path, env=forks.environment(), stdout=output, stderr=output
+        )
+        while dvc.poll() is None and not list(tmp_path.glob(".state/train-vae/*/record/run.json")):
+            time.sleep(0.05)
+        set_params(tmp_path, {"models.vae.learning_rate": 2e-3, "models.gan.steps": 7})
+        assert dvc.wait() != 0
+        output.seek(0)
+        changed = "train@vae: changed while it ran: params.yaml: models.vae.learning_rate (0.001, now 0.002); "
+        assert changed in output.read()
+    assert "train@vae" not in (tmp_path / "dvc.lock").read_text()
+    (tmp_path / "params.yaml").write_text("# a comment\n" + text)
+    assert "resuming at step 200 of 200" in run(tmp_path, "dvc", "repro", "train@vae")
+    assert "up to date" in run(tmp_path, "dvc", "status", "train@vae")

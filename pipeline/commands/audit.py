@@ -3,12 +3,17 @@
     pipeline audit                   # every run that has samples
     pipeline audit gan --cells 10
 
-Images: C_T (Meehan et al. 2020): 0 is as far from the training images as test images are, negative nearer. Authenticity
-(Alaa et al. 2022): the share of samples that are not copies, and that of test images.
+Images: copies are samples that are nearer to one training image, relative to the next ones, than 99 % of the test
+images are. A run has copies if three times as many samples as expected are, and chance would give so many in fewer than
+1 % of such audits, or if 1 % of its samples are equal to a training image. C_T (Meehan et al. 2020) and authenticity
+(Alaa et al. 2022) are shown next to it: 0, and the authenticity of test images, are as far from the training images as
+test images are. Samples of little variety are nearer without being copies, so they decide nothing. With fewer than 20
+samples, test or training images there is no verdict.
 
 Text: the training split is searched for secrets: keys, tokens, card numbers, IBANs, social security numbers, e-mail
 addresses. For each, the exposure in bits (Carlini et al. 2019) says whether the model has memorised it: the rank of its
-loss among --others random ones of the same form: pipeline/evidence/exposure.py. Secrets are printed masked.
+loss among --others random ones of the same form: pipeline/evidence/exposure.py. Chance calls one secret of 1024
+memorised, so at most 2 % of the runs with 20 secrets. Secrets are printed masked.
 """
 
 from collections import Counter
@@ -22,7 +27,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
-from pipeline.evidence.copying import FIELD, authenticity, copying_statistic
+from pipeline.evidence.copying import FIELD, authenticity, copying_statistic, find_copies
 from pipeline.evidence.exposure import WORDS, Secret, exposure, find_secrets, randomise
 from pipeline.evidence.features import extract
 from pipeline.layers.blocks import token_nats
@@ -30,8 +35,7 @@ from pipeline.params import Params
 from pipeline.randomness import make_generator
 from pipeline.weights import Loaded, choose_device, load_model
 
-LOWEST = -3.0  # C_T: three standard deviations nearer than test images
-MOST_LOST = 0.1  # authenticity below that of test images
+CHANCE = 0.01  # that a run without copies, of all that are audited, is said to have some
 PIECE = 2**22  # tokens of the training text that are read at once
 BEFORE = 2**12  # characters before a secret that are kept
 MEMORISED = 10.0  # bits of exposure: by chance for one secret of 1024
@@ -62,17 +66,21 @@ def main(arguments: list[str]) -> int:
         raise ArtifactError(msg)
     copying = 0
     if images := [name for name in chosen if name in of_images]:
-        print("| run, network | C_T | authenticity | of test images | |\n|---|---:|---:|---:|---|")
+        print("| run, network | C_T | authenticity | of test images | | near to one training image |")
+        print("|---|---:|---:|---:|---|---|")
         for name in images:
-            copying += audit_images(name, settings, options.cells)
+            copying += audit_images(name, settings, options.cells, CHANCE / len(images))
     if texts := [name for name in chosen if name in of_text]:
         print("\n| run | secret | times | exposure | |\n|---|---|---:|---:|---|")
         copying += sum(audit_text(name, settings, options.others) for name in texts)
     return int(copying > 0)
 
 
-def audit_images(name: str, settings: Params, cells: int) -> bool:
-    """Print the row of one run; return whether its samples are copies."""
+def audit_images(name: str, settings: Params, cells: int, chance: float) -> bool:
+    """Print the row of one run; return whether copies are among its samples.
+
+    chance: that they are said to be though there are none.
+    """
     run = settings.runs[name]
     artifacts.verify(_samples(name).parent)
     generated = artifacts.read_tensors(_samples(name))["0"]
@@ -85,12 +93,22 @@ def audit_images(name: str, settings: Params, cells: int) -> bool:
         key: extract(extractor, images).features.cpu()
         for key, images in {"generated": generated[:count], "test": test, "train": train}.items()
     }
-    statistic = copying_statistic(features["generated"], features["test"], features["train"], cells=cells, seed=chosen)
     ours, real = (authenticity(features[key], features["train"]) for key in ("generated", "test"))
-    copies = statistic < LOWEST or ours < real - MOST_LOST
-    verdict = "**copies**" if copies else "no copy"
-    print(f"| {name}, {run.network} | {statistic:.2f} | {ours:.3f} | {real:.3f} | {verdict} |")
-    return copies
+    try:
+        statistic = f"{copying_statistic(**features, cells=cells, seed=chosen):.2f}"
+    except ArtifactError:
+        statistic = f"none of {cells} cells has enough"  # it is only shown
+    try:
+        copies = find_copies(**features)
+    except ArtifactError as error:
+        found, verdict, reason = False, "no verdict", str(error)
+    else:
+        found = copies.are_proved(chance)
+        verdict = "**copies**" if found else "no copy"
+        reason = f"{copies.found} of {copies.count}, expected {copies.expected:.1f}, p = {copies.p:.2g}"
+        reason += f"; {copies.equal:.0%} equal" if copies.equal else ""
+    print(f"| {name}, {run.network} | {statistic} | {ours:.3f} | {real:.3f} | {verdict} | {reason} |")
+    return found
 
 
 def audit_text(name: str, settings: Params, count: int) -> bool:

@@ -24,6 +24,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
 from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, format_refusals
 from pipeline.evidence.uncertainty import (
+    LEAST,
     MOST_SEEDS,
     Summary,
     compare,
@@ -204,7 +205,8 @@ def format_table(groups: dict[str, list[Evaluation]], wanted: Sequence[str], all
         cells += [format_verdict(value.direction, tables[0], table) for table in tables[1:]]
         unit = f" ({value.unit})" if value.unit else ""
         lines.append(f"| {metric}{unit} | {' | '.join(cells)} |")
-    meaning = "Mean and 95 % t-interval over seeds; with one seed, over its sample sets, and then nothing is decided."
+    means = "Mean and 95 % t-interval over seeds; with one seed, over its sample sets."
+    meaning = f"{means} Fewer than {LEAST} seeds decide nothing."
     return "\n".join(lines + [line for note in (*notes, meaning) for line in ("", note)]) + "\n"
 
 
@@ -222,7 +224,7 @@ def list_others(runs: Sequence[Evaluation], common: Sequence[str]) -> list[str]:
 
 def format_summary(summary: Summary) -> str:
     """Return mean, interval and the two standard deviations as text."""
-    text = f"{format_number(summary.mean)} {format_interval(summary.low, summary.high)}".rstrip()
+    text = f"{format_number(summary.mean)} {format_interval(summary.low, summary.high, summary.reason)}".rstrip()
     parts = [("sampling", summary.sampling_sd), ("training", summary.training_sd)]
     known = [f"{name} sd {value:.2g}" for name, value in parts if not math.isnan(value)]
     return text + (f"; {', '.join(known)}" if known else "")
@@ -233,7 +235,7 @@ def format_verdict(direction: str, first: Sequence[Sequence[float]], second: Seq
     found = compare(first, second)
     text = f"{found.difference:+.4g}"
     if math.isnan(found.p):
-        return f"{text}, inconclusive: one training seed"
+        return f"{text}, inconclusive: {found.reason}"
     text += f", p = {found.p:.2g}, "
     if found.decided and not found.difference:
         return f"{text}the same"

@@ -6,10 +6,11 @@
 
 A claim is a measurement in reports/runs/<run>/metrics.json as git has it, with its protocol and its interval. The
 interval is over sample sets, or 1.96 standard errors. Floors, spreads, descriptions and counts are not claims. Each
-claim ends as "bit for bit", "within the interval" or "not", with the first stage whose output differs. A claim ends as
-"not" if its protocol comes out different. Other code and other versions are noted below the table instead. The status
-is 0 if no claim ends as "not". The table is Markdown on standard output. In a subfolder that is a DVC project of its
-own, the command is about that project.
+claim ends as "bit for bit", "within the interval" or "not", with the first stage whose output differs, or as "no
+verdict" where it has no interval and comes out different. A claim ends as "not" if its protocol comes out different.
+Other code and other versions are noted below the table instead. The status is 0 if each claim ends as "bit for bit" or
+"within the interval". The table is Markdown on standard output. In a subfolder that is a DVC project of its own, the
+command is about that project.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from pipeline.evidence.uncertainty import format_interval, summarize
 from pipeline.evidence.values import (
     Values,
     find_companion,
+    find_count,
     find_followed,
     find_value,
     is_measurement,
@@ -38,8 +40,9 @@ from pipeline.history.record import describe_environment
 from pipeline.params import Params
 
 REPORT = artifacts.REPORTS / "reproduction.md"
-EXACT, WITHIN, NOT = "bit for bit", "within the interval", "**not**"
+EXACT, WITHIN, NOT, OPEN = "bit for bit", "within the interval", "**not**", "no verdict"
 HALF_ERRORS = 1.96  # standard errors in half of a 95 % interval
+LEAST_OF_ERROR = 20  # things that a standard error is over, for these to be enough
 NOTED = ("versions.", "code.")  # fields of a protocol whose difference is noted, and does not decide
 NETWORK = "network."  # fields of the feature network, which is reproduced too: `find_first` compares it
 
@@ -82,7 +85,7 @@ def main(arguments: list[str]) -> int:
     print(table, end="")
     if options.save:
         REPORT.write_text(f"{made}\n\n{table}", encoding="utf-8")
-    return int(any(row[-1].startswith(NOT) for row in rows))
+    return int(any(row[-1].startswith((NOT, OPEN)) for row in rows))
 
 
 def require_own(data: str, settings: Params) -> None:
@@ -161,8 +164,12 @@ def judge_claims(
             verdict = f"{NOT}, other protocol: {others[0]}; first different: {first}"
         elif metric not in found["metrics"]:
             verdict = f"{NOT}, missing"
+        elif now == value:
+            verdict = EXACT
+        elif math.isnan(low):
+            verdict = f"{OPEN}, {explain_absence(metric, claim)}; first different: {first}"
         else:
-            verdict = EXACT if now == value else WITHIN if low <= now <= high else f"{NOT}, first different: {first}"
+            verdict = WITHIN if low <= now <= high else f"{NOT}, first different: {first}"
         yield metric, value, format_interval(low, high), now, verdict
 
 
@@ -182,8 +189,8 @@ def note_versions(claim: Mapping[str, Any], found: Mapping[str, Any]) -> Iterato
 def find_interval(values: Values, metric: str, claim: Mapping[str, Any]) -> tuple[float, float]:
     """Return the interval of a claim, or not a number.
 
-    It is Student's over the sample sets, or 1.96 standard errors. A function of another value has the other value's
-    interval under that function.
+    It is Student's over the sample sets, or 1.96 standard errors over enough test data. A function of another value has
+    the other value's interval under that function.
     """
     if metric in claim["sets"]:
         summary = summarize([claim["sets"][metric]])
@@ -191,10 +198,19 @@ def find_interval(values: Values, metric: str, claim: Mapping[str, Any]) -> tupl
     metrics, declared = claim["metrics"], find_value(values, metric)
     source = find_followed(values, metric) or metric
     half = HALF_ERRORS * metrics.get(find_companion(values, source, "error"), math.nan)
+    if metrics.get(find_count(values, source), LEAST_OF_ERROR) < LEAST_OF_ERROR:
+        return math.nan, math.nan
     if declared.rescale is None:
         return metrics[metric] - half, metrics[metric] + half
     share = half / (metrics.get(source) or math.nan)  # 0 has no ratio
     return declared.rescale(metrics[metric], 1 - share), declared.rescale(metrics[metric], 1 + share)
+
+
+def explain_absence(metric: str, claim: Mapping[str, Any]) -> str:
+    """Return why a claim has no interval."""
+    if metric in claim["sets"]:
+        return summarize([claim["sets"][metric]]).reason
+    return "no interval: one value, without a standard error over enough test data"
 
 
 def read_outputs(folder: Path) -> dict[str, dict[str, str]]:
@@ -229,5 +245,7 @@ def format_table(rows: list[tuple[str, str, float, str, float, str]], notes: lis
         for run, metric, value, interval, now, verdict in rows
     ]
     counts = [f"{sum(row[-1].startswith(kind) for row in rows)} {kind.strip('*')}" for kind in (EXACT, WITHIN, NOT)]
+    undecided = sum(row[-1].startswith(OPEN) for row in rows)
+    counts += [f"{undecided} without a verdict"] if undecided else []
     lines += [line for note in notes for line in ("", note)]
     return "\n".join([*lines, "", f"{len(rows)} claims: {', '.join(counts)}"]) + "\n"

@@ -4,10 +4,11 @@
 
 results.yaml names each claim: its runs (one per seed), metric, direction, and the values to reach. The direction must
 be the one that the metric declares. The runs of one claim have one protocol of that metric and differ only in the seed.
-A claim is reached if its whole interval is at least as good as the value to reach, missed if all of it is worse,
-and otherwise inconclusive. An optional claim without any of its runs is "not measured here". A fresh clone has the
-metrics, but not the records of the trainings: the time and memory in results.json stay if the value is still the same.
-The ratios of speed.json, if there is one, also become claims of results.json.
+A claim is reached if its whole interval is at least as good as the value to reach, missed if all of it is worse, and
+otherwise inconclusive. Fewer than three seeds, and equal ones, have no interval: each seed must then be as good. An
+optional claim without any of its runs is "not measured here". A fresh clone has the metrics, but not the records of the
+trainings: the time and memory in results.json stay if the value is still the same. The ratios of speed.json, if there
+is one, also become claims of results.json.
 """
 
 import math
@@ -120,12 +121,14 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
         raise ProtocolError(msg)
     values = read_values(claim)
     check_direction(name, claim, values)
-    summary = summarize([sets[run].get(claim.metric, [metrics[run][claim.metric]]) for run in claim.runs])
+    table = [sets[run].get(claim.metric, [metrics[run][claim.metric]]) for run in claim.runs]
+    summary = summarize(table)
     interval = None if math.isnan(summary.low) else [summary.low, summary.high]
     costs = measure_costs(claim, former if is_same(former.get("value"), summary.mean) else {})
     return {
         "value": summary.mean,
         "interval": interval,
+        **({"no_interval": summary.reason} if summary.reason else {}),
         "seeds": seeds,
         "sample_sets": summary.sets,
         "counts": find_counts(values, claim.metric, metrics[claim.runs[0]]),
@@ -134,7 +137,7 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
         "command": make_command(f"OMP_NUM_THREADS={costs['threads']} {command}"),
         "must": claim.must,
         "aim": claim.aim,
-        "verdict": judge_claim(claim, interval or [summary.mean]),
+        "verdict": judge_claim(claim, interval or [sum(row) / len(row) for row in table]),
     }
 
 
@@ -197,9 +200,9 @@ def find_counts(values: Values, metric: str, metrics: dict[str, float]) -> dict[
 
 
 def judge_claim(claim: Claim, ends: list[float]) -> str:
-    """Return "reached", "missed" or "inconclusive", by the ends of the interval, or by the value if there is none."""
+    """Return "reached", "missed" or "inconclusive", by the interval's ends, or without one by the seeds' values."""
     good = [
-        # the ends of an interval without width may differ from the value by their last bits
+        # the mean of equal sets may differ from their value by its last bits
         math.isclose(end, claim.must, rel_tol=1e-12) or (end < claim.must) == claim.lower_is_better
         for end in ends
     ]
@@ -258,7 +261,8 @@ def format_table(claims: dict[str, Claim], results: dict[str, Any]) -> str:
             wanted = f"{claim.must:g} | {claim.aim:g}"
             lines.append(f"| {claim.title} (`{name}`) | not measured here | | | | {wanted} | | | | |")
             continue
-        interval = "" if found["interval"] is None else format_interval(*found["interval"])
+        low, high = found["interval"] or (math.nan, math.nan)
+        interval = format_interval(low, high, found.get("no_interval", ""))
         value = format_number(found["value"])
         value = f"**{value}**" if found["verdict"] == "reached" else f"{value} ({found['verdict']})"
         counts = format_counts(found, read_values(claim))

@@ -1,19 +1,33 @@
-"""Whether a generator copies its training data, which FID rewards: two statistics of features.
+"""Whether a generator copies its training data, which FID rewards: three statistics of features.
 
 Meehan, Chaudhuri and Dasgupta 2020 ("A non-parametric test to detect data-copying in generative models"): C_T. Alaa et
-al. 2022 ("How faithful is your synthetic data?"): authenticity. Both need features in which distances mean something.
+al. 2022 ("How faithful is your synthetic data?"): authenticity. Both ask whether samples are nearer to the training
+data than fresh data are. Copies are, but so are samples of little variety: those of a collapsed generator, all like one
+image that it has never seen, have a C_T of -8 or an authenticity of 0. Both are shown, and decide nothing.
+
+A copy is near to one training image and far from the next ones (Carlini et al. 2023, "Extracting training data from
+diffusion models"): `nearness`. `find_copies` tests whether more samples than fresh data are as near as that. All need
+features in which distances mean something.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.cluster.vq import kmeans2, vq
-from scipy.stats import mannwhitneyu
+from scipy.stats import hypergeom, mannwhitneyu
 from torch import Tensor
 
 from pipeline.artifacts import ArtifactError
 
 FIELD = "images"  # of the data set whose copies are looked for
-LEAST = 20  # generated samples of a cell that counts
+LEAST = 20  # generated samples, and test features, of a cell or a set that counts
+NEIGHBOURS = 50  # training features that a copy is much farther from than from the nearest
+EQUAL = 1e-4  # nearness below which nothing but rounding is between two images
+SHARE = 0.01  # of the test features, the nearest ones: as near as that is nearer than fresh data are by rule
+EXCESS = 3  # times as many samples as expected are an effect that matters
 ROWS = 1000  # distances to so many samples are in memory at a time
 
 
@@ -26,7 +40,7 @@ def copying_statistic(generated: Tensor, test: Tensor, train: Tensor, *, cells: 
     0. The statistic grows with the root of the counts, so only equal counts compare.
 
     Raises:
-        ArtifactError: if no cell has training, test and at least LEAST generated features.
+        ArtifactError: if no cell has training, and at least LEAST test and LEAST generated features.
     """
     arrays = [values.double().numpy() for values in (generated, test, train)]
     centres, _ = kmeans2(arrays[2], cells, minit="++", rng=np.random.default_rng(seed))
@@ -36,11 +50,12 @@ def copying_statistic(generated: Tensor, test: Tensor, train: Tensor, *, cells: 
         ours, theirs, known = (
             values[label == cell] for values, label in zip((generated, test, train), labels, strict=True)
         )
-        if len(ours) >= LEAST and len(theirs) and len(known):
+        if min(len(ours), len(theirs)) >= LEAST and len(known):
             scores.append(compare(distances_to(known, ours), distances_to(known, theirs)))
             weights.append(len(theirs))
     if not scores:
-        msg = f"C_T of {len(generated)} generated features: none of {cells} cells has {LEAST} of them; use fewer cells"
+        counts = f"{len(generated)} generated and {len(test)} test features"
+        msg = f"C_T of {counts}: none of {cells} cells has {LEAST} of each; use fewer cells"
         raise ArtifactError(msg)
     return float(np.average(scores, weights=weights))
 
@@ -64,6 +79,85 @@ def authenticity(generated: Tensor, train: Tensor) -> float:
         distances, nearest = torch.cdist(rows.double(), train.double()).min(dim=1)
         authentic += int((distances > apart[nearest]).sum())
     return authentic / len(generated)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """How many of `count` samples are nearer to one training image than nearly all test images are.
+
+    Of samples with the same nearest training image only the first counts, as of test images: those of one mode are not
+    independent. expected: as many as of fresh data. p: probability of `found` or more of fresh data. equal: share of
+    all samples that are a training image; of test images that is `equal_real`.
+    """
+
+    found: int
+    count: int
+    expected: float
+    p: float
+    equal: float
+    equal_real: float
+
+    def are_proved(self, chance: float) -> bool:
+        """Say whether there are copies: too many to be chance and enough to matter, or equal ones."""
+        is_enough = self.p < chance and self.found >= EXCESS * self.expected
+        return is_enough or (self.equal >= SHARE and self.equal >= EXCESS * self.equal_real)
+
+
+def find_copies(generated: Tensor, test: Tensor, train: Tensor) -> Copies:
+    """Count the generated features (N, D) that are as near to one of `train` (L, D) as a hundredth of `test` (M, D).
+
+    If samples are as good as fresh data, every order of generated and test features is equally likely. Then K or more
+    samples come before the j-th test feature just if the first K + j - 1 of all have fewer than j test features, whose
+    number is hypergeometric: the p-value is exact for all counts. Test features that are training features are left
+    out.
+
+    Raises:
+        ArtifactError: if there are fewer than LEAST of a kind, or of distinct samples where one of them is near.
+    """
+    ours, fresh = (nearness(values, train) for values in (generated, test))
+    equal, equal_real = (float((near.values < EQUAL).double().mean()) for near in (ours, fresh))
+    near, bound = (_take_first(values) for values in (ours, fresh))
+    bound = bound[bound >= EQUAL].sort().values
+    _require_enough({"samples": len(generated), "distinct test images": len(bound), "training images": len(train)})
+    rank = max(1, round(SHARE * len(bound)))
+    found = int((near < bound[rank - 1]).sum())
+    if found and equal < SHARE:
+        _require_enough({"distinct samples, and some near to a training image": len(near)})
+    p = float(hypergeom.cdf(rank - 1, len(near) + len(bound), len(bound), found + rank - 1)) if found else 1.0
+    return Copies(found, len(near), len(near) * rank / (len(bound) + 1), p, equal, equal_real)
+
+
+class Nearness(NamedTuple):
+    """How near values are to one training feature only, float64 (N,), and to which one, int64 (N,)."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def nearness(values: Tensor, train: Tensor) -> Nearness:
+    """Return the distance of each of `values` (N, D) to the nearest of `train` (L, D) over the mean to the NEIGHBOURS.
+
+    It is 0 for a copy, and near 1 for a value that is like no one in particular, wherever it lies.
+    """
+    found = [
+        torch.cdist(rows.double(), train.double()).topk(min(NEIGHBOURS, len(train)), largest=False)
+        for _, rows in _parts(values)
+    ]
+    distances = torch.cat([part.values for part in found])
+    scale = distances.mean(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
+    return Nearness(distances[:, 0] / scale, torch.cat([part.indices[:, 0] for part in found]))
+
+
+def _require_enough(counts: Mapping[str, int]) -> None:
+    if few := [f"{count} {name}" for name, count in counts.items() if count < LEAST]:
+        msg = f"{', '.join(few)}: too few, {LEAST} are needed"
+        raise ArtifactError(msg)
+
+
+def _take_first(near: Nearness) -> Tensor:
+    """Return the value of the first of those that have the same nearest training feature, in their order."""
+    _, first = np.unique(near.indices.numpy(), return_index=True)
+    return near.values[torch.from_numpy(np.sort(first))]
 
 
 def distances_to(known: Tensor, values: Tensor) -> Tensor:

@@ -5,8 +5,13 @@
     model.predict([0, 1], params={"labels": [3]})       # of class 3; or one class for each seed
 
 The kind of data says what one sample is as text: an image as base64 PNG, a point as a JSON list, or a text.
+
+A model brings the package's code with it. One process imports one package of a name, so a second model whose code
+differs is refused: it would otherwise run the code of the first one.
 """
 
+import hashlib
+import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +23,42 @@ import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from pipeline import weights
-from pipeline.artifacts import ArtifactError
-from pipeline.kinds import Pool
-from pipeline.randomness import make_generator
-from pipeline.weights import Loaded
+PACKAGE = "pipeline"
+CODE = Path(__file__).parent / "code" / PACKAGE  # where MLflow puts a model's code, next to this file
+
+
+def digest_code(folder: Path) -> str:
+    """Return a hash of the names and contents of a package's modules, 12 hex digits."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        found.update(
+            f"{path.relative_to(folder).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
+        )
+    return found.hexdigest()[:12]
+
+
+def require_own_code(own: Path) -> None:
+    """Refuse to run a model with other code than its own; a model without code takes the code that is there.
+
+    Raises:
+        RuntimeError: with both versions, and the way out.
+    """
+    here = Path(str(importlib.import_module(PACKAGE).__file__)).parent
+    if own.is_dir() and (needed := digest_code(own)) != (found := digest_code(here)):
+        msg = (
+            f"this process has imported {PACKAGE} {found} from {here}, and the model was logged with {needed}: "
+            f"load it in a new Python process, before any other model and without `import {PACKAGE}`"
+        )
+        raise RuntimeError(msg)
+
+
+require_own_code(CODE)  # before anything of the package is imported, which another version may lack
+
+from pipeline import weights  # noqa: E402
+from pipeline.artifacts import ArtifactError  # noqa: E402
+from pipeline.kinds import Pool  # noqa: E402
+from pipeline.randomness import make_generator  # noqa: E402
+from pipeline.weights import Loaded  # noqa: E402
 
 
 class Generator(PythonModel):

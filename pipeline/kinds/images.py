@@ -24,6 +24,7 @@ from pipeline import artifacts
 from pipeline.artifacts import SPLITS, ArtifactError
 from pipeline.formats.own_files import FileReport, write_reports
 from pipeline.kinds import (
+    LEAST_ALIKE,
     MOST_DUPLICATES,
     Drawn,
     Exhibit,
@@ -338,7 +339,8 @@ def look(loaded: Any, held_out: dict[str, Tensor], manifest: dict[str, Any], see
     del manifest, sampling
     model, images = loaded.model, held_out[loaded.model.makes]
     samples = loaded.sample(PREVIEW, make_generator(seed, "preview", device=model.device))
-    values = {"duplicate_share": duplicate_share(samples, images[spread(len(images), PREVIEW)])}
+    apart = images[spread(len(images), PREVIEW)]
+    values = {"duplicate_share": duplicate_share(samples, apart)} if len(apart) >= LEAST_ALIKE else {}
     if hasattr(model, "score"):
         scores = model.score(images, 1, make_generator(seed, "validate", device=model.device))
         values["validation_elbo_nats"] = float(scores["elbo"].mean())
@@ -356,6 +358,14 @@ def find_alarms(newest: dict[str, tuple[int, float]], manifest: dict[str, Any]) 
     if "active_units" in newest and newest["active_units"][1] == 0:
         found.append(f"step {newest['active_units'][0]}: posterior collapse: no latent unit depends on the image")
     return found
+
+
+def find_silent_alarms(held_out: dict[str, Tensor], manifest: dict[str, Any]) -> list[str]:
+    """Return a sentence if the validation images are too few to tell a collapse of either kind."""
+    del manifest
+    count = len(held_out["images"])
+    few = f"no verdict on a collapse: {count} validation images are too few, {LEAST_ALIKE} are needed"
+    return [] if count >= LEAST_ALIKE else [few]
 
 
 def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: Callable[[str], Any]) -> Drawn:

@@ -46,6 +46,7 @@ SCORED = ("validation", "test")
 PREVIEW_LENGTH = 400  # tokens of a preview, and of a served sample
 PREVIEW_TOKENS = 20_000  # of the validation split that a preview scores
 LEARNT_NATS = 0.05  # by which a language model must beat a uniform guess
+LEAST_TOKENS = 1000  # of the mean that shows it, whose standard error is then about 0.06 nats
 
 
 class Spec(FieldSpec):
@@ -374,6 +375,14 @@ def find_alarms(newest: dict[str, tuple[int, float]], manifest: dict[str, Any]) 
     vocabulary = manifest["fields"]["tokens"]["vocabulary"]
     guess = f"a uniform guess has log({vocabulary}) = {chance:.3f}"
     return [f"step {step}: nothing learnt: validation {nats:.3f} nats, {guess}"]
+
+
+def find_silent_alarms(held_out: dict[str, Tensor], manifest: dict[str, Any]) -> list[str]:
+    """Return a sentence if the validation split is too short to tell a model that has learnt nothing."""
+    del manifest
+    count = len(held_out["tokens"])
+    few = f"no verdict on learning: {count} validation tokens are too few, {LEAST_TOKENS} are needed"
+    return [] if count >= LEAST_TOKENS else [few]
 
 
 def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: Callable[[str], Any]) -> Drawn:

@@ -18,7 +18,9 @@ REPEATS = 5.0  # seconds in which a repeated signal is the same wish: torchrun a
 
 
 class Saver(Callback):
-    """Saves a checkpoint every `seconds`, and when SIGTERM or Ctrl-C asks to stop: then it ends the training.
+    """Saves a checkpoint every `seconds`, after the last step, and when SIGTERM or Ctrl-C asks to stop the training.
+
+    The last one is for a result that is not accepted, or not written: the training then ends at once the next time.
 
     ModelCheckpoint's timer never fires with two optimizers, and Lightning's own SIGTERM ends with status 0.
     """
@@ -58,7 +60,7 @@ class Saver(Callback):
         if trainer.world_size > 1:
             due, stop = self._ask(trainer, module, step, due=due, stop=stop)
         saved = False
-        if due or stop:
+        if due or stop or step == trainer.num_training_batches:
             saved = checkpoints.save(trainer, self.folder, step)
             self.saved = time.monotonic()
         if stop and step < trainer.num_training_batches:

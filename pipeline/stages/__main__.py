@@ -21,7 +21,7 @@ if __name__ == "__main__":  # before the imports of a stage, which take seconds
     preemption.begin()
 
 from pipeline.artifacts import ArtifactError
-from pipeline.history import costs, dvc_cache
+from pipeline.history import costs, dvc_cache, inputs
 from pipeline.params import ParamsError
 from pipeline.runtime import processes
 from pipeline.runtime.environment import HardwareError
@@ -64,7 +64,11 @@ def run(main: Callable[..., None], arguments: list[str], name: str, usage: str, 
             processes.refuse_several(name)
         if "DVC_STAGE" in os.environ:
             dvc_cache.require_inputs(os.environ["DVC_STAGE"])
+        seen = inputs.read(name, *arguments)  # before the stage reads them
+        if "DVC_STAGE" in os.environ:
+            seen.require_checked()
         main(*arguments)
+        seen.require_same()  # before DVC certifies them
         if "DVC_STAGE" in os.environ:
             costs.note(os.environ["DVC_STAGE"])
     except BaseException as error:

@@ -15,6 +15,8 @@ from typing import Any
 
 from pipeline import artifacts, code, params, plugins
 from pipeline.evidence import judges
+from pipeline.history import inputs
+from pipeline.history.inputs import Inputs
 from pipeline.history.recorder import Recorder
 from pipeline.kinds import read_fields, read_known
 from pipeline.runtime import checkpoints, processes, sharding
@@ -28,6 +30,7 @@ HELD_OUT = ("validation", "test")
 
 def main(key: str) -> None:
     """Make the section networks.<key>."""
+    seen = inputs.read("networks", key)
     settings = params.load()
     config: Any = settings.networks[key]
     module = plugins.load("networks", config.network)
@@ -44,7 +47,7 @@ def main(key: str) -> None:
                 sharding.require_divisible(make_model(module, config))
             processes.supervise("networks", key)
             return
-        train(key, module, config, code.digest("networks", key, settings))
+        train(key, module, config, code.digest("networks", key, settings), seen)
     if get_rank():
         return
     if is_fetched:
@@ -67,8 +70,8 @@ def measure_accuracies(module: ModuleType, config: Any, folder: Path) -> dict[st
     return {f"{split}_accuracy": module.measure_accuracy(network, values) for split, values in splits.items()}
 
 
-def train(key: str, module: ModuleType, config: Any, digest: str) -> None:
-    """Train a feature network on the training split, and save it in the first process."""
+def train(key: str, module: ModuleType, config: Any, digest: str, seen: Inputs) -> None:
+    """Train a feature network on the training split, and save it in the first process, if its inputs are the same."""
     manifest = artifacts.read_manifest(config.data)
     state = artifacts.STATE / f"networks-{key}" / fingerprint(config, manifest, digest)
     checkpoints.require_writable(artifacts.NETWORKS, artifacts.REPORTS / "networks")
@@ -87,6 +90,7 @@ def train(key: str, module: ModuleType, config: Any, digest: str) -> None:
         )
         if get_rank():
             return
+        seen.require_same()
         folder = artifacts.NETWORKS / key
         shutil.rmtree(folder, ignore_errors=True)
         save_model(folder, config.network, model, config, read_fields(config.data))

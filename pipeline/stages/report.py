@@ -67,8 +67,9 @@ class Page:
 
     @property
     def alarm(self) -> str:
-        """What went wrong in the training though it finished; empty if nothing."""
-        return str(self.about["tags"].get("alarm", "")) if self.about else ""
+        """What went wrong in the training though it finished, or could not be judged; empty if nothing."""
+        tags = self.about.get("tags", {})
+        return "; ".join(str(tags[key]) for key in ("alarm", "alarm.silent") if key in tags)
 
     def cell(self, name: str) -> str:
         """Return a metric with the values next to it: 8.91 [8.7, 9.1] (floor 0.92), 95.2 +- 0.7."""
@@ -77,7 +78,7 @@ class Page:
         parts = [format_number(self.metrics[name])]
         if name in self.sets:
             found = summarize([self.sets[name]])
-            parts.append(format_interval(found.low, found.high))
+            parts.append(format_interval(found.low, found.high, found.reason))
         if error := self.beside(name, "error"):
             parts.append(f"\u00b1 {error}")
         parts += [f"({role} {text})" for role in REAL if (text := self.beside(name, role))]

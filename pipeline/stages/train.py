@@ -20,7 +20,8 @@ from torch import Tensor
 
 from pipeline import artifacts, code, params, plugins
 from pipeline.formats.tokenizers import restore_tokenizer
-from pipeline.history import alarms, dvc_lock, leftovers
+from pipeline.history import alarms, dvc_lock, inputs, leftovers
+from pipeline.history.inputs import Inputs
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment, describe_lineage
 from pipeline.history.recorder import Recorder
@@ -38,12 +39,13 @@ log = logging.getLogger(__name__)
 
 def main(key: str) -> None:
     """Train the run runs.<key>."""
+    seen = inputs.read("train", key)
     settings = params.load()
     run, config = settings.runs[key], settings.models[key]
     manifest = artifacts.read_manifest(run.data)
     require_run(key, settings, {run.data: read_known(run.data)})
-    inputs = (run, config, manifest, read_start(run))
-    state = artifacts.STATE / f"train-{key}" / fingerprint(*inputs, code.digest("train", key, settings))
+    parts = (run, config, manifest, read_start(run))
+    state = artifacts.STATE / f"train-{key}" / fingerprint(*parts, code.digest("train", key, settings))
     if processes.are_to_be_started():
         if sharding.is_named():  # what it cannot train is refused before the processes start
             sharding.require_divisible(make_model(run, config))
@@ -51,7 +53,7 @@ def main(key: str) -> None:
         return
     checkpoints.require_writable(artifacts.RUNS / key, artifacts.REPORTS / "runs" / key)
     with checkpoints.hold(state.parent) if get_rank() == 0 else contextlib.nullcontext():
-        train(key, settings, state)
+        train(key, settings, state, seen)
 
 
 def read_start(run: Run) -> str:
@@ -59,8 +61,11 @@ def read_start(run: Run) -> str:
     return NONE if run.start == NONE else artifacts.digest(artifacts.RUNS / run.start / "model" / WEIGHTS)
 
 
-def train(key: str, settings: Params, state: Path) -> None:
-    """Train with resume state in a folder that no other process writes; then write weights, record and curves."""
+def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
+    """Train with resume state in a folder that no other process writes; then write weights, record and curves.
+
+    The state stays if the inputs are no longer those that were seen: with these put back, the same training ends.
+    """
     run, config = settings.runs[key], settings.models[key]
     manifest = artifacts.read_manifest(run.data)
     fields = parse_fields(manifest["fields"])
@@ -90,6 +95,8 @@ def train(key: str, settings: Params, state: Path) -> None:
             callbacks=[Recorder(record, config.steps, preview, whole)],
         )
         sharding.gather(model, whole)
+        if record:
+            seen.require_same()
         if trainer.is_global_zero:
             as_trained = make(SimpleNamespace(**dict.fromkeys(model.given, TRAIN)))  # a model depends on no metric
             save_model(folder, run.model, whole, config, fields, tokenizer=tokenizer, pool=as_trained)
@@ -101,6 +108,7 @@ def train(key: str, settings: Params, state: Path) -> None:
         record.finish("FINISHED", kept_parameters=sum(p.numel() for p in model.kept.parameters()))
         sync.finish(model=folder)
         write_curves(record, artifacts.REPORTS / "runs" / key / "curves")
+        seen.require_same()  # MLflow may have taken minutes
         _publish(record, state, artifacts.RUNS / key / "record")
         print(f"{key}: {config.steps} steps in {record.about['totals']['seconds']:.0f} s, weights in {folder}")
 
@@ -219,9 +227,17 @@ class Preview:
 
     def _look_for_alarms(self) -> None:
         """Warn of the alarms in the record and tag them; an alarm that does not last loses its tag."""
-        find = partial(self.loaded.kind.find_alarms, manifest=self.manifest)
-        found = alarms.find_all(self.record.read(), steps=self.steps, find=find)
-        tags = self.record.about["tags"]
+        kind, tags = self.loaded.kind, self.record.about["tags"]
+        if silent := "; ".join(kind.find_silent_alarms(self.validation, self.manifest)):
+            if silent != tags.get("alarm.silent"):
+                log.warning("%s", silent)
+            tags["alarm.silent"] = silent
+        found = alarms.find_all(
+            self.record.read(),
+            steps=self.steps,
+            batch_size=self.loaded.config.batch_size,
+            find=lambda newest: [] if silent else kind.find_alarms(newest, self.manifest),
+        )
         for text in found:
             if text not in tags.get("alarm", ""):
                 log.warning("alarm: %s", text)

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import artifacts
+from pipeline import artifacts, params, plugins
 from pipeline.__main__ import main
 from pipeline.commands import audit
 from pipeline.formats.tokenizers import ByteTokenizer
+from pipeline.kinds import read_fields
+from pipeline.randomness import make_generator
 from pipeline.stages import fetch, networks, prepare, sample, train
 from pipeline.weights import Loaded
 from tests.conftest import TINY
@@ -38,9 +40,16 @@ def test_copies_fail_and_other_real_images_pass(
     write_samples: Callable[[Tensor], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = artifacts.read_split("images", "train")["images"]
-    write_samples(artifacts.read_split("images", "validation")["images"])
-    assert main(["audit"]) == 0
-    assert "| no copy |" in capsys.readouterr().out
+    held_out = artifacts.read_split("images", "validation")["images"]
+    settings = params.load()
+    fields = read_fields("images")
+    untrained = plugins.load("models", "gan").Model(settings.models["gan"], fields, 0).eval()
+    drawn = Loaded(untrained, fields, settings.models["gan"], None).sample(500, make_generator(0, "sample"))
+    collapsed = held_out[:1].expand(500, -1, -1, -1)  # C_T is -8
+    for images in (held_out, drawn, collapsed):
+        write_samples(images)
+        assert main(["audit"]) == 0
+        assert "| no copy |" in capsys.readouterr().out
     write_samples(train[:500])
     assert main(["audit", "gan"]) == 1
     row = capsys.readouterr().out.splitlines()[-1].split("|")
@@ -50,6 +59,8 @@ def test_copies_fail_and_other_real_images_pass(
     blurred = train[:500].clone()
     blurred[:, :, ::2] = train[:500, :, 1::2]  # each second row doubled: near the original, and not equal
     write_samples(blurred)
+    assert main(["audit", "gan"]) == 1
+    write_samples(torch.cat([train[:50], held_out[50:]]))  # a tenth: C_T is -1.6
     assert main(["audit", "gan"]) == 1
 
 

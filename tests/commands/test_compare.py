@@ -106,12 +106,24 @@ def test_seeds_of_one_experiment_are_averaged_and_a_large_difference_is_decided(
 def test_a_difference_within_the_noise_is_inconclusive_and_says_how_many_seeds_would_decide(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for seed in range(2):
+    for seed in range(3):
         write(f"a{seed}", seed=seed, fid=(5.0 + seed, 5.0 + seed))
         write(f"b{seed}", seed=seed, fid=(5.4 + seed, 5.4 + seed), config=2)
-    _, out, _ = compare(capsys, "a0", "a1", "b0", "b1")
+    _, out, _ = compare(capsys, "a0", "a1", "a2", "b0", "b1", "b2")
     assert "inconclusive: about" in out
     assert "better" not in out
+
+
+@pytest.mark.usefixtures("folder")
+def test_two_sets_and_two_seeds_are_too_few_for_an_interval_or_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    write("a", fid=(-171.0, 311.0))
+    assert "| fid_x | 70 (2 sets: too few for an interval; 3 are needed); sampling" in compare(capsys, "a")[1]
+    for seed in range(2):
+        write(f"a{seed}", seed=seed, fid=(5.0 + seed / 100,))
+        write(f"b{seed}", seed=seed, fid=(9.0 + seed / 100,), config=2)
+    _, out, _ = compare(capsys, "a0", "a1", "b0", "b1")
+    assert "| 5.005 (2 seeds: too few for an interval; 3 are needed); training" in out
+    assert "| +4, inconclusive: 2 training seeds: too few for an interval; 3 are needed |" in out
 
 
 @pytest.mark.usefixtures("folder")
@@ -301,7 +313,7 @@ def test_a_project_in_a_subfolder_reads_its_own_revisions(
     write("ring", fid=(7.0, 7.0))
     write_lock(ring={"pipeline/models/gan.py": "1"})
     commit()
-    assert "| fid_x | 7 [7, 7]" in compare(capsys, "HEAD:ring")[1]
+    assert "| fid_x | 7 (2 sets: too few" in compare(capsys, "HEAD:ring")[1]
     write("again", seed=1)
     assert "| metric | HEAD:ring (1 seed) | again (1 seed) |" in compare(capsys, "HEAD:ring", "again")[1]
     write_lock(again={"pipeline/models/gan.py": "1"})
@@ -320,7 +332,7 @@ def test_runs_of_other_revisions_and_experiments_are_read_from_git(capsys: pytes
     git("reset", "-q", "--hard", "first")
     _, out, _ = compare(capsys, "a", "brave-fox:a")
     assert "| metric | a (2 seeds) |" in out
-    assert "6.075 [" in out
+    assert "6.075 (2 seeds: too few" in out
     assert "brave-wolf:reports/runs/a/metrics.json: not found" in compare(capsys, "brave-wolf:a")[2]
 
 

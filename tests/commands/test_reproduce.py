@@ -19,6 +19,7 @@ from pipeline.commands import reproduce
 from pipeline.commands.reproduce import (
     EXACT,
     NOT,
+    OPEN,
     WITHIN,
     find_first,
     find_interval,
@@ -113,6 +114,31 @@ def test_a_claim_is_exact_within_its_interval_or_not_reproduced() -> None:
         "kid_x": f"{NOT}, missing",
         "recall_x": EXACT,
     }
+
+
+@pytest.mark.parametrize(
+    ("sets", "reason"),
+    [
+        ({"fid_x": [-171.0, 311.0]}, "2 sets: too few for an interval; 3 are needed"),
+        ({"fid_x": [4.0, 4.0, 4.0]}, "all 3 sets equal"),
+        ({}, "no interval: one value, without a standard error over enough test data"),
+    ],
+)
+def test_a_claim_without_an_interval_is_exact_or_gets_no_verdict(sets: dict[str, Any], reason: str) -> None:
+    claim = CLAIM | {"metrics": {"fid_x": 4.0}, "sets": sets}
+    assert [row[-1] for row in judge_claims(claim, claim, "none")] == [EXACT]
+    found = claim | {"metrics": {"fid_x": 4.5}}
+    rows = list(judge_claims(claim, found, "train@gan"))
+    assert [(row[2], row[-1]) for row in rows] == [("", f"{OPEN}, {reason}; first different: train@gan")]
+    table = format_table([("gan", *row) for row in rows], [])
+    assert table.splitlines()[-1].endswith("0 bit for bit, 0 within the interval, 0 not, 1 without a verdict")
+
+
+def test_a_standard_error_over_a_handful_of_things_is_no_interval() -> None:
+    for windows, known in ((2.0, False), (19.0, False), (20.0, True)):
+        metrics = {"test_window_nats": 1.0, "test_window_nats_se": 0.1, "test_windows": windows}
+        low, _ = find_interval(text.VALUES, "test_window_nats", {"metrics": metrics, "sets": {}})
+        assert math.isfinite(low) == known
 
 
 def test_floors_errors_and_counts_are_no_claims() -> None:

@@ -63,19 +63,49 @@ def test_a_claim_has_mean_interval_seeds_and_the_largest_costs() -> None:
     assert main(["results"]) == 0
     found = artifacts.read_json(Path("results.json"))["speed"]
     assert found["value"] == 1.5
-    # Student's t with one degree of freedom is 12.706; the standard error of 1 and 2 is one half
-    assert found["interval"] == pytest.approx([1.5 - 12.7062 / 2, 1.5 + 12.7062 / 2], rel=1e-5)
+    assert (found["interval"], found["no_interval"]) == (None, "2 seeds: too few for an interval; 3 are needed")
     assert (found["seeds"], found["counts"], found["training_seconds"]) == ([0, 1], {"test_targets": 99}, 20)
     assert (found["verdict"], found["command"]) == (
-        "inconclusive",
+        "reached",  # by both seeds: 1.0 and 2.0, which must be at most 2.0
         "OMP_NUM_THREADS=2 dvc repro evaluate@one evaluate@two",
     )
     lines = Path("results.md").read_text(encoding="utf-8").splitlines()
     assert lines[2] == (
-        "| how fast (`speed`) | 1.5 (inconclusive) | [-4.853, 7.853] | 2 | 99 targets | 2 | 1 "
+        "| how fast (`speed`) | **1.5** | (2 seeds: too few for an interval; 3 are needed) | 2 | 99 targets | 2 | 1 "
         "| 20 s | 40 s | 100 MiB | `h` |"
     )
     assert {line.count("|") for line in lines} == {12}
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize(
+    ("third", "interval", "cell", "verdict"),
+    [
+        # Student's t with two degrees of freedom is 4.3027; the standard error of 1, 2 and 3 is 1 / sqrt(3)
+        (3.0, [2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5], "[-0.4841, 4.484]", "inconclusive"),
+        (None, None, "(all 3 seeds equal)", "reached"),
+    ],
+)
+def test_three_seeds_have_an_interval_unless_all_are_equal(
+    third: float | None, interval: list[float] | None, cell: str, verdict: str
+) -> None:
+    for seed, name in enumerate(("one", "two", "three")):
+        protocol = {"hash": "h", "protocol": {"metric": {"name": "text"}}, "run": {"seed": seed, "model": "m"}}
+        write(name, {"test_nats": 1.0 + seed if third else 2.0, "test_targets": 99}, protocol, seconds=1.0)
+    Path("results.yaml").write_text(CLAIM.replace("[one, two]", "[one, two, three]"), encoding="utf-8")
+    assert main(["results"]) == 0
+    found = artifacts.read_json(Path("results.json"))["speed"]
+    assert found["interval"] == (interval and pytest.approx(interval, rel=1e-5))
+    assert (found["value"], found["verdict"]) == (2.0, verdict)
+    assert f"| {cell} | 3 |" in Path("results.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize(("must", "verdict"), [(2.5, "reached"), (1.5, "inconclusive"), (0.5, "missed")])
+def test_without_an_interval_each_seed_counts(must: float, verdict: str) -> None:
+    Path("results.yaml").write_text(CLAIM.replace("must: 2.0", f"must: {must}"), encoding="utf-8")
+    assert main(["results"]) == 0
+    assert artifacts.read_json(Path("results.json"))["speed"]["verdict"] == verdict
 
 
 @pytest.mark.parametrize(

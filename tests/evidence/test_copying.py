@@ -1,12 +1,22 @@
 """Data copying: the experiments of the papers, whose answers their code gave."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from sklearn.datasets import make_moons
 from torch import Tensor
 
 from pipeline.artifacts import ArtifactError
-from pipeline.evidence.copying import authenticity, compare, copying_statistic, distances_to
+from pipeline.evidence.copying import (
+    Copies,
+    authenticity,
+    compare,
+    copying_statistic,
+    distances_to,
+    find_copies,
+    nearness,
+)
 
 
 def draw_moons(count: int, seed: int) -> Tensor:
@@ -75,5 +85,90 @@ def test_authenticity_of_fresh_data_of_copies_and_of_both() -> None:
 
 def test_too_few_samples_for_the_cells_are_refused() -> None:
     train = draw_moons(100, 0)
-    with pytest.raises(ArtifactError, match="none of 5 cells has 20"):
+    with pytest.raises(ArtifactError, match="10 generated and 100 test features: none of 5 cells has 20"):
         copying_statistic(train[:10], train, train, cells=5, seed=0)
+    with pytest.raises(ArtifactError, match="100 generated and 10 test features: none of 5 cells has 20"):
+        copying_statistic(train, train[:10], train, cells=5, seed=0)
+
+
+def draw_faces(count: int, seed: int) -> Tensor:
+    """Draw points of a mixture in 16 dimensions, whose features are as far apart as those of images."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 2 * torch.randn(10, 16, generator=torch.Generator().manual_seed(99))
+    return centres[torch.randint(10, (count,), generator=generator)] + torch.randn(count, 16, generator=generator)
+
+
+TRAIN, TEST, FRESH = draw_faces(2000, 0), draw_faces(1000, 1), draw_faces(500, 2)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.2, 0.06])
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_planted_copies_are_proved_though_most_samples_are_fresh(share: float, noise: float) -> None:
+    copies = TRAIN[: round(500 * share)]
+    blurred = copies + noise * torch.randn(copies.shape, generator=torch.Generator().manual_seed(3))
+    found = find_copies(torch.cat([blurred, FRESH[len(copies) :]]), TEST, TRAIN)
+    assert found.are_proved(0.001)
+    assert found.found >= len(copies)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        FRESH,
+        FRESH * 0.5,  # of too little variety
+        FRESH + 30,  # far from everything, as those of an untrained model
+        draw_faces(30, 5)[torch.arange(500) % 30] + 0.001 * FRESH,  # a collapse to thirty images that are no copies
+    ],
+)
+def test_fresh_poor_untrained_and_collapsed_samples_are_no_copies(samples: Tensor) -> None:
+    assert not find_copies(samples, TEST, TRAIN).are_proved(0.01)
+
+
+def test_a_collapse_deceives_the_statistics_that_only_measure_distance() -> None:
+    real = authenticity(TEST, TRAIN)
+    unlucky = next(image for image in FRESH if authenticity(image[None], TRAIN) == 0).expand(500, -1)  # never seen
+    assert authenticity(unlucky, TRAIN) == 0 < real
+    assert not find_copies(unlucky, TEST, TRAIN).are_proved(0.01)
+    beside = (0.9 * TRAIN[:1] + 0.1 * FRESH[:1]).expand(500, -1)
+    with pytest.raises(ArtifactError, match="1 distinct samples, and some near to a training image: too few, 20 are"):
+        find_copies(beside, TEST, TRAIN)
+    assert find_copies(TRAIN[:1].expand(500, -1), TEST, TRAIN).are_proved(0.01)  # one that was is a copy
+
+
+def test_without_copies_the_p_value_is_as_often_below_a_level_as_it_says() -> None:
+    pairs = [draw_faces(400, seed).split(200) for seed in range(10, 110)]
+    values = [find_copies(samples, test, TRAIN[:500]).p for samples, test in pairs]
+    assert sum(p < 0.05 for p in values) / len(values) < 0.1
+    assert min(values) > 1e-3
+
+
+def test_the_p_value_counts_the_orders_of_samples_and_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.evidence.copying.LEAST", 2)
+    train = torch.cat([torch.zeros(1, 1), torch.full((1, 1), 100.0)])
+    train = torch.cat([train * (index + 1) + 1000 * index for index in range(9)])
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])[:, None]
+    # Seven values near seven training points, each with its own distance: three are samples, the first two come first.
+    values = values + torch.tensor([1000.0 * index for index in range(7)])[:, None]
+    order = nearness(values, train).values.argsort()
+    samples = values[order[[0, 1, 4]]]
+    found = find_copies(samples, values[order[[2, 3, 5, 6]]], train)
+    orders = list(combinations(range(7), 3))  # places of the samples
+    expected = sum({0, 1} <= {*places} for places in orders) / len(orders)
+    assert (found.found, found.count) == (2, 3)
+    assert found.p == pytest.approx(expected)
+
+
+def test_too_few_of_any_kind_are_named() -> None:
+    with pytest.raises(ArtifactError, match="distinct test images: too few, 20 are needed"):
+        find_copies(FRESH, TEST[:10], TRAIN)
+    with pytest.raises(ArtifactError, match="15 training images"):
+        find_copies(FRESH, TEST, TRAIN[:15])
+    with pytest.raises(ArtifactError, match="19 samples: too few"):
+        find_copies(FRESH[:19], TEST, TRAIN)
+
+
+def test_test_images_that_are_training_images_hide_no_copies() -> None:
+    leaked = torch.cat([TRAIN[:50], TEST[50:]])
+    assert find_copies(TRAIN[1000:1500], leaked, TRAIN).are_proved(0.001)
+    assert find_copies(leaked[:500], leaked, TRAIN).equal == pytest.approx(0.1)
+    assert not Copies(0, 500, 5.0, 1.0, equal=0.02, equal_real=0.01).are_proved(0.01)  # as many as among test images

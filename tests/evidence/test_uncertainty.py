@@ -95,7 +95,42 @@ def test_equal_constants_are_the_same_however_their_means_are_rounded(constant: 
         warnings.simplefilter("error")  # scipy's, of lost precision
         found = compare([[constant]] * 3, [[constant]] * 2)
     assert (found.difference, found.p, found.decided) == (0, 1, True)
-    assert compare([[constant]] * 3, [[2 * constant]] * 2).decided
+    assert summarize([[constant]] * 3).mean == constant
+
+
+@pytest.mark.parametrize(("first", "second", "decided"), [(3, 3, False), (4, 4, True), (3, 4, True)])
+def test_two_constants_are_compared_by_a_permutation_because_they_have_no_spread(
+    first: int, second: int, decided: bool
+) -> None:
+    found = compare([[8.0]] * first, [[25.0]] * second)
+    exact = stats.permutation_test(
+        (np.full(first, 8.0), np.full(second, 25.0)), lambda a, b: abs(a.mean() - b.mean()), alternative="greater"
+    )
+    assert found.p == pytest.approx(exact.pvalue)
+    assert (found.decided, found.seeds_needed) == (decided, 4)
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ([[-171.0, 311.0]], "2 sets: too few for an interval; 3 are needed"),
+        ([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], "2 seeds: too few for an interval; 3 are needed"),
+        ([[8.0, 8.0, 8.0]], "all 3 sets equal"),
+        ([[7.0, 9.0], [8.0, 8.0], [9.0, 7.0]], "all 3 seeds equal"),
+        ([[1.0]], ""),  # a single value claims nothing
+    ],
+)
+def test_too_few_or_equal_values_have_no_interval_and_say_why(table: list[list[float]], reason: str) -> None:
+    found = summarize(table)
+    assert (math.isnan(found.low), math.isnan(found.high), found.reason) == (True, True, reason)
+    assert format_interval(found.low, found.high, found.reason) == (f"({reason})" if reason else "")
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_decide_nothing_and_say_so(seeds: int) -> None:
+    found = compare([[1.0, 1.1, 1.2], [1.1, 1.2, 1.0]][:seeds], [[9.0], [9.1], [9.2]])
+    assert (found.decided, math.isnan(found.p)) == (False, True)
+    assert found.reason.endswith(": too few for an interval; 3 are needed")
 
 
 @pytest.mark.parametrize("table", [[], [[]], [[1.0], [1.0, 2.0]]])

@@ -59,7 +59,7 @@ def test_one_spike_in_a_falling_noisy_loss_is_one_alarm() -> None:
     assert find_spikes(curve.tolist()) == []
     curve[250:253] += 5  # three neighbours: the first counts
     assert find_spikes(curve.tolist()) == [250]
-    assert find_all(lines("loss", curve.tolist()), steps=4000, find=find_none) == [
+    assert find_all(lines("loss", curve.tolist()), steps=4000, batch_size=64, find=find_none) == [
         f"step 2510: the loss jumped to {curve[250]:.4g}, its median before was {np.median(curve[50:250]):.4g}"
     ]
 
@@ -76,8 +76,17 @@ def test_normal_noise_alone_is_almost_never_a_spike() -> None:
 )
 def test_a_discriminator_that_is_always_right_is_an_alarm(values: list[float], position: int | None) -> None:
     assert find_streak(values) == position
-    found = find_all(lines("discriminator_real_accuracy", values), steps=90, find=find_none)
+    found = find_all(lines("discriminator_real_accuracy", values), steps=90, batch_size=64, find=find_none)
     assert [text.partition(":")[0] for text in found] == ([] if position is None else [f"step {10 * (position + 1)}"])
+
+
+@pytest.mark.parametrize(("batch_size", "needed"), [(64, 5), (32, 10), (2, 150)])
+def test_a_streak_of_small_batches_needs_as_many_images(batch_size: int, needed: int) -> None:
+    assert 0.99**300 < 0.05 < 0.99**298  # an accuracy of 99 % seldom gets so many right
+    for count in (needed - 1, needed):
+        values = lines("discriminator_real_accuracy", [1.0] * count)
+        found = find_all(values, steps=90, batch_size=batch_size, find=find_none)
+        assert len(found) == (count == needed)
 
 
 @pytest.mark.fault(41)
@@ -96,7 +105,9 @@ def test_collapse_is_an_alarm_after_the_first_fifth_while_it_lasts(
     def find(values: list[float], steps: int) -> list[str]:
         kind = {"modes_covered": points, "validation_nats": text}.get(name, images)
         manifest = {"fields": {"tokens": {"vocabulary": 50}}, "known": {"modes": [[0.0]] * 25}}
-        return find_all(lines(name, values), steps=steps, find=partial(kind.find_alarms, manifest=manifest))
+        return find_all(
+            lines(name, values), steps=steps, batch_size=64, find=partial(kind.find_alarms, manifest=manifest)
+        )
 
     (alarm,) = find([good, bad], 90)
     assert alarm.startswith("step 20: ")
@@ -106,13 +117,14 @@ def test_collapse_is_an_alarm_after_the_first_fifth_while_it_lasts(
     assert find([bad, good], 20) == []
 
 
-def preview(name: str, record: Record, change: Any) -> Preview:
-    """Make the preview of a small model whose weights were changed."""
+def preview(name: str, record: Record, change: Any, held_out: int | None = None) -> Preview:
+    """Make the preview of a small model whose weights were changed, with so many held-out images or tokens."""
     model, config, _ = make(name, ema=0.0)
     kind = plugins.load("models", name).LEARNS[0]
     with torch.no_grad():
         change(model)
     data = {"images": read_digits(64, 1)} if kind == "images" else {"tokens": torch.arange(500, dtype=torch.int32) % 20}
+    data = {field: values[:held_out] for field, values in data.items()}
     manifest = {"fields": dump_fields(SPECS[kind])}
     pool = Pool({"labels": torch.arange(10)}, [1] * 10)
     return Preview(Loaded(model, SPECS[kind], config, None, pool), data, record, 0, config.steps, manifest, None)
@@ -141,6 +153,34 @@ def test_a_collapsed_model_is_warned_of_and_tagged_in_its_record(
     assert word in record.about["tags"]["alarm"]
     assert word in artifacts.read_json(workdir / "record" / "run.json")["tags"]["alarm"]
     assert sum(word in entry.getMessage() for entry in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "count"), [("gan", ignore_noise, 1), ("vae", ignore_images, 19), ("gan", ignore_noise, 20)]
+)
+def test_too_few_validation_images_raise_no_alarm_and_say_how_many_are_needed(
+    workdir: Any, name: str, change: Any, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = Record(workdir / "record", {**ABOUT, "tags": {}})
+    look = preview(name, record, change, held_out=count)
+    look(step=10)
+    look(step=11)
+    tags = record.about["tags"]
+    assert ("alarm" in tags) == (count == 20)
+    assert ("duplicate_share" in record.read()[-1]["values"]) == (count == 20)
+    few = f"no verdict on a collapse: {count} validation images are too few, 20 are needed"
+    assert tags.get("alarm.silent") == (few if count < 20 else None)
+    assert sum(entry.getMessage() == few for entry in caplog.records) == (count < 20)
+
+
+def test_a_short_text_and_many_modes_have_no_verdict_either() -> None:
+    few, enough = ({"tokens": torch.zeros(count)} for count in (999, 1000))
+    (reason,) = text.find_silent_alarms(few, {})
+    assert reason == "no verdict on learning: 999 validation tokens are too few, 1000 are needed"
+    assert text.find_silent_alarms(enough, {}) == []
+    several, many = ({"known": {"modes": [[0.0]] * count}} for count in (2000, 2001))
+    assert points.find_silent_alarms({}, several) == []
+    assert "2000 samples of a preview are too few for 2001 modes" in points.find_silent_alarms({}, many)[0]
 
 
 def test_alarms_that_no_longer_hold_leave_no_tag(workdir: Any) -> None:

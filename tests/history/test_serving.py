@@ -3,23 +3,30 @@
 import base64
 import io
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlflow
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from pipeline import params, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.formats.tokenizers import ByteTokenizer
+from pipeline.history import serving
 from pipeline.history.serving import Generator
 from pipeline.kinds import Fields, Pool
 from pipeline.kinds.images import make_fields as image_fields
 from pipeline.kinds.points import make_fields as point_fields
 from pipeline.kinds.text import make_fields as text_fields
 from pipeline.weights import save_model
+from tests import forks
 from tests.conftest import ROOT
 
 SAMPLING = {"prompt": "\n", "temperature": 0.8, "top_k": 0, "top_p": 0.95}
@@ -108,3 +115,65 @@ def test_classes_that_do_not_fit_are_refused(labels: list[int], message: str, tm
     served = make_generator_of("gan", image_fields((1, 8, 8), 10), tmp_path)
     with pytest.raises(ArtifactError, match=message):
         served.predict(None, [1, 2, 3], {"labels": labels})
+
+
+def save_served(folder: Path, package: Path, model: Path) -> str:
+    """Save a model as MLflow logs it, with the code of a package; return its address."""
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=str(package / "history" / "serving.py"),
+        artifacts={"model": str(model)},
+        code_paths=[str(package)],
+        pip_requirements=[],
+    )
+    return str(folder)
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> dict[str, str]:
+    """Two served models of the same weights: one with this package, one whose points are 1 apart from them."""
+    make_generator_of("gan", point_fields(3, 4), tmp_path / "model")
+    other = tmp_path / "other" / "pipeline"
+    shutil.copytree(plugins.PACKAGE, other, ignore=shutil.ignore_patterns("__pycache__"))
+    points = (other / "kinds" / "points.py").read_text(encoding="utf-8")
+    assert points.count("loaded.sample(1, generator)[0].tolist()") == 1
+    shifted = points.replace("loaded.sample(1, generator)[0]", "(loaded.sample(1, generator)[0] + 1)")
+    (other / "kinds" / "points.py").write_text(shifted, encoding="utf-8")
+    packages = {"this": plugins.PACKAGE, "other": other}
+    return {name: save_served(tmp_path / name / "saved", code, tmp_path / "model") for name, code in packages.items()}
+
+
+def test_a_second_model_with_other_code_is_refused_by_both_versions(versions: dict[str, str]) -> None:
+    assert len(mlflow.pyfunc.load_model(versions["this"]).predict([1])) == 1
+    here, needed = (
+        serving.digest_code(folder) for folder in (plugins.PACKAGE, Path(versions["other"]) / "code" / "pipeline")
+    )
+    assert here != needed
+    with pytest.raises(MlflowException) as error:
+        mlflow.pyfunc.load_model(versions["other"])
+    (line,) = [line for line in str(error.value).splitlines() if "was logged with" in line]
+    assert f"this process has imported pipeline {here} from {plugins.PACKAGE}" in line
+    assert f"the model was logged with {needed}: load it in a new Python process" in line
+
+
+@pytest.mark.slow
+def test_whichever_version_comes_first_runs_its_own_code(versions: dict[str, str], tmp_path: Path) -> None:
+    def load(first: str, second: str) -> list[str]:
+        code = f"""
+import json, mlflow
+print(mlflow.pyfunc.load_model({versions[first]!r}).predict([1])[0])
+try:
+    mlflow.pyfunc.load_model({versions[second]!r})
+except Exception as error:
+    print("was logged with" in str(error))
+"""
+        (tmp_path / "probe.py").write_text(code, encoding="utf-8")
+        command = [sys.executable, "-m", "probe"]  # of a fork that has not imported the package
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True, env=forks.environment()
+        )
+        return done.stdout.splitlines()[-2:]
+
+    (this, refused), (other, refused_too) = load("this", "other"), load("other", "this")
+    assert json.loads(other) == pytest.approx([value + 1 for value in json.loads(this)])
+    assert (refused, refused_too) == ("True", "True")

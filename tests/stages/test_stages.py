@@ -323,6 +323,12 @@ def test_the_report_shows_student_s_interval_over_the_sets_of_samples() -> None:
     assert page.cell("fid_x") == f"4 [{4 - half:.4g}, {4 + half:.4g}] (floor 2)"
     assert page.cell("iw5_nats") == "100 \u00b1 0.5"
     assert page.cell("absent") == ""
+    for sets, reason in (
+        ([-171.0, 311.0], "2 sets: too few for an interval; 3 are needed"),
+        ([4.0] * 3, "all 3 sets equal"),
+    ):
+        page = report.Page("x", "gan", "images", "images", 0, values, metrics, {"fid_x": sets}, {}, "", [])
+        assert page.cell("fid_x") == f"4 ({reason}) (floor 2)"
 
 
 def test_the_report_names_the_values_of_a_row_that_are_not_comparable() -> None:
