@@ -34,6 +34,7 @@ class Value:
     over: the things that an interval, a standard error or a spread is over.
     counts: template of the count that the value rests on.
     in_protocol: whether values with another such count are not comparable.
+    spoiled_by: template of a count that makes the value unreliable if it is above zero.
     follows, rescale: the value is a function of the value `follows`; `rescale(value, ratio)` is the value that goes
     with `ratio` times the other one.
     """
@@ -46,6 +47,7 @@ class Value:
     over: str = ""
     counts: str = ""
     in_protocol: bool = False
+    spoiled_by: str = ""
     follows: str = ""
     rescale: Callable[[float, float], float] | None = None
 
@@ -143,6 +145,17 @@ def find_companion(values: Values, name: str, role: Role) -> str:
         return ""
     templates = (template for template, value in values.items() if (value.of, value.role) == (match.template, role))
     return next((_fill(template, match) for template in templates), "")
+
+
+def find_flaw(values: Values, metrics: Mapping[str, float], name: str) -> str:
+    """Return why a value is not reliable: its check says so, or a count spoils it; empty if it is reliable."""
+    match = match_name(values, name)
+    if match is None:
+        return ""
+    count = _fill(values[match.template].spoiled_by, match)
+    if metrics.get(count):
+        return f"not reliable: {metrics[count]:,.0f} {find_value(values, count).unit}"
+    return "not reliable" if metrics.get(find_companion(values, name, "check")) == 0 else ""
 
 
 def find_count(values: Values, name: str) -> str:

@@ -10,9 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from pipeline import weights
+from pipeline.artifacts import ArtifactError
 from pipeline.randomness import make_generator
 
 
@@ -29,7 +32,10 @@ class Generator(PythonModel):
         del context, params
         device = self.loaded.model.device
         generators = [make_generator(seed, "serve", device=device) for seed in model_input]
-        return [self.loaded.kind.encode(self.loaded, generator, self.sampling) for generator in generators]
+        try:
+            return [self.loaded.kind.encode(self.loaded, generator, self.sampling) for generator in generators]
+        except ArtifactError as error:  # MLflow's server answers 400 with the message, and no traceback
+            raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
 
 
 mlflow.models.set_model(Generator())

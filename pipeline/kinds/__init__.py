@@ -5,7 +5,7 @@ A data set is a mapping of named fields of equal length, each of one kind. This 
 Spec             properties of a field that a model needs, such as its shape
 write            turns what a source prepared into the files of data/prepared/<data>, and returns the manifest
 examples         training examples of a split, for the loop in training.py
-require          refuses, before anything is computed, data that a model's config does not fit
+require          refuses, before anything is computed, data that a model's config or the sampling does not fit
 check            refuses values that would give a plausible number for nonsense
 show             many values as one thing to look at or listen to: an Exhibit
 encode           one value as text, for the served model

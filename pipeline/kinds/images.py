@@ -142,9 +142,9 @@ def make_fields(shape: tuple[int, int, int], classes: int) -> dict[str, FieldSpe
     return {"images": Spec(shape=shape), "labels": class_labels.Spec(classes=classes)}
 
 
-def require(data: str, manifest: dict[str, Any], model: str, config: Any) -> None:
+def require(data: str, manifest: dict[str, Any], model: str, config: Any, sampling: Any) -> None:
     """Accept every set of images: models refuse shapes themselves."""
-    del data, manifest, model, config
+    del data, manifest, model, config, sampling
 
 
 def examples(split: dict[str, Tensor], config: Any, seed: int) -> Rows:

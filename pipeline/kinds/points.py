@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline import artifacts
+from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, draw_sets, dump_fields, images
 from pipeline.kinds import labels as class_labels
 from pipeline.params import Source
@@ -62,10 +63,17 @@ class Points:
 
 
 def write(folder: Path, points: Points, config: PointConfig) -> dict[str, Any]:
-    """Write each split's points; return the manifest."""
+    """Write each split's points; return the manifest.
+
+    Raises:
+        ArtifactError: if points are not float32, which nothing rounds on the way, or not finite.
+    """
     del config
     entries = {}
     for name, (values, labels) in points.splits.items():
+        if values.dtype != torch.float32 or not values.isfinite().all():
+            msg = f"{folder} {name}: expected finite float32 points, got {values.dtype}, "
+            raise ArtifactError(msg + f"{int((~values.isfinite()).sum())} of {values.numel()} coordinates not finite")
         path = folder / f"{name}.safetensors"
         artifacts.write_tensors(path, {"points": values, "labels": labels})
         entries[name] = {
@@ -86,9 +94,9 @@ def make_fields(dimensions: int, classes: int) -> dict[str, FieldSpec]:
     return {"points": Spec(dimensions=dimensions), "labels": class_labels.Spec(classes=classes)}
 
 
-def require(data: str, manifest: dict[str, Any], model: str, config: Any) -> None:
+def require(data: str, manifest: dict[str, Any], model: str, config: Any, sampling: Any) -> None:
     """Accept every set of points."""
-    del data, manifest, model, config
+    del data, manifest, model, config, sampling
 
 
 def examples(split: dict[str, Tensor], config: Any, seed: int) -> Rows:

@@ -7,6 +7,8 @@ imported where it is used: preparing a text takes half a gigabyte less without i
 from __future__ import annotations
 
 import io
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,8 @@ from pipeline.formats.tokenizers import (
     cut,
     distinct_characters,
     map_pieces,
+    name_character,
+    restore_tokenizer,
     train_tokenizer,
 )
 from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, dump_fields
@@ -35,9 +39,14 @@ from pipeline.randomness import make_generator
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 SHORTEST = 2  # characters of a split
+NAMED = 5  # unknown characters that the manifest, or a message, names
+LINE_END = "\n"
 SCORED = ("validation", "test")
 PREVIEW_LENGTH = 400  # tokens of a preview, and of a served sample
 PREVIEW_TOKENS = 20_000  # of the validation split that a preview scores
@@ -153,8 +162,10 @@ def write(folder: Path, texts: Texts, config: TextConfig) -> dict[str, Any]:
     artifacts.write_json(folder / "tokenizer.json", tokenizer.state())
     for name, pieces in texts.splits.items():
         path = folder / f"{name}.safetensors"
-        entries[name]["tokens"] = tokenize(path, Watched(pieces, f"tokenize {name}", sizes[name]), tokenizer)
-        entries[name]["sha256"] = artifacts.digest(path)
+        tokens, lost = tokenize(path, Watched(pieces, f"tokenize {name}", sizes[name]), tokenizer)
+        entries[name] |= {"tokens": tokens, "sha256": artifacts.digest(path), **count_unknown(lost)}
+        if lost:
+            log.warning(describe_loss(folder.name, name, entries[name]))
     for name, overlaps in measure_overlaps(texts, sizes).items():
         entries[name] |= overlaps
     report = write_reports(folder, texts.files)
@@ -213,25 +224,51 @@ def count_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8"))
 
 
-def tokenize(path: Path, pieces: Iterable[str], tokenizer: TextTokenizer) -> int:
-    """Write a text's tokens, int32 (N,); return N.
+def tokenize(path: Path, pieces: Iterable[str], tokenizer: TextTokenizer) -> tuple[int, Counter[str]]:
+    """Write a text's tokens, int32 (N,); return N, and how often each character occurs that they cannot write.
 
     The tokens are those of the whole text, and the same for any number of threads; see `cut` for the one exception.
     """
-    count = 0
+
+    def convert(piece: str) -> tuple[NDArray[np.int32], Counter[str]]:
+        return tokenizer.encode(piece), tokenizer.count_lost(piece)
+
+    count, lost = 0, Counter[str]()
     with artifacts.append_tensor(path, "tokens") as append:
-        for tokens in map_pieces(tokenizer.encode, cut(pieces)):
+        for tokens, missing in map_pieces(convert, cut(pieces)):
             append(tokens)
             count += len(tokens)
-    return count
+            lost.update(missing)
+    return count, lost
 
 
-def require(data: str, manifest: dict[str, Any], model: str, config: Any) -> None:
-    """Refuse a training text that is too short for Windows.
+def count_unknown(lost: Counter[str]) -> dict[str, Any]:
+    """Return the manifest's entries on unknown characters: their number, and the most frequent ones by name."""
+    most = sorted(lost, key=lambda character: (-lost[character], character))[:NAMED]
+    names = [[name_character(character), lost[character]] for character in most]
+    return {"unknown_characters": lost.total(), "most_unknown": names}
+
+
+def describe_loss(data: str, split: str, entry: Mapping[str, Any]) -> str:
+    """Say how many characters of a split became one token, which ones, and the key that keeps them."""
+    unknown, most = entry["unknown_characters"], entry["most_unknown"]
+    named = ", ".join(f"{name} ({count})" for name, count in most)
+    more = ", ..." if sum(count for _, count in most) < unknown else ""
+    return (
+        f"data.{data}: {unknown} of {entry['characters']} characters of the {split} split are not in the training "
+        f"split and became U+FFFD: {named}{more}; its bits per character and per byte are not reliable; "
+        f"data.{data}.tokenizer: byte or bpe writes every character"
+    )
+
+
+def require(data: str, manifest: dict[str, Any], model: str, config: Any, sampling: Any) -> None:
+    """Refuse a training text that is too short for Windows, or that lacks the prompt's characters.
 
     Raises:
-        ArtifactError: naming data.<data> with its source and path, the tokens, and models.<model>.context.
+        ArtifactError: naming data.<data> with its source and path, the tokens, and models.<model>.context; or the
+            prompt's characters.
     """
+    require_prompt(data, sampling.prompt)
     tokens = manifest["splits"]["train"]["tokens"]
     if tokens > 2 * config.context:
         return
@@ -241,6 +278,11 @@ def require(data: str, manifest: dict[str, Any], model: str, config: Any) -> Non
         f"twice models.{model}.context, which is {config.context}; bring more text, or lower the context"
     )
     raise ArtifactError(msg)
+
+
+def require_prompt(data: str, prompt: str) -> None:
+    """Refuse a prompt with characters that the prepared training text lacks, as `choose_prompt` does."""
+    choose_prompt(restore_tokenizer(artifacts.read_json(artifacts.PREPARED / data / "tokenizer.json")), prompt)
 
 
 def examples(split: dict[str, Tensor], config: Any, seed: int) -> Windows:
@@ -275,11 +317,31 @@ class Windows:
         return {"inputs": windows[:, :-1].contiguous(), "targets": windows[:, 1:].contiguous()}
 
 
+def choose_prompt(tokenizer: TextTokenizer, prompt: str) -> str:
+    """Return the text that samples continue: the prompt, if the training text has its characters.
+
+    A line end goes with any text: where the training text has none, its first character in code-point order is taken.
+
+    Raises:
+        ArtifactError: if the prompt is empty, or has characters that no model of this text has learnt to read.
+    """
+    unknown = [character for character in dict.fromkeys(prompt) if not tokenizer.knows(character)]
+    if prompt and not unknown:
+        return prompt
+    known = [character for character in tokenizer.characters if tokenizer.knows(character)]
+    if prompt == LINE_END and known:
+        return known[0]
+    found = ", ".join(map(name_character, unknown[:NAMED])) + ", ..." * (len(unknown) > NAMED) or "an empty text"
+    msg = f"metrics.text.sampling.prompt: expected characters of the training text, got {found}"
+    raise ArtifactError(msg)
+
+
 def compose(loaded: Any, count: int, generator: torch.Generator, sampling: Any, length: int) -> list[str]:
     """Continue the prompt of `sampling` `count` times by `length` tokens, at its temperature, top-k and top-p."""
     import torch
 
-    prompt = torch.tensor(loaded.tokenizer.encode(sampling.prompt), dtype=torch.int64)
+    text = choose_prompt(loaded.tokenizer, sampling.prompt)
+    prompt = torch.tensor(loaded.tokenizer.encode(text), dtype=torch.int64)
     choice = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
     tokens = loaded.model.sample(count, generator, {"prompt": prompt}, length=length, **choice)[loaded.model.makes]
     return [loaded.tokenizer.decode(row) for row in tokens.tolist()]

@@ -3,6 +3,9 @@
 Every target counts exactly once; sums are float64 of cross-entropies, never softmax and then log. Bits per character
 and per byte divide the same sum by the text's length, so that they compare across tokenizers; perplexity does not.
 Perplexity a word does: it is that of word-level papers, which count each line end as a word too.
+
+A character that the tokenizer cannot write costs one token like any other: the text that is scored has less content
+than the split. Values per character, byte or word are therefore not reliable with a single one.
 """
 
 import math
@@ -44,7 +47,12 @@ def scale_excess(value: float, ratio: float) -> float:
     return (100 + value) * ratio - 100
 
 
-def _follow(rescale: Callable[[float, float], float], unit: str, *, headline: bool = False) -> Value:
+UNKNOWN = "{split}_unknown_characters"
+
+
+def _follow(
+    rescale: Callable[[float, float], float], unit: str, *, headline: bool = False, spoiled_by: str = UNKNOWN
+) -> Value:
     """Declare a function of a split's nats."""
     return Value(
         direction="lower",
@@ -53,18 +61,20 @@ def _follow(rescale: Callable[[float, float], float], unit: str, *, headline: bo
         counts="{split}_targets",
         follows="{split}_nats",
         rescale=rescale,
+        spoiled_by=spoiled_by,
     )
 
 
 VALUES = {
     "{split}_bits_per_character": _follow(scale_value, "bits per character", headline=True),
     "{split}_nats": Value(direction="lower", unit="nats per token", headline=True, counts="{split}_targets"),
-    "{split}_perplexity": _follow(raise_value, "per token", headline=True),
+    "{split}_perplexity": _follow(raise_value, "per token", headline=True, spoiled_by=""),
     "{split}_bits_per_byte": _follow(scale_value, "bits per byte"),
     "{split}_perplexity_per_word": _follow(raise_value, "per word"),
     "{split}_excess_percent": _follow(scale_excess, "% of the entropy rate"),
     "{split}_window_nats": Value(direction="lower", unit="nats per token", counts="{split}_windows"),
     "{split}_targets": Value(role="count", unit="targets", in_protocol=True),
+    UNKNOWN: Value(role="count", unit="unknown characters"),
     "{split}_windows": Value(role="count", unit="windows", in_protocol=True),
     "{split}_nats_se": Value(
         role="error", of="{split}_nats", unit="nats per token", over=f"{BLOCKS} contiguous blocks of the text"
@@ -80,7 +90,10 @@ class Sampling(Section):
 
     count: int = Field(ge=1, description="texts")
     length: int = Field(ge=1, description="tokens a text, after the prompt")
-    prompt: str = Field(min_length=1, description="text that the samples continue")
+    prompt: str = Field(
+        min_length=1,
+        description="text that the samples continue; a line end is any text's, see docs/metrics.md",
+    )
     temperature: float = Field(ge=0, description="divides the logits; 0 takes the most likely token")
     top_k: int = Field(ge=0, description="most likely tokens kept; 0 keeps all")
     top_p: float = Field(gt=0, le=1, description="probability mass kept; 1 keeps all")
@@ -98,7 +111,7 @@ class Config(Measure):
 
 @dataclass(frozen=True)
 class Evidence:
-    """Nats of each target by split, float64 (N,); characters, bytes, words and tokens of the split, from the manifest.
+    """Nats of each target by split, float64 (N,); the manifest's entry of the split, with its counts.
 
     known: of a synthetic source, `entropy_rate_nats` a character, and `<split>_nats`, what the true model pays there.
     windows: mean nats of each random window by split, float64 (W,).
@@ -143,6 +156,7 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
         total, mean = float(nats.double().sum()), float(nats.double().mean())
         found: dict[str, float] = {  # by template
             "{split}_targets": len(nats),
+            UNKNOWN: sizes["unknown_characters"],
             "{split}_nats": mean,
             "{split}_perplexity": math.exp(mean),
         }

@@ -13,7 +13,10 @@ from typing import Any
 from pipeline import artifacts, params, plugins
 from pipeline.formats.own_files import examine, list_files, write_reports
 
-SHOWN = {"count", "tokens", "characters", "duplicates", "shared_with_train", "shared_with_validation"}
+SHOWN = {
+    *("count", "tokens", "characters", "unknown_characters"),
+    *("duplicates", "shared_with_train", "shared_with_validation"),
+}
 
 
 def main(key: str) -> None:
@@ -30,8 +33,11 @@ def main(key: str) -> None:
     artifacts.write_json(folder / "manifest.json", {**about, **manifest})
     for name, entry in manifest["splits"].items():
         print(f"{key} {name}: {', '.join(f'{what} {value}' for what, value in entry.items() if what in SHOWN)}")
+    for change in manifest.get("changes", ()):
+        print(f"{key}: {change}")
     if "files" in manifest:
-        print("{}: {quarantined} of {count} files quarantined, see files.json".format(key, **manifest["files"]))
+        counts = "{quarantined} of {count} files quarantined, {changed} changed, see files.json"
+        print(f"{key}: {counts.format(**manifest['files'])}")
 
 
 def report_raw(key: str, splits: list[str]) -> dict[str, Any]:

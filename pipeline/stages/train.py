@@ -39,7 +39,8 @@ def main(key: str) -> None:
     settings = params.load()
     run, config = settings.runs[key], settings.models[key]
     manifest = artifacts.read_manifest(run.data)
-    plugins.load("kinds", manifest["kind"]).require(run.data, manifest, run.model, config)
+    sampling = settings.metrics[run.metric].sampling
+    plugins.load("kinds", manifest["kind"]).require(run.data, manifest, run.model, config, sampling)
     inputs = (run, config, manifest, read_start(run))
     state = artifacts.STATE / f"train-{key}" / fingerprint(*inputs, code.digest("train", key, settings))
     if processes.are_to_be_started():
