@@ -255,7 +255,7 @@ def test_a_prompt_that_the_text_lacks_is_refused_before_training_and_before_samp
     (workdir / "own.txt").write_text("a few words, and then some more. " * 60, encoding="utf-8")
     own = {"source": "text_file", "path": "own.txt", "split_seed": 0, "validation": 0.1, "test": 0.0}
     edit_params({"data.text": own | {"tokenizer": "character", "vocabulary": 1024}})
-    edit_params({"metrics.text.sampling.prompt": "é"})
+    edit_params({"models.transformer.steps": 1, "metrics.text.sampling.length": 5, "metrics.text.sampling.prompt": "é"})
     fetch.main("text")
     prepare.main("text")
     refused = pytest.raises(ArtifactError, match=r"metrics.text.sampling.prompt: .* got U\+00E9 LATIN SMALL LETTER E")
