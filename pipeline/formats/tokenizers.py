@@ -185,7 +185,7 @@ class BytePairTokenizer:
 
 
 def train_tokenizer(pieces: Iterable[str], kind: Kind, vocabulary: int) -> TextTokenizer:
-    """Make a tokenizer from the training text, read once or thrice; only BPE has a choice of `vocabulary`."""
+    """Make a tokenizer from the training text, read up to three times; only BPE has a choice of `vocabulary`."""
     makers: dict[str, Callable[[], TextTokenizer]] = {
         "character": lambda: CharacterTokenizer.train(pieces),
         "byte": lambda: ByteTokenizer(collect_characters(pieces)),
