@@ -165,9 +165,16 @@ def search(pieces: Iterable[str]) -> Iterator[tuple[Secret, str, int]]:
 
 
 def expose(loaded: Loaded, secret: Secret, before: str, count: int) -> float | None:
-    """Return the exposure of a secret after its own context; nothing if the model's context is too short for it."""
+    """Return the exposure of a secret after its own context.
+
+    Nothing if the model's context is too short for it, or the tokenizer cannot write the others: their unknown
+    characters would make any secret look memorised.
+    """
     generator = make_generator(0, "audit", secret.text)
     texts = [secret.text, *(randomise(secret, generator) for _ in range(count))]
+    assert loaded.tokenizer is not None
+    if loaded.tokenizer.count_lost("".join(texts)):
+        return None
     nats = measure(loaded, before, texts)
     return None if nats is None else exposure(nats[0], nats[1:])
 

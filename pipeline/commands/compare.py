@@ -32,7 +32,7 @@ from pipeline.evidence.uncertainty import (
     format_number,
     summarize,
 )
-from pipeline.evidence.values import Values, find_value, is_measurement, load_values, match_name
+from pipeline.evidence.values import Values, find_flaw, find_value, is_measurement, load_values, match_name
 from pipeline.history import dvc_lock
 
 # Of a run's inputs in dvc.lock: its code and its data. Not the weights, which differ by the seed.
@@ -201,7 +201,8 @@ def format_table(groups: dict[str, list[Evaluation]], wanted: Sequence[str], all
     for metric in metrics:
         value = find_value(runs[0].values, metric)
         tables = [[member.numbers[metric] for member in members] for members in groups.values()]
-        cells = [format_summary(summarize(table)) for table in tables]
+        flaws = [find_flaws(members, metric) for members in groups.values()]
+        cells = [format_summary(summarize(table)) + flaw for table, flaw in zip(tables, flaws, strict=True)]
         cells += [format_verdict(value.direction, tables[0], table) for table in tables[1:]]
         unit = f" ({value.unit})" if value.unit else ""
         lines.append(f"| {metric}{unit} | {' | '.join(cells)} |")
@@ -220,6 +221,12 @@ def list_others(runs: Sequence[Evaluation], common: Sequence[str]) -> list[str]:
     notes = [f"Only in {owners}: {', '.join(metrics)}" for owners, metrics in others.items()]
     undeclared = dict.fromkeys(name for run in runs for name in run.numbers if match_name(run.values, name) is None)
     return [*notes, f"Not declared by the metric: {', '.join(undeclared)}"] if undeclared else notes
+
+
+def find_flaws(members: Sequence[Evaluation], metric: str) -> str:
+    """Return why the metric of some runs is not reliable, in brackets; empty if it is reliable."""
+    found = [find_flaw(run.values, {name: sets[0] for name, sets in run.numbers.items()}, metric) for run in members]
+    return "".join(f" ({flaw})" for flaw in dict.fromkeys(filter(None, found)))
 
 
 def format_summary(summary: Summary) -> str:

@@ -82,7 +82,13 @@ def prepare(raw: Path, config: Config) -> Clips:
         raise ArtifactError(msg)
     clips = {name: torch.from_numpy(spoken)[part.sort().values].flatten(0, 1) for name, part in parts.items()}
     labels = {name: torch.arange(len(WORDS)).repeat(len(part)) for name, part in parts.items()}
-    return Clips({name: (clips[name], labels[name]) for name in parts}, WORDS, about["engine"])
+    _, rate = read_wav(raw / f"{names[0]}_{WORDS[0]}.wav")  # one for all: the engine's
+    changes = [
+        f"resampled from {rate} to {config.rate} samples per second",
+        f"peak of each clip brought to {PEAK} of the range, and rounded to 16 bits",
+        f"silence added on both sides, to {config.samples} samples",
+    ]
+    return Clips({name: (clips[name], labels[name]) for name in parts}, WORDS, about["engine"], changes)
 
 
 def _read_clip(path: Path, config: Config) -> NDArray[np.int16]:

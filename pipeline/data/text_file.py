@@ -304,10 +304,12 @@ class Scan:
         """
         self.mark = next((mark for mark in BYTE_ORDER_MARKS if head.startswith(mark)), b"")
         self.encoding = BYTE_ORDER_MARKS.get(self.mark, "utf-8" if encoding == "auto" else encoding)
-        self.decoder = make_decoder(self.encoding)
-        self.clean = self.decoder.getstate()
+        self.decoder = codecs.getincrementaldecoder(self.encoding)()
+        self.line_feeds = IncrementalNewlineDecoder(None, translate=True)
+        self.clean = self.decoder.getstate(), self.line_feeds.getstate()
         self.content = hashlib.sha256()  # of the text, as UTF-8
         self.characters = 0
+        self.returns = 0  # line ends that become a line feed
         self.bytes = 0
         self.places = [(0, len(self.mark))]
         self.reason = ""
@@ -319,7 +321,9 @@ class Scan:
         if self.reason:
             return
         try:
-            text = self.decoder.decode(chunk[skip:], final=not chunk)
+            found = self.decoder.decode(chunk[skip:], final=not chunk)
+            self.returns += found.count("\r")
+            text = self.line_feeds.decode(found, final=not chunk)
             self.content.update(text.encode("utf-8"))
         except UnicodeDecodeError as error:
             byte = self.bytes - len(error.object) + error.start
@@ -331,7 +335,10 @@ class Scan:
         if NUL in text:
             self.reason = f"character {self.characters + text.index(NUL)} is NUL: binary, or in another encoding"
         self.characters += len(text)
-        if self.bytes >= self.places[-1][1] + SPACING and self.decoder.getstate() == self.clean:
+        if self.bytes >= self.places[-1][1] + SPACING and self.clean == (
+            self.decoder.getstate(),
+            self.line_feeds.getstate(),
+        ):
             self.places.append((self.characters, self.bytes))
         if not chunk and not self.characters:
             self.reason = "no text"
@@ -339,7 +346,7 @@ class Scan:
     @property
     def line_ends(self) -> list[str]:
         """Names of the line ends that were found."""
-        found = self.decoder.newlines or ()
+        found = self.line_feeds.newlines or ()
         return [LINE_ENDS[end] for end in LINE_ENDS if end == found or (isinstance(found, tuple) and end in found)]
 
     @property
@@ -349,9 +356,9 @@ class Scan:
 
     @property
     def note(self) -> str:
-        """What the text is changed by."""
+        """What the text is changed by, and how often."""
         foreign = [name for name in self.line_ends if name != "LF"]
-        return f"{' and '.join(foreign)} became LF" if foreign else ""
+        return f"{' and '.join(foreign)} became LF, {self.returns} in all" if foreign else ""
 
 
 def make_decoder(encoding: str) -> IncrementalNewlineDecoder:

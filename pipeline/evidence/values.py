@@ -37,6 +37,7 @@ class Value:
     in_protocol: whether the count is a field of the protocol.
     depends: fields of the protocol that the number depends on besides EVERY, such as `network` or `counts.samples`;
     names of fields may have those of the template, as in `reference.sha256.{split}`. A count needs none.
+    spoiled_by: template of a count that makes the value unreliable if it is above zero.
     follows, rescale: the value is a function of the value `follows`; `rescale(value, ratio)` is the value that goes
     with `ratio` times the other one.
     """
@@ -50,6 +51,7 @@ class Value:
     counts: str = ""
     in_protocol: bool = False
     depends: tuple[str, ...] = ()
+    spoiled_by: str = ""
     follows: str = ""
     rescale: Callable[[float, float], float] | None = None
 
@@ -150,6 +152,17 @@ def find_companion(values: Values, name: str, role: Role) -> str:
         return ""
     templates = (template for template, value in values.items() if (value.of, value.role) == (match.template, role))
     return next((_fill(template, match) for template in templates), "")
+
+
+def find_flaw(values: Values, metrics: Mapping[str, float], name: str) -> str:
+    """Return why a value is not reliable: its check says so, or a count spoils it; empty if it is reliable."""
+    match = match_name(values, name)
+    if match is None:
+        return ""
+    count = _fill(values[match.template].spoiled_by, match)
+    if metrics.get(count):
+        return f"not reliable: {metrics[count]:,.0f} {find_value(values, count).unit}"
+    return "not reliable" if metrics.get(find_companion(values, name, "check")) == 0 else ""
 
 
 def find_count(values: Values, name: str) -> str:

@@ -187,6 +187,7 @@ def write_reports(folder: Path, reports: Sequence[FileReport]) -> dict[str, Any]
         "count": len(files),
         "quarantined": sum(bool(report.reason) for report in files),
         "duplicates": sum(bool(report.duplicate_of) for report in files),
+        "changed": sum(bool(report.note and report.split) for report in files),
     }
     if others := Counter(report.other for report in files if report.other):
         counts["ignored"] = dict(others)

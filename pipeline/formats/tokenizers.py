@@ -7,7 +7,8 @@ while they work. Threads share what is imported; a process of its own would impo
 import itertools
 import os
 import re
-from collections import deque
+import unicodedata
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, Protocol, TypeVar
@@ -43,6 +44,16 @@ class TextTokenizer(Protocol):
     def decode(self, tokens: list[int]) -> str:
         """Return the text of token ids."""
 
+    def count_lost(self, text: str) -> Counter[str]:
+        """Count the characters of a text that `encode` cannot write, by character."""
+
+    @property
+    def characters(self) -> str:
+        """Return the distinct characters of the training text, in code-point order."""
+
+    def knows(self, character: str) -> bool:
+        """Say whether a model learns to read a character: the training text has the tokens that write it."""
+
     def state(self) -> dict[str, object]:
         """Return what `restore_tokenizer` needs, as JSON values."""
 
@@ -56,14 +67,13 @@ class CharacterTokenizer:
         self.characters = characters
         self.ids = np.full(0x11_0000, max(characters.find(self.UNKNOWN), 0), dtype=np.int32)  # of each code point
         self.ids[code_points(characters)] = np.arange(len(characters), dtype=np.int32)
+        self.written = np.zeros(0x11_0000, dtype=bool)  # of each code point
+        self.written[code_points(characters)] = True
 
     @classmethod
     def train(cls, pieces: Iterable[str]) -> "CharacterTokenizer":
         """Take every character of the training text."""
-        found = {cls.UNKNOWN}
-        for characters in map_pieces(distinct_characters, cut(pieces)):
-            found |= characters
-        return cls("".join(sorted(found)))
+        return cls("".join(sorted({*collect_characters(pieces), cls.UNKNOWN})))
 
     @property
     def size(self) -> int:
@@ -78,15 +88,28 @@ class CharacterTokenizer:
         """Return the text of token ids."""
         return "".join(self.characters[token] for token in tokens)
 
+    def count_lost(self, text: str) -> Counter[str]:
+        """Count the characters that the training text lacks: they become U+FFFD."""
+        codes = code_points(text)
+        return Counter(map(chr, codes[~self.written[codes]].tolist()))
+
+    def knows(self, character: str) -> bool:
+        """Say whether the training text has a character; U+FFFD stands for the ones that it lacks."""
+        return character in self.characters and character != self.UNKNOWN
+
     def state(self) -> dict[str, object]:
         """Return the characters."""
         return {"tokenizer": "character", "characters": self.characters}
 
 
 class ByteTokenizer:
-    """One token a byte of UTF-8."""
+    """One token a byte of UTF-8: lossless on any text."""
 
     size = 256
+
+    def __init__(self, characters: str) -> None:
+        self.characters = characters
+        self.bytes = frozenset(characters.encode())
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return token ids int32 (N,)."""
@@ -96,16 +119,27 @@ class ByteTokenizer:
         """Return the text of token ids; invalid bytes become U+FFFD."""
         return bytes(tokens).decode("utf-8", errors="replace")
 
+    def count_lost(self, text: str) -> Counter[str]:
+        """Return nothing: every text has bytes."""
+        del text
+        return Counter()
+
+    def knows(self, character: str) -> bool:
+        """Say whether the training text has each byte of a character."""
+        return has_bytes(self.bytes, character)
+
     def state(self) -> dict[str, object]:
-        """Return only the name."""
-        return {"tokenizer": "byte"}
+        """Return the characters of the training text."""
+        return {"tokenizer": "byte", "characters": self.characters}
 
 
 class BytePairTokenizer:
     """Byte-level byte-pair encoding (Sennrich et al. 2016) by the tokenizers library: lossless on any text."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, characters: str) -> None:
         self.tokenizer = tokenizer
+        self.characters = characters
+        self.bytes = frozenset(characters.encode())
 
     @classmethod
     def train(cls, pieces: Iterable[str], vocabulary: int) -> "BytePairTokenizer":
@@ -120,7 +154,7 @@ class BytePairTokenizer:
         sample = itertools.islice(cut(pieces), 0, None, step)
         lines = (line for piece in sample for line in piece.splitlines(keepends=True))
         tokenizer.train_from_iterator((part for line in lines for part in cut([line], LINE)), trainer)
-        return cls(tokenizer)
+        return cls(tokenizer, collect_characters(pieces))
 
     @property
     def size(self) -> int:
@@ -136,16 +170,25 @@ class BytePairTokenizer:
         """Return the text of token ids."""
         return str(self.tokenizer.decode(tokens))
 
+    def count_lost(self, text: str) -> Counter[str]:
+        """Return nothing: every byte is a token."""
+        del text
+        return Counter()
+
+    def knows(self, character: str) -> bool:
+        """Say whether the training text has each byte of a character."""
+        return has_bytes(self.bytes, character)
+
     def state(self) -> dict[str, object]:
-        """Return the library's own JSON."""
-        return {"tokenizer": "bpe", "json": self.tokenizer.to_str()}
+        """Return the library's own JSON, and the characters of the training text."""
+        return {"tokenizer": "bpe", "json": self.tokenizer.to_str(), "characters": self.characters}
 
 
 def train_tokenizer(pieces: Iterable[str], kind: Kind, vocabulary: int) -> TextTokenizer:
-    """Make a tokenizer from the training text, read once or twice; only BPE has a choice of `vocabulary`."""
+    """Make a tokenizer from the training text, read up to three times; only BPE has a choice of `vocabulary`."""
     makers: dict[str, Callable[[], TextTokenizer]] = {
         "character": lambda: CharacterTokenizer.train(pieces),
-        "byte": ByteTokenizer,
+        "byte": lambda: ByteTokenizer(collect_characters(pieces)),
         "bpe": lambda: BytePairTokenizer.train(pieces, vocabulary),
     }
     return makers[kind]()
@@ -157,9 +200,9 @@ def restore_tokenizer(state: dict[str, str]) -> TextTokenizer:
         case "character":
             return CharacterTokenizer(state["characters"])
         case "byte":
-            return ByteTokenizer()
+            return ByteTokenizer(state["characters"])
         case _:
-            return BytePairTokenizer(Tokenizer.from_str(state["json"]))
+            return BytePairTokenizer(Tokenizer.from_str(state["json"]), state["characters"])
 
 
 def cut(texts: Iterable[str], size: int = PIECE) -> Iterator[str]:
@@ -206,3 +249,22 @@ def distinct_characters(text: str) -> set[str]:
     seen = np.zeros(0x11_0000, dtype=bool)
     seen[code_points(text)] = True
     return set(map(chr, np.flatnonzero(seen)))
+
+
+def collect_characters(pieces: Iterable[str]) -> str:
+    """Return the distinct characters of a text of any size, in code-point order."""
+    found: set[str] = set()
+    for characters in map_pieces(distinct_characters, cut(pieces)):
+        found |= characters
+    return "".join(sorted(found))
+
+
+def has_bytes(known: frozenset[int], character: str) -> bool:
+    """Say whether all bytes of a character's UTF-8 are known; half a surrogate pair has none."""
+    written = character.encode("utf-8", errors="ignore")
+    return bool(written) and known.issuperset(written)
+
+
+def name_character(character: str) -> str:
+    """Return a character's code point and Unicode name, such as "U+00E9 LATIN SMALL LETTER E WITH ACUTE"."""
+    return f"U+{ord(character):04X} {unicodedata.name(character, repr(character))}"

@@ -21,6 +21,8 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 PACKAGE = "pipeline"
@@ -80,14 +82,18 @@ class Generator(PythonModel):
             params: by the name of a given field a list of values, one for all samples or one for each; empty: drawn.
 
         Raises:
-            ArtifactError: if the values are not that many, or the training data had no such value.
+            MlflowException: if the values are not that many, the training data had no such value, or the prompt has
+                characters that they lack.
         """
         del context
         seeds = np.asarray(model_input).ravel().tolist()
-        return [
-            loaded.kind.encode(loaded, make_generator(seed, "serve", device=loaded.model.device), self.sampling)
-            for seed, loaded in zip(seeds, self._give(len(seeds), params or {}), strict=True)
-        ]
+        try:
+            return [
+                loaded.kind.encode(loaded, make_generator(seed, "serve", device=loaded.model.device), self.sampling)
+                for seed, loaded in zip(seeds, self._give(len(seeds), params or {}), strict=True)
+            ]
+        except ArtifactError as error:  # MLflow's server answers 400 with the message, and no traceback
+            raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
 
     def _give(self, count: int, values: Mapping[str, Any]) -> list[Loaded]:
         """Return for each of `count` samples the model with a pool of the values that it is to be given."""

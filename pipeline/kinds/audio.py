@@ -71,11 +71,15 @@ class AudioConfig(Source):
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips int16 (N, T) and labels int64 (N,) of each split; the name of each class; what recorded the clips."""
+    """Clips int16 (N, T) and labels int64 (N,) of each split; the name of each class; what recorded the clips.
+
+    changes: what was done to the recordings on the way in, such as "resampled from 22050 to 8000 samples per second".
+    """
 
     splits: dict[str, tuple[Tensor, Tensor]]
     names: Sequence[str]
     origin: str
+    changes: Sequence[str] = ()
 
 
 def write(folder: Path, clips: Clips, config: AudioConfig) -> dict[str, Any]:
@@ -102,13 +106,14 @@ def write(folder: Path, clips: Clips, config: AudioConfig) -> dict[str, Any]:
             "shape": list(values.shape),
             "minimum": int(values.min()),
             "maximum": int(values.max()),
+            "clipped_samples": int((values.int().abs() >= LOUDEST).sum()),
             "per_class": labels.bincount(minlength=len(clips.names)).tolist(),
             "duplicates": len(values) - len(digests),
             **{f"shared_with_{other}": len(digests & seen) for other, seen in known.items()},
         }
         known[name] = digests
     fields = make_fields(config.samples, config.rate, len(clips.names))
-    about = {"classes": list(clips.names), "origin": clips.origin}
+    about = {"classes": list(clips.names), "origin": clips.origin, "changes": list(clips.changes)}
     return {"fields": dump_fields(fields), **about, "splits": entries}
 
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline import artifacts
+from pipeline.artifacts import ArtifactError
 from pipeline.kinds import (
     Drawn,
     Exhibit,
@@ -72,10 +73,17 @@ class Points:
 
 
 def write(folder: Path, points: Points, config: PointConfig) -> dict[str, Any]:
-    """Write each split's points; return the manifest."""
+    """Write each split's points; return the manifest.
+
+    Raises:
+        ArtifactError: if points are not float32, which nothing rounds on the way, or not finite.
+    """
     del config
     entries = {}
     for name, (values, labels) in points.splits.items():
+        if values.dtype != torch.float32 or not values.isfinite().all():
+            msg = f"{folder} {name}: expected finite float32 points, got {values.dtype}, "
+            raise ArtifactError(msg + f"{int((~values.isfinite()).sum())} of {values.numel()} coordinates not finite")
         path = folder / f"{name}.safetensors"
         artifacts.write_tensors(path, {"points": values, "labels": labels})
         entries[name] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from pipeline.formats.tokenizers import (
     cut,
     distinct_characters,
     map_pieces,
+    name_character,
     restore_tokenizer,
     train_tokenizer,
 )
@@ -37,11 +39,14 @@ from pipeline.randomness import make_generator
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 SHORTEST = 2  # characters of a split
 FEWEST = 10_000  # characters of the training split below which a text is tiny
 MOST_OVERLAP = 0.5  # of a held-out split with another; numpy_docs, whose docstrings repeat one another, has 0.34
+NAMED = 5  # unknown characters that the manifest, or a message, names
+LINE_END = "\n"
 SCORED = ("validation", "test")
 PREVIEW_LENGTH = 400  # tokens of a preview, and of a served sample
 PREVIEW_TOKENS = 20_000  # of the validation split that a preview scores
@@ -158,8 +163,8 @@ def write(folder: Path, texts: Texts, config: TextConfig) -> dict[str, Any]:
     artifacts.write_json(folder / "tokenizer.json", tokenizer.state())
     for name, pieces in texts.splits.items():
         path = folder / f"{name}.safetensors"
-        entries[name]["tokens"] = tokenize(path, Watched(pieces, f"tokenize {name}", sizes[name]), tokenizer)
-        entries[name]["sha256"] = artifacts.digest(path)
+        tokens, lost = tokenize(path, Watched(pieces, f"tokenize {name}", sizes[name]), tokenizer)
+        entries[name] |= {"tokens": tokens, "sha256": artifacts.digest(path), **count_unknown(lost)}
     for name, overlaps in measure_overlaps(texts, sizes).items():
         entries[name] |= overlaps
     report = write_reports(folder, texts.files)
@@ -173,7 +178,8 @@ def question_data(data: str, manifest: dict[str, Any], config: TextConfig) -> li
     count = splits["train"]["characters"]
     tiny = [f"{key}: {count} characters of training text are few, a model may copy them"] if count < FEWEST else []
     overlaps = ((name, other, splits[name].get(f"overlap_with_{other}", 0)) for name in splits for other in splits)
-    return [*question_files(data, manifest, config), *tiny] + [
+    lost = [describe_loss(data, name, entry) for name, entry in splits.items() if entry["unknown_characters"]]
+    return [*question_files(data, manifest, config), *tiny, *lost] + [
         f"{key}: {share:.0%} of the {name} split is word for word in the {other} split too"
         for name, other, share in overlaps
         if share > MOST_OVERLAP
@@ -260,26 +266,54 @@ def count_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8"))
 
 
-def tokenize(path: Path, pieces: Iterable[str], tokenizer: TextTokenizer) -> int:
-    """Write a text's tokens, int32 (N,); return N.
+def tokenize(path: Path, pieces: Iterable[str], tokenizer: TextTokenizer) -> tuple[int, Counter[str]]:
+    """Write a text's tokens, int32 (N,); return N, and how often each character occurs that they cannot write.
 
     The tokens are those of the whole text, and the same for any number of threads; see `cut` for the one exception.
     """
-    count = 0
+
+    def convert(piece: str) -> tuple[NDArray[np.int32], Counter[str]]:
+        return tokenizer.encode(piece), tokenizer.count_lost(piece)
+
+    count, lost = 0, Counter[str]()
     with artifacts.append_tensor(path, "tokens") as append:
-        for tokens in map_pieces(tokenizer.encode, cut(pieces)):
+        for tokens, missing in map_pieces(convert, cut(pieces)):
             append(tokens)
             count += len(tokens)
-    return count
+            lost.update(missing)
+    return count, lost
+
+
+def count_unknown(lost: Counter[str]) -> dict[str, Any]:
+    """Return the manifest's entries on unknown characters: their number, and the most frequent ones by name."""
+    most = sorted(lost, key=lambda character: (-lost[character], character))[:NAMED]
+    names = [[name_character(character), lost[character]] for character in most]
+    return {"unknown_characters": lost.total(), "most_unknown": names}
+
+
+def describe_loss(data: str, split: str, entry: Mapping[str, Any]) -> str:
+    """Say how many characters of a split became one token, which ones, and the key that keeps them."""
+    unknown, most = entry["unknown_characters"], entry["most_unknown"]
+    named = ", ".join(f"{name} ({count})" for name, count in most)
+    more = ", ..." if sum(count for _, count in most) < unknown else ""
+    return (
+        f"data.{data}.tokenizer: {unknown} of {entry['characters']} characters of the {split} split are not in the "
+        f"training split and became U+FFFD: {named}{more}; its bits per character and per byte are not reliable; "
+        "byte or bpe writes every character"
+    )
 
 
 def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
-    """Refuse a training text that is too short for Windows.
+    """Refuse a training text that is too short for Windows, or that lacks characters of the prompt.
 
     Raises:
-        ArtifactError: naming data.<data> with its source and path, the tokens, and the context with its key.
+        ArtifactError: naming data.<data> with its source and path, the tokens, and the context with its key; or the
+            prompt's characters.
     """
     run, context = settings.runs[key], getattr(settings.models[key], "context", 0)
+    if known[run.data].splits:
+        sampling: Any = settings.metrics[run.metric].sampling
+        require_prompt(run.data, sampling.prompt)
     tokens = known[run.data].splits.get("train", {}).get("tokens")
     if tokens is None or tokens > 2 * context:
         return
@@ -290,6 +324,11 @@ def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
         f"context to {(tokens - 1) // 2}"
     )
     raise ArtifactError(msg)
+
+
+def require_prompt(data: str, prompt: str) -> None:
+    """Refuse a prompt with characters that the prepared training text lacks, as `choose_prompt` does."""
+    choose_prompt(restore_tokenizer(artifacts.read_json(artifacts.PREPARED / data / "tokenizer.json")), prompt)
 
 
 def examples(split: dict[str, Tensor], config: Any, seed: int) -> Windows:
@@ -324,11 +363,31 @@ class Windows:
         return {"inputs": windows[:, :-1].contiguous(), "targets": windows[:, 1:].contiguous()}
 
 
+def choose_prompt(tokenizer: TextTokenizer, prompt: str) -> str:
+    """Return the text that samples continue: the prompt, if the training text has its characters.
+
+    A line end goes with any text: where the training text has none, its first character in code-point order is taken.
+
+    Raises:
+        ArtifactError: if the prompt is empty, or has characters that no model of this text has learnt to read.
+    """
+    unknown = [character for character in dict.fromkeys(prompt) if not tokenizer.knows(character)]
+    if prompt and not unknown:
+        return prompt
+    known = [character for character in tokenizer.characters if tokenizer.knows(character)]
+    if prompt == LINE_END and known:
+        return known[0]
+    found = ", ".join(map(name_character, unknown[:NAMED])) + ", ..." * (len(unknown) > NAMED) or "an empty text"
+    msg = f"metrics.text.sampling.prompt: expected characters of the training text, got {found}"
+    raise ArtifactError(msg)
+
+
 def compose(loaded: Any, count: int, generator: torch.Generator, sampling: Any, length: int) -> list[str]:
     """Continue the prompt of `sampling` `count` times by `length` tokens, at its temperature, top-k and top-p."""
     import torch
 
-    prompt = torch.tensor(loaded.tokenizer.encode(sampling.prompt), dtype=torch.int64)
+    text = choose_prompt(loaded.tokenizer, sampling.prompt)
+    prompt = torch.tensor(loaded.tokenizer.encode(text), dtype=torch.int64)
     choice = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
     tokens = loaded.model.sample(count, generator, {"prompt": prompt}, length=length, **choice)[loaded.model.makes]
     return [loaded.tokenizer.decode(row) for row in tokens.tolist()]

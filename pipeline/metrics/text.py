@@ -3,6 +3,9 @@
 Every target counts exactly once; sums are float64 of cross-entropies, never softmax and then log. Bits per character
 and per byte divide the same sum by the text's length, so that they compare across tokenizers; perplexity does not.
 Perplexity a word does: it is that of word-level papers, which count each line end as a word too.
+
+A character that the tokenizer cannot write costs one token like any other: the text that is scored has less content
+than the split. Values per character, byte or word are therefore not reliable with a single one.
 """
 
 import math
@@ -50,7 +53,12 @@ def scale_excess(value: float, ratio: float) -> float:
     return (100 + value) * ratio - 100
 
 
-def _follow(rescale: Callable[[float, float], float], depends: tuple[str, ...], **others: Any) -> Value:
+UNKNOWN = "{split}_unknown_characters"
+
+
+def _follow(
+    rescale: Callable[[float, float], float], depends: tuple[str, ...], spoiled_by: str = UNKNOWN, **others: Any
+) -> Value:
     """Declare a function of a split's nats."""
     return Value(
         direction="lower",
@@ -58,6 +66,7 @@ def _follow(rescale: Callable[[float, float], float], depends: tuple[str, ...], 
         follows="{split}_nats",
         rescale=rescale,
         depends=depends,
+        spoiled_by=spoiled_by,
         **others,
     )
 
@@ -70,12 +79,13 @@ def _nats(counts: str, depends: tuple[str, ...], **others: Any) -> Value:
 VALUES = {
     "{split}_bits_per_character": _follow(scale_value, CONTENT, unit="bits per character", headline=True),
     "{split}_nats": _nats("{split}_targets", TOKENS, headline=True),
-    "{split}_perplexity": _follow(raise_value, TOKENS, unit="per token", headline=True),
+    "{split}_perplexity": _follow(raise_value, TOKENS, "", unit="per token", headline=True),
     "{split}_bits_per_byte": _follow(scale_value, CONTENT, unit="bits per byte"),
     "{split}_perplexity_per_word": _follow(raise_value, CONTENT, unit="per word"),
     "{split}_excess_percent": _follow(scale_excess, CONTENT, unit="% of the entropy rate"),
     "{split}_window_nats": _nats("{split}_windows", WINDOWS),
     "{split}_targets": Value(role="count", unit="targets"),
+    UNKNOWN: Value(role="count", unit="unknown characters"),
     "{split}_windows": Value(role="count", unit="windows"),
     "{split}_nats_se": Value(
         role="error",
@@ -95,7 +105,10 @@ class Sampling(Section):
 
     count: int = Field(ge=1, description="texts")
     length: int = Field(ge=1, description="tokens a text, after the prompt")
-    prompt: str = Field(min_length=1, description="text that the samples continue")
+    prompt: str = Field(
+        min_length=1,
+        description="text that the samples continue; a line end is any text's, see docs/metrics.md",
+    )
     temperature: float = Field(ge=0, description="divides the logits; 0 takes the most likely token")
     top_k: int = Field(ge=0, description="most likely tokens kept; 0 keeps all")
     top_p: float = Field(gt=0, le=1, description="probability mass kept; 1 keeps all")
@@ -113,7 +126,7 @@ class Config(Measure):
 
 @dataclass(frozen=True)
 class Evidence:
-    """Nats of each target by split, float64 (N,); characters, bytes, words and tokens of the split, from the manifest.
+    """Nats of each target by split, float64 (N,); the manifest's entry of the split, with its counts.
 
     known: of a synthetic source, `entropy_rate_nats` a character, and `<split>_nats`, what the true model pays there.
     windows: mean nats of each random window by split, float64 (W,).
@@ -178,6 +191,7 @@ def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:
         total, mean = float(nats.double().sum()), float(nats.double().mean())
         found: dict[str, float] = {  # by template
             "{split}_targets": len(nats),
+            UNKNOWN: sizes["unknown_characters"],
             "{split}_nats": mean,
             "{split}_perplexity": math.exp(mean),
         }

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline import artifacts, code, params, plugins
 from pipeline.evidence.features import describe_network
 from pipeline.evidence.protocol import describe_values, make_tags
-from pipeline.evidence.values import list_counts
+from pipeline.evidence.values import find_flaw, list_counts
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment
 from pipeline.kinds import read_known
@@ -49,7 +49,8 @@ def main(key: str) -> None:
         sync = MlflowSync(Record(history))
         sync.finish(values, settings.models[key].steps, tags=make_tags(content))
     for name, value in values.items():
-        print(f"{key}  {name:36} {value:.6g}")
+        flaw = find_flaw(module.VALUES, values, name)
+        print(f"{key}  {name:36} {value:.6g}{f'  ({flaw})' if flaw else ''}")
 
 
 def describe(key: str, settings: Params, values: Mapping[str, float]) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from pipeline import artifacts, params, plugins
 from pipeline.formats.own_files import examine, list_files, write_reports
 from pipeline.kinds import Exhibit
 
-SHOWN = ("count", "tokens", "characters", "minimum", "maximum", "duplicates")  # and examples shared with other splits
+SHOWN = (  # and examples shared with other splits
+    *("count", "tokens", "characters", "unknown_characters", "clipped_samples", "minimum", "maximum", "duplicates"),
+)
 LISTED = 20  # classes that are printed
 
 
@@ -75,8 +77,10 @@ def describe(manifest: dict[str, Any]) -> Iterator[str]:
         if not isinstance(value, list):
             parts = value.items() if isinstance(value, dict) else [("", value)]
             yield f"{name.replace('_', ' ')}: {', '.join(f'{part} {said}'.strip() for part, said in parts)}"
+    yield from manifest.get("changes", ())
     if "files" in manifest:
         files = manifest["files"]
         ignored = [f"{count} ignored as {what}" for what, count in files.get("ignored", {}).items()]
-        found = [f"{files['quarantined']} of {files['count']} files quarantined", *ignored]
+        quarantined = f"{files['quarantined']} of {files['count']} files quarantined"
+        found = [quarantined, f"{files['changed']} changed", *ignored]
         yield f"files: {', '.join(found)}, see files.json"

@@ -21,7 +21,16 @@ from ruamel.yaml import YAML
 from pipeline import artifacts, params
 from pipeline.evidence.protocol import check_content, find_refusals, format_refusals
 from pipeline.evidence.uncertainty import format_interval, format_number, summarize
-from pipeline.evidence.values import Role, Values, find_companion, find_value, list_overs, load_values, sort_names
+from pipeline.evidence.values import (
+    Role,
+    Values,
+    find_companion,
+    find_flaw,
+    find_value,
+    list_overs,
+    load_values,
+    sort_names,
+)
 from pipeline.params import Run
 
 mpl.use("svg")
@@ -82,8 +91,8 @@ class Page:
         if error := self.beside(name, "error"):
             parts.append(f"\u00b1 {error}")
         parts += [f"({role} {text})" for role in REAL if (text := self.beside(name, role))]
-        if self.metrics.get(find_companion(self.values, name, "check")) == 0:
-            parts.append("(not reliable)")
+        if flaw := find_flaw(self.values, self.metrics, name):
+            parts.append(f"({flaw})")
         return " ".join(parts)
 
     def beside(self, name: str, role: Role) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor
 from pipeline import artifacts, params, plugins
 from pipeline.__main__ import main
 from pipeline.commands import audit
-from pipeline.formats.tokenizers import ByteTokenizer
+from pipeline.evidence.exposure import Secret
+from pipeline.formats.tokenizers import ByteTokenizer, train_tokenizer
 from pipeline.kinds import read_fields
 from pipeline.randomness import make_generator
 from pipeline.stages import fetch, networks, prepare, sample, train
@@ -106,7 +108,7 @@ def test_a_canary_that_was_memorised_is_told_from_one_that_was_not(
 def test_a_secret_is_counted_once_wherever_the_text_is_cut() -> None:
     card = "4539 5787 6362 1486"
     text = "a line\n" * 3 + f"x {card}\n" + "another\n" * 3 + f"and {card}" + "\nthe end"
-    tokenizer = ByteTokenizer()
+    tokenizer = ByteTokenizer(text)
     tokens = torch.from_numpy(tokenizer.encode(text).copy())
     loaded = Loaded(None, "text", None, tokenizer)  # type: ignore[arg-type]
     for size in range(1, len(tokens) + 1):
@@ -116,6 +118,27 @@ def test_a_secret_is_counted_once_wherever_the_text_is_cut() -> None:
         assert "".join(pieces) == text
         ((secret, before, times),) = audit.search(pieces)
         assert (secret.text, before, times) == (card, "a line\n" * 3 + "x ", 2)
+
+
+def test_no_secret_is_told_by_characters_that_the_tokenizer_cannot_write() -> None:
+    card = "4539 5787 6362 1486"
+    secret = Secret("payment card", card, 0, 7)
+    for text, others in ((f"x {card}", ""), ("x 4 ", "0123456789")):
+        loaded = Loaded(Uniform(), "text", None, train_tokenizer([text + others], "character", 0))  # type: ignore[arg-type]
+        measured = audit.expose(loaded, secret, "x ", 1023)
+        # Without 0 and 2 the others would have unknown characters, and be told from the secret by these only.
+        assert (measured is None) == (not others)
+
+
+class Uniform:
+    """A model for which every token has the same chance."""
+
+    config = SimpleNamespace(context=64)
+    device = torch.device("cpu")
+
+    def kept(self, tokens: Tensor) -> Tensor:
+        """Return equal logits (B, T, 64)."""
+        return torch.zeros(*tokens.shape, 64)
 
 
 def test_too_few_others_to_tell_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -351,6 +351,16 @@ def test_floors_counts_and_spreads_are_not_compared_and_units_are_shown(capsys: 
 
 
 @pytest.mark.usefixtures("folder")
+def test_values_that_are_not_reliable_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    write("a", others={"fid_x_reliable": 0.0})
+    write("b", others={"fid_x_reliable": 1.0}, config=2)
+    (row,) = [line for line in compare(capsys, "a", "b")[1].splitlines() if line.startswith("| fid_x ")]
+    first, second = row.split(" | ")[1:3]
+    assert first.endswith(" (not reliable)")
+    assert "reliable" not in second
+
+
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("metric", "shift", "verdict"),
     [

@@ -106,7 +106,7 @@ def test_source_and_path_are_enough(stages: Callable[..., dict[str, Any]], workd
     assert manifest["fields"]["images"]["shape"] == [3, 64, 64]
     assert manifest["fields"]["labels"]["classes"] == 2
     assert manifest["classes"] == ["0", "1"]
-    assert manifest["files"] == {"count": 60, "quarantined": 0, "duplicates": 0}
+    assert manifest["files"] == {"count": 60, "quarantined": 0, "duplicates": 0, "changed": 0}
     assert sum(entry["count"] for entry in manifest["splits"].values()) == 60
     for split in SPLITS:
         assert artifacts.read_split("images", split)["images"].shape[1:] == (3, 64, 64)

@@ -18,13 +18,14 @@ import torch
 import torchmetrics  # noqa: F401
 from ruamel.yaml import YAML
 
-from pipeline import artifacts
+from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.formats import idx
 from pipeline.data import mnist, mnist5k, numpy_docs
+from pipeline.formats.tokenizers import restore_tokenizer, train_tokenizer
 from pipeline.kinds.images import ImageConfig, ImageSplits, write
+from pipeline.kinds.text import choose_prompt
 from pipeline.stages import fetch, prepare
-from pipeline.formats.tokenizers import restore_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLIT = {"path": "data/own", "split_seed": 0, "validation": 0.125}
@@ -411,7 +412,7 @@ def test_every_fetched_file_is_reported(stages: Stages) -> None:
     for key, kind in (("images", "images"), ("text", "text")):
         manifest = stages(key, {})
         assert manifest["kind"] == kind
-        assert manifest["files"] == {"count": 1, "quarantined": 0, "duplicates": 0}
+        assert manifest["files"] == {"count": 1, "quarantined": 0, "duplicates": 0, "changed": 0}
         (report,) = artifacts.read_json(artifacts.PREPARED / key / "files.json")
         path = artifacts.RAW / key / report["path"]
         assert (report["size"], report["sha256"]) == (path.stat().st_size, artifacts.digest(path))
@@ -419,54 +420,10 @@ def test_every_fetched_file_is_reported(stages: Stages) -> None:
     assert manifest["encoding"] == "utf-8"
 
 
-def test_write_refuses_what_is_not_uint8_images_with_labels(tmp_path: Path) -> None:
-    good = torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
-    bad = [(good[0].float(), good[1]), (good[0][:, 0], good[1]), (good[0], good[1][:3]), (good[0][:0], good[1][:0])]
-    for pair in bad:
-        with pytest.raises(ArtifactError, match="test: expected uint8"):
-            write(tmp_path / "prepared", ImageSplits({"train": good, "test": pair}, classes=10), IMAGES)
-
-
-@needs_mirror
-def test_mnist_from_the_mirror_has_60000_and_10000_images(stages: Stages) -> None:
-    manifest = stages("images", {"source": "mnist", "split_seed": 0, "validation": 0.125})
-    # The class counts that the data set is known for.
-    train = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    test = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    held_out = [round(0.125 * count) for count in train]
-    entries = manifest["splits"]
-    assert entries["test"]["per_class"] == test
-    assert entries["validation"]["per_class"] == held_out
-    assert entries["train"]["per_class"] == [count - part for count, part in zip(train, held_out, strict=True)]
-    assert (sum(train), sum(test)) == (60_000, 10_000)
-    splits = {name: artifacts.read_split("images", name)["images"] for name in artifacts.SPLITS}
-    pixels = torch.cat([splits["train"], splits["validation"]]).double() / 255
-    # The mean and deviation by which every MNIST example normalises.
-    assert float(pixels.mean()) == pytest.approx(0.1307, abs=5e-5)
-    assert float(pixels.std()) == pytest.approx(0.3081, abs=5e-5)
-
-
-@needs_mirror
-def test_shakespeare_from_the_mirror_is_nanogpts(stages: Stages) -> None:
-    changes = {"source": "shakespeare", "validation": 0.1, "test": 0.0, "tokenizer": "character"}
-    manifest = stages("text", changes)
-    # The counts of nanoGPT's data/shakespeare_char/readme.md, and U+FFFD for characters of other texts.
-    assert set(manifest["splits"]) == {"train", "validation"}
-    assert manifest["splits"]["train"]["tokens"] == 1_003_854
-    assert manifest["splits"]["validation"]["tokens"] == 111_540
-    assert manifest["splits"]["train"]["distinct_characters"] == 65
-    assert manifest["fields"]["tokens"]["vocabulary"] == 66
-    tokenizer = restore_tokenizer(artifacts.read_json(artifacts.PREPARED / "text" / "tokenizer.json"))
-    tokens = [artifacts.read_split("text", name)["tokens"].tolist() for name in ("train", "validation")]
-    text = (Path(MIRROR) / "shakespeare" / "input.txt").read_text(encoding="utf-8")
-    assert tokenizer.decode(tokens[0] + tokens[1]) == text
-    assert tokenizer.decode(tokens[0][:14]) == "First Citizen:"
-
-
-@needs_mirror
-def test_a_fetch_leaves_nothing_but_the_content_of_the_mirrors_files(tmp_path: Path) -> None:
-    mnist.fetch(tmp_path, mnist.Config(source="mnist", **SPLIT))
-    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    packed = {name: (Path(MIRROR) / "mnist" / name).read_bytes() for name in mnist.FILES}
-    # As gzip headers differ between mirrors, the content is stored: equal bytes wherever it came from.
-    assert files == {name.removesuffix(".gz"): gzip.decompress(content) for name, content in packed.items()}
+def test_the_default_text_is_written_without_loss_and_has_the_default_prompt(docs_raw: Path) -> None:
+    settings = params.load(ROOT / "params.yaml")
+    prompt = settings.metrics["text"].sampling.prompt  # type: ignore[attr-defined]
+    splits = numpy_docs.prepare(docs_raw, settings.data["text"]).splits  # type: ignore[arg-type]
+    tokenizer = train_tokenizer(splits["train"], "character", 0)
+    assert [tokenizer.count_lost("".join(pieces)) for pieces in splits.values()] == [{}, {}, {}]
+    assert choose_prompt(tokenizer, prompt) == prompt

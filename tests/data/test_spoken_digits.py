@@ -180,8 +180,9 @@ def test_the_stages_make_a_network_that_understands_voices_that_it_never_heard(h
     manifest = artifacts.read_manifest("spoken")
     assert (manifest["kind"], manifest["source"], manifest["origin"]) == ("audio", "spoken_digits", "eSpeak NG 1.52.0")
     assert manifest["fields"]["clips"] == {"kind": "audio", "samples": 8192, "rate": 8000}
-    assert manifest["files"] == {"count": 721, "quarantined": 0, "duplicates": 0}
+    assert manifest["files"] == {"count": 721, "quarantined": 0, "duplicates": 0, "changed": 0}
     assert {entry["duplicates"] for entry in manifest["splits"].values()} == {0}
+    assert manifest["changes"][0] == "resampled from 22050 to 8000 samples per second"
     networks.main("hearing")
     about = artifacts.read_json(heard / artifacts.REPORTS / "networks" / "hearing.json")
     assert about["test_accuracy"] > 0.9  # chance is 0.1

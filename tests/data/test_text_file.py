@@ -27,7 +27,8 @@ SHARED: dict[str, Any] = {
     "tokenizer": "byte",
     "vocabulary": 300,
 }
-STORY = "".join(f"Zeile {number}: größer als 🙂 und 漢字.\n" for number in range(200))
+LINES = 200
+STORY = "".join(f"Zeile {number}: größer als 🙂 und 漢字.\n" for number in range(LINES))
 
 
 def config_of(path: Path, **changes: Any) -> Config:
@@ -129,6 +130,8 @@ def test_chunks_cut_neither_characters_nor_line_ends(
     splits = texts_of(path, **named)
     assert "".join(splits.values()) == expected
     assert len(splits["train"]) == int(len(expected) * (1 - 0.1 - 0.2))
+    changed = text.count("\r")  # each CRLF has one, each CR is one
+    assert reports_of(path, **named)["x.txt"]["note"] == f"CRLF and CR became LF, {changed} in all"
 
 
 def test_a_text_can_be_read_again_and_again_and_from_its_middle(story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,9 +154,15 @@ def test_a_text_can_be_read_again_and_again_and_from_its_middle(story: Path, mon
         (codecs.BOM_UTF16_BE + STORY.encode("utf-16-be"), "auto", "utf-16-be with BOM, LF", ""),
         (codecs.BOM_UTF32_LE + STORY.encode("utf-32-le"), "auto", "utf-32-le with BOM, LF", ""),
         (codecs.BOM_UTF32_BE + STORY.encode("utf-32-be"), "auto", "utf-32-be with BOM, LF", ""),
-        (STORY.replace("\n", "\r\n").encode(), "auto", "utf-8, CRLF", "CRLF became LF"),
-        (STORY.replace("\n", "\r").encode(), "auto", "utf-8, CR", "CR became LF"),
-        (STORY.replace("\n", "\r\n", 3).encode(), "auto", "utf-8, LF and CRLF", "CRLF became LF"),
+        (STORY.replace("\n", "\r\n").encode(), "auto", "utf-8, CRLF", f"CRLF became LF, {LINES} in all"),
+        (STORY.replace("\n", "\r").encode(), "auto", "utf-8, CR", f"CR became LF, {LINES} in all"),
+        (STORY.replace("\n", "\r\n", 3).encode(), "auto", "utf-8, LF and CRLF", "CRLF became LF, 3 in all"),
+        (
+            STORY.replace("\n", "\r\n").replace("\r\n", "\r", 2).encode("utf-16"),
+            "auto",
+            "utf-16-le with BOM, CRLF and CR",
+            f"CRLF and CR became LF, {LINES} in all",
+        ),
         (STORY.encode("utf-16-le"), "utf-16-le", "utf-16-le, LF", ""),
         (codecs.BOM_UTF8 + STORY.encode(), "latin-1", "utf-8 with BOM, LF", ""),  # the mark decides
         (STORY.encode("gb18030"), "gb18030", "gb18030, LF", ""),

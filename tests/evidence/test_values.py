@@ -8,6 +8,7 @@ from pipeline.evidence.values import (
     fill_name,
     find_companion,
     find_count,
+    find_flaw,
     find_followed,
     find_value,
     is_measurement,
@@ -32,6 +33,9 @@ VALUES = {
         direction="lower", follows="{split}_nats", rescale=lambda value, ratio: value * ratio, depends=SPLIT
     ),
     "{split}_targets": Value(role="count"),
+    "{split}_words": Value(spoiled_by="{split}_lost"),
+    "{split}_lost": Value(role="count", unit="lost words"),
+    "d_{network}_reliable": Value(role="check", of="d_{network}"),
 }
 
 
@@ -59,6 +63,24 @@ def test_an_undeclared_name_has_no_template(name: str) -> None:
     assert find_companion(VALUES, name, "floor") == find_count(VALUES, name) == find_followed(VALUES, name) == ""
     with pytest.raises(ArtifactError, match=f"{name}: the metric's VALUES declare no such value"):
         find_value(VALUES, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics", "flaw"),
+    [
+        ("test_words", {"test_lost": 1234.0}, "not reliable: 1,234 lost words"),
+        ("test_words", {"test_lost": 0.0, "validation_lost": 5.0}, ""),
+        ("test_words", {}, ""),
+        ("test_nats", {"test_lost": 5.0}, ""),
+        ("d_a", {"d_a_reliable": 0.0}, "not reliable"),
+        ("d_a", {"d_a_reliable": 1.0, "d_b_reliable": 0.0}, ""),
+        ("undeclared", {"test_lost": 5.0}, ""),
+    ],
+)
+def test_a_value_is_not_reliable_if_its_check_or_a_count_says_so(
+    name: str, metrics: dict[str, float], flaw: str
+) -> None:
+    assert find_flaw(VALUES, metrics, name) == flaw
 
 
 def test_a_name_that_would_be_read_as_another_value_is_refused() -> None:

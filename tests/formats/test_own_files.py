@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -184,10 +185,11 @@ def test_no_file_at_all_is_refused() -> None:
 
 def test_reports_are_read_back_as_they_were_written_whatever_the_names(tmp_path: Path) -> None:
     written = [FileReport(name, index, "ab", "m", "n", "r" * (index % 2)) for index, name in enumerate(ODD)]
+    written[0] = replace(written[0], split="train")  # the only one that was used, and changed
     written += [FileReport("copy", 1, "ab", duplicate_of=ODD[0]), FileReport("empty folder/", 0, "")]
     summary = write_reports(tmp_path / "new", written)
     assert read_reports(tmp_path / "new") == written
-    assert summary == {"files": {"count": len(ODD) + 1, "quarantined": len(ODD) // 2, "duplicates": 1}}
+    assert summary == {"files": {"count": len(ODD) + 1, "quarantined": len(ODD) // 2, "duplicates": 1, "changed": 1}}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["files.json"]
     text = (tmp_path / "new" / "files.json").read_text(encoding="ascii")
     assert [entry["path"] for entry in json.loads(text)] == [report.path for report in written]

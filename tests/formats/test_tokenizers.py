@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -23,6 +24,7 @@ from pipeline.formats.tokenizers import (
     cut,
     distinct_characters,
     map_pieces,
+    name_character,
     restore_tokenizer,
     train_tokenizer,
 )
@@ -84,6 +86,43 @@ def test_a_tokenizer_restored_from_json_is_the_same(kind: Kind) -> None:
 def test_bytes_and_byte_pairs_lose_nothing_of_text_they_never_saw(kind: Kind, text: str) -> None:
     tokenizer = restored(train_tokenizer([TEXT], kind, 300))
     assert tokenizer.decode(tokenizer.encode(text).tolist()) == text
+    assert tokenizer.count_lost(text) == Counter()
+
+
+@pytest.mark.parametrize("text", [TEXT, *NEVER_SEEN, random_text(0), random_text(1)])
+def test_every_character_that_decoding_does_not_bring_back_is_counted(text: str) -> None:
+    tokenizer = restored(train_tokenizer([TEXT], "character", 0))
+    decoded = tokenizer.decode(tokenizer.encode(text).tolist())
+    assert tokenizer.count_lost(text) == Counter(was for was, now in zip(text, decoded, strict=True) if was != now)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("character", "known"),
+    [("a", True), ("ö", True), ("漢", False), ("\n", False), ("\ufffd", False)],
+)
+def test_a_character_is_known_if_the_training_text_has_its_tokens(kind: Kind, character: str, known: bool) -> None:
+    tokenizer = restored(train_tokenizer(["a body of öre"], kind, 300))
+    assert tokenizer.knows(character) == known
+    assert not tokenizer.knows("\ud800")  # half of a pair: no text
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe"])
+def test_a_character_whose_bytes_other_characters_have_is_known(kind: Kind) -> None:
+    text = "ñу"  # C3 B1, D1 83
+    tokenizer = train_tokenizer([text], kind, 300)
+    assert "Ã".encode() == b"\xc3\x83"
+    assert tokenizer.knows("Ã")
+    assert not tokenizer.knows("Ä")  # C3 84
+
+
+@pytest.mark.parametrize(
+    ("character", "name"),
+    [("é", "U+00E9 LATIN SMALL LETTER E WITH ACUTE"), ("\n", r"U+000A '\n'"), ("\ud800", r"U+D800 '\ud800'")],
+)
+def test_a_character_has_a_name_that_can_be_printed(character: str, name: str) -> None:
+    assert name_character(character) == name
+    assert name.isascii()
 
 
 def test_byte_tokens_are_the_bytes_of_utf8() -> None:

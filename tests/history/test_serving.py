@@ -75,11 +75,22 @@ def test_a_point_is_a_list_of_its_coordinates(tmp_path: Path) -> None:
 
 
 def test_a_text_is_written_with_the_models_tokenizer(tmp_path: Path) -> None:
-    served = make_generator_of("transformer", text_fields(256), tmp_path, ByteTokenizer().state())
+    served = make_generator_of("transformer", text_fields(256), tmp_path, ByteTokenizer("\n").state())
     first, again, other = served.predict(None, [1, 1, 2])
     assert first.startswith("\n")
     assert len(first) > 100
     assert first == again != other
+
+
+def test_a_prompt_that_the_training_text_lacks_is_a_bad_request_with_one_line(tmp_path: Path) -> None:
+    served = make_generator_of("transformer", text_fields(256), tmp_path, ByteTokenizer("abc\n").state())
+    served.sampling.prompt = "abcd"
+    with pytest.raises(MlflowException) as caught:
+        served.predict(None, [1])
+    assert caught.value.get_http_status_code() == 400
+    assert "sampling.prompt: expected characters of the training text, got U+0064" in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.__suppress_context__  # no traceback of ours
 
 
 @pytest.mark.parametrize("seeds", [[], [7]])

@@ -163,14 +163,17 @@ def test_the_manifest_describes_the_files(tmp_path: Path) -> None:
     splits = make_splits()
     splits["test"][0][5] = splits["train"][0][3]  # a leak
     splits["test"][0][6] = splits["test"][0][5]  # and a duplicate
-    manifest = audio.write(tmp_path, Clips(splits, ("a", "b"), "a sine"), CONFIG)
+    splits["test"][0][0, :2] = torch.tensor([32767, -32768])
+    manifest = audio.write(tmp_path, Clips(splits, ("a", "b"), "a sine", ["made louder"]), CONFIG)
     fields = {
         "clips": {"kind": "audio", "samples": 400, "rate": RATE},
         "labels": {"kind": "labels", "classes": 2},
     }
     assert manifest["fields"] == fields
     assert parse_fields(fields)["clips"] == audio.Spec(samples=400, rate=RATE)
-    assert (manifest["classes"], manifest["origin"]) == (["a", "b"], "a sine")
+    about = [manifest[key] for key in ("classes", "origin", "changes")]
+    assert about == [["a", "b"], "a sine", ["made louder"]]
+    assert [entry["clipped_samples"] for entry in manifest["splits"].values()] == [0, 0, 2]
     assert list(manifest["splits"]) == ["train", "validation", "test"]
     for name, entry in manifest["splits"].items():
         path = tmp_path / f"{name}.safetensors"

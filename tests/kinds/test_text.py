@@ -8,6 +8,7 @@ import random
 import resource
 import sys
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -20,10 +21,11 @@ from safetensors.torch import load_file
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError, append_tensor
+from pipeline.data import markov
 from pipeline.formats import tokenizers
 from pipeline.formats.own_files import FileReport
 from pipeline.formats.tokenizers import Kind, restore_tokenizer
-from pipeline.kinds.text import TextConfig, Texts, write
+from pipeline.kinds.text import TextConfig, Texts, choose_prompt, question_data, write
 
 KINDS = get_args(Kind)
 WORDS = ["the", "of", "naïve", "Ωμέγα", "漢字", "a", "don't", "\n", "  ", "x = [1, 2]", "🙂"]
@@ -98,6 +100,90 @@ def test_the_tokens_are_the_text_and_the_manifest_counts_it(tmp_path: Path, spli
         assert entry["sha256"] == artifacts.digest(tmp_path / f"{name}.safetensors")
         assert entry["words"] == len(text.split()) + text.count("\n")
         assert entry["content_sha256"] == hashlib.sha256(text.encode()).hexdigest()  # the same for every tokenizer
+
+
+def test_characters_that_the_tokenizer_cannot_write_are_counted_and_named(tmp_path: Path) -> None:
+    train, lost = "plain words, " * 9000, "ééé☃☃üöäßç"
+    texts = {"train": train, "validation": train, "test": lost + train + lost}  # in two pieces
+    assert len(texts["test"]) > tokenizers.PIECE
+    splits = Texts({name: [text] for name, text in texts.items()})
+    config = text_config(tokenizer="character")
+    manifest = write(tmp_path / "own", splits, config)
+    entries = manifest["splits"]
+    unknown = Counter(character for character in texts["test"] if character not in train)
+    assert [entries[name]["unknown_characters"] for name in texts] == [0, 0, unknown.total()] == [0, 0, 20]
+    assert entries["train"]["most_unknown"] == []
+    assert entries["test"]["most_unknown"] == [
+        ["U+00E9 LATIN SMALL LETTER E WITH ACUTE", 6],
+        ["U+2603 SNOWMAN", 4],
+        ["U+00DF LATIN SMALL LETTER SHARP S", 2],  # of equally many the first in code-point order
+        ["U+00E4 LATIN SMALL LETTER A WITH DIAERESIS", 2],
+        ["U+00E7 LATIN SMALL LETTER C WITH CEDILLA", 2],
+    ]
+    (message,) = [doubt for doubt in question_data("own", manifest, config) if "U+FFFD" in doubt]
+    assert message.startswith(
+        f"data.own.tokenizer: 20 of {len(texts['test'])} characters of the test split are not in the train"
+    )
+    assert "WITH ACUTE (6), U+2603 SNOWMAN (4)" in message
+    assert "CEDILLA (2), ...;" in message
+    assert message.endswith("byte or bpe writes every character")
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe"])
+def test_byte_and_bpe_lose_no_character(tmp_path: Path, kind: Kind) -> None:
+    texts = Texts({"train": ["plain words"], "validation": ["ü"] * 2, "test": ["漢字🙂"]})
+    entries = write(tmp_path, texts, text_config(tokenizer=kind))["splits"]
+    assert {entry["unknown_characters"] for entry in entries.values()} == {0}
+
+
+# --- the prompt --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("text", "prompt", "chosen"),
+    [
+        ("two\nlines", "\n", "\n"),
+        ("two\nlines", "tell", "tell"),
+        ("one line", "\n", " "),
+        ("漢字", "\n", "字"),
+    ],
+)
+def test_samples_continue_the_prompt_or_instead_of_a_line_end_the_first_known_character(
+    kind: Kind, text: str, prompt: str, chosen: str
+) -> None:
+    tokenizer = tokenizers.train_tokenizer([text], kind, 300)
+    assert choose_prompt(tokenizer, prompt) == chosen
+    assert set(chosen) <= set(text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ("one é", "U+00E9 LATIN SMALL LETTER E WITH ACUTE"),
+        ("☃☃\n", r"U+2603 SNOWMAN, U+000A '\n'"),
+        ("\ufffd", "U+FFFD REPLACEMENT CHARACTER"),
+        ("\ud800", r"U+D800 '\ud800'"),
+        ("", "an empty text"),
+        ("ABCDEFG", ", ".join(f"U+{ord(letter):04X} LATIN CAPITAL LETTER {letter}" for letter in "ABCDE") + ", ..."),
+    ],
+)
+def test_a_prompt_with_characters_that_the_training_text_lacks_is_refused_by_name(
+    kind: Kind, prompt: str, named: str
+) -> None:
+    tokenizer = tokenizers.train_tokenizer(["one line"], kind, 300)
+    with pytest.raises(ArtifactError) as caught:
+        choose_prompt(tokenizer, prompt)
+    expected = "metrics.text.sampling.prompt: expected characters of the training text, got "
+    assert str(caught.value) == expected + named
+
+
+def test_the_text_of_a_source_without_line_ends_begins_with_a_letter_of_it(tmp_path: Path) -> None:
+    config = markov.Config.model_validate(text_config().model_dump() | {"source": "markov", "count": 1000})
+    train = markov.prepare(tmp_path, config).splits["train"]
+    assert choose_prompt(tokenizers.train_tokenizer(train, "character", 0), "\n") == "a"
+    assert "a" in "".join(train)
 
 
 def test_words_are_counted_as_word_level_papers_count_wikitext(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def compute_points() -> dict[str, list[float]]:
 def compute_text() -> dict[str, list[float]]:
     sampling = text.Sampling(count=1, length=1, prompt="a", temperature=1, top_k=0, top_p=1, stride=1, random_windows=2)
     nats, windows = torch.ones(400, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
-    sizes = {"tokens": 401, "characters": 401, "bytes": 401, "words": 80}
+    sizes = {"tokens": 401, "characters": 401, "bytes": 401, "words": 80, "unknown_characters": 0}
     known = {"entropy_rate_nats": 0.9, "test_nats": 0.9, "validation_nats": 0.9}
     evidence = text.Evidence(
         dict.fromkeys(text.SPLITS, nats),
@@ -141,7 +141,7 @@ def test_a_network_whose_name_makes_a_name_ambiguous_is_refused(network: str) ->
 def test_what_a_declaration_refers_to_is_declared(metric: str) -> None:
     values = load_values(metric)
     for value in values.values():
-        for template in filter(None, (value.of, value.counts, value.follows)):
+        for template in filter(None, (value.of, value.counts, value.follows, value.spoiled_by)):
             assert template in values
         assert not value.counts or values[value.counts].role == "count"
 

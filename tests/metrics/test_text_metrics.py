@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from pipeline.artifacts import ArtifactError
+from pipeline.evidence.values import find_flaw
 from pipeline.layers.blocks import token_nats
-from pipeline.metrics.text import Config, Evidence, compute
+from pipeline.metrics.text import VALUES, Config, Evidence, compute
 
 CONFIG = Config.model_validate(
     {
@@ -26,7 +27,8 @@ CONFIG = Config.model_validate(
 
 
 def sizes(tokens: int, characters: int | None = None, in_bytes: int | None = None) -> dict[str, dict[str, int]]:
-    return {"test": {"tokens": tokens, "characters": characters or tokens, "bytes": in_bytes or tokens}}
+    lengths = {"tokens": tokens, "characters": characters or tokens, "bytes": in_bytes or tokens}
+    return {"test": lengths | {"unknown_characters": 0}}
 
 
 def test_perplexity_of_uniform_logits_is_the_vocabulary_size() -> None:
@@ -43,6 +45,19 @@ def test_bits_per_character_and_byte_spread_the_same_sum_over_the_text() -> None
     values = compute(Evidence({"test": nats}, sizes(101, 202, 404)), CONFIG)
     assert values["test_bits_per_character"] == [pytest.approx(2)]
     assert values["test_bits_per_byte"] == [pytest.approx(1)]
+
+
+@pytest.mark.parametrize("unknown", [0, 7])
+def test_values_of_the_whole_text_are_not_reliable_if_the_tokens_lack_characters_of_it(unknown: int) -> None:
+    split = sizes(401)["test"] | {"words": 80, "unknown_characters": unknown}
+    known = {"entropy_rate_nats": 0.9, "test_nats": 0.9}
+    found = compute(Evidence({"test": torch.ones(400)}, {"test": split}, known), CONFIG)
+    values = {name: value for name, (value,) in found.items()}
+    assert values["test_unknown_characters"] == unknown
+    flaws = {name: flaw for name in values if (flaw := find_flaw(VALUES, values, name))}
+    names = ["bits_per_byte", "bits_per_character", "excess_percent", "perplexity_per_word"]
+    flaw = "not reliable: 7 unknown characters"
+    assert dict(sorted(flaws.items())) == ({f"test_{name}": flaw for name in names} if unknown else {})
 
 
 def test_perplexity_a_word_is_the_same_for_every_tokenizer() -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,31 @@ def test_modes_are_counted_by_a_network_of_one_channel(workdir: Path, edit_param
     assert protocol["metric"]["name"] == "modes"
 
 
+@pytest.mark.usefixtures("tiny")
+def test_a_prompt_that_the_text_lacks_is_refused_before_training_and_before_sampling(
+    workdir: Path, edit_params: Callable[..., None]
+) -> None:
+    (workdir / "own.txt").write_text("a few words, and then some more. " * 60, encoding="utf-8")
+    own = {"source": "text_file", "path": "own.txt", "split_seed": 0, "validation": 0.1, "test": 0.0}
+    edit_params({"data.text": own | {"tokenizer": "character", "vocabulary": 1024}})
+    edit_params({"models.transformer.steps": 1, "metrics.text.sampling.length": 5, "metrics.text.sampling.prompt": "é"})
+    fetch.main("text")
+    prepare.main("text")
+    refused = pytest.raises(ArtifactError, match=r"metrics.text.sampling.prompt: .* got U\+00E9 LATIN SMALL LETTER E")
+    with refused:
+        train.main("transformer")
+    assert not (workdir / ".state").exists()
+    assert not (workdir / "data" / "runs").exists()
+    edit_params({"metrics.text.sampling.prompt": "\n"})  # the text is one line
+    train.main("transformer")
+    sample.main("transformer")
+    (text, *_) = YAML(typ="safe").load(workdir / "reports" / "runs" / "transformer" / "samples" / "samples.yaml")
+    assert text[0] == " "
+    edit_params({"metrics.text.sampling.prompt": "é"})
+    with refused:
+        sample.main("transformer")
+
+
 def test_curves_become_one_table_a_value(workdir: Path) -> None:
     record = train.Record(
         workdir / "record",
@@ -327,8 +353,10 @@ def test_the_report_shows_student_s_interval_over_the_sets_of_samples() -> None:
         ([-171.0, 311.0], "2 sets: too few for an interval; 3 are needed"),
         ([4.0] * 3, "all 3 sets equal"),
     ):
-        page = report.Page("x", "gan", "images", "images", 0, values, metrics, {"fid_x": sets}, {}, "", [])
+        page = report.Page("x", "gan", "images", "images", 0, values, metrics, {"fid_x": sets}, {}, {}, "", [])
         assert page.cell("fid_x") == f"4 ({reason}) (floor 2)"
+    page = replace(page, metrics=metrics | {"fid_x_reliable": 0.0})
+    assert page.cell("fid_x").endswith(" (floor 2) (not reliable)")
 
 
 def test_the_report_names_the_values_of_a_row_that_are_not_comparable() -> None:
