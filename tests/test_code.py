@@ -18,7 +18,8 @@ from tests.conftest import ROOT
 SETTINGS = params.load(ROOT / "params.yaml")
 LEFT_OUT = {
     **dict.fromkeys(
-        ("Config", "ImageConfig", "PointConfig", "TextConfig", "AudioConfig"), "params.load checks them all"
+        ("Config", "ImageConfig", "PointConfig", "TextConfig", "AudioConfig", "check_rule"),
+        "params.load checks them all",
     ),
     "find_alarms": "comments on a training",
     "<lambda>": "is a part of the statement that has it",
