@@ -19,7 +19,8 @@ from tests.conftest import ROOT
 SETTINGS = params.load(ROOT / "params.yaml")
 LEFT_OUT = {
     **dict.fromkeys(
-        ("Config", "ImageConfig", "PointConfig", "TextConfig", "AudioConfig"), "params.load checks them all"
+        ("Config", "ImageConfig", "PointConfig", "TextConfig", "AudioConfig", "check_rule"),
+        "params.load checks them all",
     ),
     "find_alarms": "comments on a training",
     "find_silent_alarms": "comments on a training",
