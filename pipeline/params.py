@@ -37,6 +37,7 @@ class Source(Section):
     """Base of every data section: which plug-in fetches and prepares it, and the kind of data that comes out."""
 
     KIND: ClassVar[str]
+    READS_PATH: ClassVar[bool] = False  # whether `path` is your own files; most sources ignore it
 
     source: str = Field(description="a file in pipeline/data/")
     path: str = Field(

@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ from pipeline.randomness import derive_seed
 
 class Config(ImageConfig, Look):
     """How the pictures become images, and how they are split."""
+
+    READS_PATH: ClassVar = True
 
     source: Literal["image_folder"]
     test: float = Field(0.1, gt=0, lt=1, description="share of the images in the test split")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import BufferedReader, IncrementalNewlineDecoder
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -41,6 +41,8 @@ LINE_ENDS = {"\n": "LF", "\r\n": "CRLF", "\r": "CR"}
 
 class Config(TextConfig):
     """Which files are read, and how their text is decoded, split and tokenised."""
+
+    READS_PATH: ClassVar = True
 
     source: Literal["text_file"]
     pattern: str = Field(
