@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from pipeline.runtime import checkpoints
-from pipeline.runtime.preemption import SIGNALS, PreemptedError
+from pipeline.runtime import checkpoints, preemption
+from pipeline.runtime.preemption import PreemptedError
 
 ASK_SECONDS = 1.0  # between questions among processes
 REPEATS = 5.0  # seconds in which a repeated signal is the same wish: torchrun and timeout send it twice
 
 
 class Saver(Callback):
-    """Saves a checkpoint every `seconds`, and when SIGTERM or Ctrl-C asks to stop: then it ends the training.
+    """Saves a checkpoint every `seconds`, and when a signal asks to stop: then it ends the training.
 
     ModelCheckpoint's timer never fires with two optimizers, and Lightning's own SIGTERM ends with status 0.
     """
@@ -39,7 +39,7 @@ class Saver(Callback):
         if trainer.is_global_zero:
             checkpoints.discard_after(self.folder, self.start)
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            self.handlers = preemption.catch(self._receive)
 
     def _receive(self, number: int, frame: Any) -> None:
         """Note the signal; after some seconds the same one again has its usual effect."""
