@@ -34,7 +34,7 @@ RANKS = {  # of a folder, a file in the root, or one file of a folder
     "history": 8,
     "stages": 9,
     "commands": 10,
-    "server": 0,
+    "server": 9,
     "__main__": 11,
 }
 ROOT_FILES = 11
