@@ -3,7 +3,7 @@
 The store is <DVC_ROOT>/mlflow.db, where `mlflow ui` looks by default, unless MLFLOW_TRACKING_URI names a server.
 MLFLOW_EXPERIMENT_NAME names the experiment (generative-experiments). The artifacts are in <DVC_ROOT>/mlartifacts.
 
-MLflow stores the absolute address of every artifact. After a project was moved or copied, `follow_folder` corrects them.
+MLflow stores the absolute address of every artifact. `follow_folder` corrects them after a project was moved or copied.
 """
 
 import contextlib
@@ -98,9 +98,7 @@ def find_former(location: str, root: Path) -> Path | None:
 
 def replace_start(database: sqlite3.Connection, table: str, column: str, old: str, new: str) -> int:
     """Replace the folder `old`, where addresses start with it, by `new`; return the number of addresses."""
-    command = (
-        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"  # noqa: S608
-    )
+    command = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"  # noqa: S608
     return database.execute(command, (new, len(old) + 1, len(old) + 1, f"{old}/")).rowcount
 
 

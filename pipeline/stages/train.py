@@ -131,7 +131,10 @@ def close_failed(state: Path, cause: str) -> None:
     """Mark the record as failed by what the supervisor knows: its process was killed, or saw only a consequence."""
     if not (state / "record" / "run.json").exists():
         return
-    with contextlib.suppress(artifacts.ArtifactError), checkpoints.hold_run(state, waits=False):  # else it is another trainer's
+    with (
+        contextlib.suppress(artifacts.ArtifactError),
+        checkpoints.hold_run(state, waits=False),
+    ):  # else it is another trainer's
         record = Record(state / "record")
         if record.about["status"] == "RUNNING":
             record.finish("FAILED", failure=cause)
