@@ -34,6 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (ParamsError, ArtifactError, ProtocolError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except FileNotFoundError as error:
+        if error.filename != "git":
+            raise
+        print(f"error: pipeline {arguments[0]} needs git, which is not installed or not in PATH", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

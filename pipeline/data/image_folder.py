@@ -50,7 +50,7 @@ def fetch(folder: Path, config: Config) -> None:
         ArtifactError: if `config.path` is not a folder, or has no file, or a folder below it cannot be read.
     """
     root = Path(config.path)
-    found = list(list_files(root))
+    found = [(name, path) for name, path in list_files(root) if not name.endswith(".dvc")]  # of `dvc add`
     if not found:
         msg = f"{root}: no file found"
         raise ArtifactError(msg)

@@ -58,9 +58,8 @@ class FileReport:
 
 
 def list_files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (relative path, path) of every file below `root`, in byte order of the names.
+    """Yield (relative path, path) of every file below `root` that is not hidden, in byte order of the names.
 
-    Hidden files are left out, and the .dvc files that `dvc add` writes next to what it adds.
     Links to files are yielded wherever they lead, so that each gets a report; `leaves` tells those that lead out. What
     is in a linked folder below `root` is yielded only at its own place.
 
@@ -84,7 +83,7 @@ def list_files(root: Path) -> Iterator[tuple[str, Path]]:
                     f"{str(path)!r}: a link to a folder outside of {root}; put the files themselves there, or remove it"
                 )
                 raise ArtifactError(msg)
-        paths = [Path(parent) / name for name in names if not name.startswith(".") and not name.endswith(".dvc")]
+        paths = [Path(parent) / name for name in names if not name.startswith(".")]
         found += [(path.relative_to(root).as_posix(), path) for path in paths]
     yield from sorted(found, key=lambda entry: os.fsencode(entry[0]))
 

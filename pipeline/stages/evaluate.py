@@ -45,9 +45,7 @@ def main(key: str) -> None:
     history = artifacts.RUNS / key / "record"
     if (history / "run.json").exists():
         sync = MlflowSync(Record(history))
-        model = artifacts.RUNS / key / "model"
-        tags = {"protocol": protocol["hash"]}
-        sync.finish(values, settings.models[key].steps, tags=tags, model=model if model.exists() else None)
+        sync.finish(values, settings.models[key].steps, tags={"protocol": protocol["hash"]})
     for name, value in values.items():
         print(f"{key}  {name:36} {value:.6g}")
 

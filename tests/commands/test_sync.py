@@ -165,3 +165,18 @@ def test_a_model_whose_files_are_gone_is_replaced(monkeypatch: pytest.MonkeyPatc
     about = {"config": {}, "environment": dict.fromkeys(("torch", "pytorch-lightning", "numpy", "mlflow"), "1")}
     mlflow_files.log_model(client, "0", "run", Path("data/runs/gan/model"), about, step=3)
     assert (deleted, logged) == (([], []) if files else (["m-1"], ["model"]))
+
+
+@pytest.mark.usefixtures("workdir")
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
+def test_a_finished_run_that_is_gone_for_good_comes_back_with_its_model(
+    monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    record = Record(artifacts.RUNS / "gan" / "record", json.loads(json.dumps(ABOUT)))
+    record.finish(status)
+    model = artifacts.RUNS / "gan" / "model"
+    model.mkdir()
+    logged: list[Path] = []
+    monkeypatch.setattr(mlflow_files, "log_model", lambda *arguments: logged.append(arguments[3]))
+    MlflowSync(record).finish({"fid_classifier": 5.0})  # as the stage evaluate does
+    assert logged == ([model] if status == "FINISHED" else [])

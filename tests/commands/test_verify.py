@@ -130,3 +130,13 @@ def test_a_project_that_dvc_cannot_read_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: DVC cannot read the project in {tmp_path}: ")
     assert message in line
+
+
+@pytest.mark.parametrize("command", [["prove", "HEAD"], ["reproduce"], ["compare", "HEAD:gan", "HEAD:vae"]])
+@pytest.mark.usefixtures("workdir")
+def test_a_command_that_needs_git_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert main(command) == 1
+    assert capsys.readouterr().err == f"error: pipeline {command[0]} needs git, which is not installed or not in PATH\n"

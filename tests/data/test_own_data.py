@@ -10,7 +10,8 @@ from dvc.repo import Repo
 from PIL import Image
 from scmrepo.git import Git
 
-from pipeline.formats.own_files import list_files
+from pipeline.data import image_folder
+from pipeline.formats.own_files import read_reports
 from pipeline.stages.check import make_folder
 from tests.conftest import ROOT
 from tests.test_dvc import copy_project, run, set_params
@@ -47,11 +48,13 @@ def test_git_and_dvc_agree_on_what_is_ignored(tmp_path: Path, path: str, is_igno
     assert Git(str(tmp_path)).is_ignored(str(tmp_path / path) + "/" * path.endswith("/")) == is_ignored
 
 
-def test_the_files_of_dvc_are_no_files_of_yours(tmp_path: Path) -> None:
-    for name in ("1.png", "cats.dvc", ".gitignore", "cats/2.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+def test_the_files_of_dvc_are_no_pictures(tmp_path: Path) -> None:
+    for name in ("own/cats.dvc", "own/.gitignore", "own/cats/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [name for name, _ in list_files(tmp_path)] == ["1.png", "cats/2.png"]
+    config = image_folder.Config(source="image_folder", path=str(tmp_path / "own"), split_seed=0, validation=0.1)
+    image_folder.fetch(tmp_path / "raw", config)
+    assert [report.path for report in read_reports(tmp_path / "raw")] == ["cats/", "cats/1.png"]
 
 
 def test_a_folder_that_no_source_reads_is_made_and_one_that_dvc_pull_brings_is_not(
