@@ -12,13 +12,16 @@ from pathlib import Path
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence.protocol import ProtocolError
 from pipeline.params import ParamsError
+from pipeline.runtime import output
 
 FOLDER = Path(__file__).parent / "commands"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command, by default that of the command line; return its exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        output.protect()  # `pipeline sync | head` sends everything
+        arguments = sys.argv[1:]
     known = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem != "__init__"}
     if not arguments or arguments[0] not in known:
         print("usage: pipeline <command> [--help]\n")
@@ -34,7 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if not error.filename:
             raise
-        print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
+        is_git = isinstance(error, FileNotFoundError) and error.filename == "git"
+        problem = "not installed, or not in PATH" if is_git else error.strerror
+        print(f"error: {os.fsdecode(error.filename)}: {problem}", file=sys.stderr)
     return 1
 
 

@@ -47,6 +47,7 @@ class Source(Section):
     """Base of every data section: which plug-in fetches and prepares it, and the kind of data that comes out."""
 
     KIND: ClassVar[str]
+    READS_PATH: ClassVar[bool] = False  # whether `path` is your own files; most sources ignore it
 
     source: str = Field(description="a file in pipeline/data/")
     path: str = Field(
@@ -179,7 +180,7 @@ def find_bad_paths(settings: Params) -> list[str]:
     found = []
     for name, source in settings.data.items():
         if not Path(source.path).exists():
-            is_read = getattr(plugins.load("data", source.source), "READS_PATH", False)
+            is_read = source.READS_PATH
             why = "expected your files there" if is_read else f"{source.source} ignores it, but DVC watches it"
             found.append(f"data.{name}.path: {source.path!r} not found: {why}; name a file or folder that exists")
         elif (RAW / name).resolve().is_relative_to(Path(source.path).resolve()):

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.batches import Data, Examples
 from pipeline.randomness import derive_seed, seed_global
-from pipeline.runtime import checkpoints, environment, hardware, processes, sharding
+from pipeline.runtime import checkpoints, environment, hardware, processes, progress, sharding
 from pipeline.runtime.environment import HardwareError
 from pipeline.runtime.processes import Pulse
 from pipeline.runtime.saver import Saver
@@ -89,7 +88,7 @@ def fit(
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        callbacks=[*extra, TQDMProgressBar(refresh_rate=20)],
+        callbacks=[*extra, progress.choose(steps)],
     )
     trainer.fit(model, data, ckpt_path=str(found[0]) if found else None, weights_only=True)
     return trainer

@@ -118,6 +118,7 @@ def test_a_further_picture_runs_fetch_and_prepare_of_the_pictures_alone(tmp_path
     copy_project(tmp_path)
     set_params(tmp_path, {"data.images.source": "image_folder"})
     pictures = tmp_path / "data" / "own" / "pictures"
+    pictures.mkdir()
     for number in range(60):
         Image.new("L", (4, 4), number).save(pictures / f"{number}.png")
     targets = ("prepare@images", "prepare@text")

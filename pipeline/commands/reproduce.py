@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, params, plugins
+from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import DVC, call, make_parser, run_in_clone
 from pipeline.evidence.protocol import check_content, find_differences
@@ -95,7 +95,7 @@ def require_own(data: str, settings: Params) -> None:
         ArtifactError: with the key of their path.
     """
     source = settings.data[data]
-    if not getattr(plugins.load("data", source.source), "READS_PATH", False) or Path(source.path).is_absolute():
+    if not source.READS_PATH or Path(source.path).is_absolute():
         return
     listed = call(["git", "ls-files", "-z", "--", source.path, f"{source.path}.dvc"], Path.cwd())
     if all(Path(name).name.startswith(".") for name in listed.split("\0") if name):

@@ -3,7 +3,8 @@
     pipeline sync                    # every record in data/runs and .state
     pipeline sync gan vae
 
-Runs are found by the id in their record; what is there already is not sent again.
+Runs are found by the id in their record; what is there already is not sent again. Files count as there if they are on
+the disk. A run that was deleted in MLflow is restored.
 """
 
 from pathlib import Path
@@ -32,10 +33,12 @@ def main(arguments: list[str]) -> int:
         if (options.runs and name not in options.runs) or "ended" not in record.about:  # a training sends by itself
             continue
         values, tags, model = read_results(record)
+        is_whole = model is not None or record.about["status"] != "FINISHED"
+        lack = "" if is_whole else f"; its model is not in {artifacts.RUNS / name / 'model'}: `dvc pull` brings it"
         mirror = MlflowSync(record)
         mirror.finish(values, int(record.about["parameters"]["model.steps"]), tags=tags, model=model)
         failed += mirror.failed
-        print(f"{name}: {'not sent' if mirror.failed else 'MLflow run ' + mirror.run_id}")
+        print(f"{name}: {'not sent' if mirror.failed else 'MLflow run ' + mirror.run_id}{lack}")
     return int(failed > 0)
 
 

@@ -22,7 +22,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -43,12 +43,13 @@ PICTURES = set().union(*ENDINGS.values())
 STRAY = "next to class folders: its class is not known; `folders: none` takes all pictures without classes"
 
 
-READS_PATH = True
 SHAPED_BY = ("size", "channels")
 
 
 class Config(ImageConfig, Look):
     """How the pictures become images, and how they are split."""
+
+    READS_PATH: ClassVar = True
 
     source: Literal["image_folder"]
     folders: Folders = Field(
@@ -70,7 +71,7 @@ def fetch(folder: Path, config: Config) -> None:
         ArtifactError: if `config.path` is not a folder, or has no file, or a folder below it cannot be read.
     """
     root = Path(config.path)
-    found = list(list_files(root))
+    found = [(name, path) for name, path in list_files(root) if not name.endswith(".dvc")]  # of `dvc add`
     if not found:
         msg = f"{root}: no file found"
         raise ArtifactError(msg)

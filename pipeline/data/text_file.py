@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import BufferedReader, IncrementalNewlineDecoder
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -29,7 +29,6 @@ from pipeline.formats.own_files import FileReport, examine, list_files, map_in_t
 from pipeline.kinds.text import TextConfig, Texts
 from pipeline.randomness import derive_seed
 
-READS_PATH = True
 CHUNK = 2**18  # bytes read at once
 SPACING = 2**24  # bytes at least between two places that decoding can begin at
 BETWEEN = "\n\n"  # two documents
@@ -47,6 +46,8 @@ LINE_ENDS = {"\n": "LF", "\r\n": "CRLF", "\r": "CR"}
 
 class Config(TextConfig):
     """Which files are read, and how their text is decoded, split and tokenised."""
+
+    READS_PATH: ClassVar = True
 
     source: Literal["text_file"]
     pattern: str = Field(

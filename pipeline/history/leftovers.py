@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock, Timeout
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
@@ -49,13 +48,18 @@ def find_all() -> Iterator[Leftover]:
 
 
 def close_abandoned(state: Path, about: dict[str, Any]) -> dict[str, str]:
-    """End the records of a run's other states, whose params, data or code are no longer; the caller holds their lock.
+    """End the records of a run's other states, whose params, data or code are no longer; the caller holds its own.
 
-    Prints in what the last one differs. Returns the tag that links a new run to it, or nothing.
+    Those that an experiment is training now are left alone. Prints in what the last one differs. Returns the tag that
+    links a new run to it, or nothing.
     """
     for path in state.parent.glob("*.tmp"):
         shutil.rmtree(path, ignore_errors=True)  # a finished training's state, killed while it was removed
-    paths = [path for path in state.parent.glob("*/record/run.json") if path.parents[1] != state]
+    paths = [
+        path
+        for path in state.parent.glob("*/record/run.json")
+        if path.parents[1] != state and not checkpoints.is_held(checkpoints.name_lock(path.parents[1]))
+    ]
     others = [Record(path.parent) for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
     for record in others:
         if record.about["status"] == "RUNNING":
@@ -80,11 +84,13 @@ def find_states() -> Iterator[Leftover]:
     Feature networks have no record: theirs are known by their checkpoints.
     """
     for folder in _list_trainings():
-        if _is_held(folder / "lock"):
+        if checkpoints.is_held(folder / "lock"):
             yield Leftover(str(folder), "a process is training this now")
             continue
         for state in sorted(path for path in folder.glob("*/") if path.suffix != ".tmp"):
-            if (state / "record" / "run.json").exists():
+            if checkpoints.is_held(checkpoints.name_lock(state)):
+                yield Leftover(str(state), "an experiment is training this now")
+            elif (state / "record" / "run.json").exists():
                 yield _judge_state(state / "record")
             elif found := checkpoints.find(state):
                 stage = folder.name.replace("-", "@", 1)  # networks-classifier is the stage networks@classifier
@@ -96,20 +102,17 @@ def _list_trainings() -> list[Path]:
     return sorted([*artifacts.STATE.glob("train-*"), *artifacts.STATE.glob("networks-*")])
 
 
+def _list_held() -> Iterator[Path]:
+    """List the folders of states, and the single states, in which a process may be writing now."""
+    for folder in _list_trainings():
+        if checkpoints.is_held(folder / "lock"):
+            yield folder
+        yield from (state for state in folder.glob("*/") if checkpoints.is_held(checkpoints.name_lock(state)))
+
+
 def _say_where(stage: str, step: int) -> str:
     place = f"step {step}" if step else "the beginning"
     return f"`dvc repro {stage}` goes on from {place} if params, data and code are as they were"
-
-
-def _is_held(lock: Path) -> bool:
-    """Say whether a process holds a lock file; one that is not there is not made."""
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def _judge_state(folder: Path) -> Leftover:
@@ -136,7 +139,7 @@ def find_partial_files() -> Iterator[Leftover]:
 
     Files that a running training or a stage of a running `dvc` may be writing now are not touched.
     """
-    trained = {folder for folder in _list_trainings() if _is_held(folder / "lock")}
+    trained = set(_list_held())
     runs = _dvc_runs()
     for root in (artifacts.RAW.parent, artifacts.REPORTS, artifacts.STATE):
         for path in sorted([*root.rglob("*.tmp"), *root.rglob("*.part")]):

@@ -71,12 +71,14 @@ def log_model(
 ) -> None:
     """Make a model's folder the LoggedModel of a run, with the package's code, unless the run has one.
 
-    The record's description `about` says which versions and which sampling the model goes with, and what the fields
-    that it is given are drawn from.
+    A model whose files are gone is replaced. The record's description `about` says which versions and which sampling
+    the model goes with, and what the fields that it is given are drawn from.
     """
-    models = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
-    if any(model.status == LoggedModelStatus.READY for model in models):
-        return
+    for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+        if model.status == LoggedModelStatus.READY:
+            if any(item.path == "MLmodel" for item in client.list_logged_model_artifacts(model.model_id)):
+                return
+            client.delete_logged_model(model.model_id)
     names = ("torch", "pytorch-lightning", "numpy", "mlflow")
     given = about.get("given", {})
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):

@@ -1,22 +1,32 @@
 """Finds or creates the MLflow run of a record, and completes its description: name, tags, parameters, data sets."""
 
+import logging
 from typing import Any
 
-from mlflow.entities import Param, Run
+from mlflow.entities import LifecycleStage, Param, Run, ViewType
 from mlflow.tracking import MlflowClient
 
 from pipeline.history import mlflow_files
 from pipeline.history.mlflow_store import MAX_TAG_LENGTH, word_key, word_value
 from pipeline.history.record import is_gone
 
+log = logging.getLogger(__name__)
 HEARTBEAT = "system/cpu_utilization_percentage"
 
 
 def find_or_create(client: MlflowClient, experiment: str, about: dict[str, Any]) -> Run:
-    """Return the run with the record's id; `about` is the content of run.json."""
-    found = client.search_runs([experiment], f"tags.`record.id` = '{about['id']}'", max_results=1)
+    """Return the run with the record's id; `about` is the content of run.json.
+
+    A run that was deleted in MLflow is restored with all that it had, such as its model.
+    """
+    found = client.search_runs([experiment], f"tags.`record.id` = '{about['id']}'", run_view_type=ViewType.ALL)
+    active = [run for run in found if run.info.lifecycle_stage == LifecycleStage.ACTIVE]
+    if active:
+        return active[0]
     if found:
-        return found[0]
+        log.warning("%s: its run was deleted in MLflow; it is restored", about["name"])
+        client.restore_run(found[0].info.run_id)
+        return client.get_run(found[0].info.run_id)
     return client.create_run(experiment, int(about["started"] * 1000), make_tags(about), about["name"])
 
 

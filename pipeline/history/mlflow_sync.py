@@ -72,12 +72,15 @@ class MlflowSync:
             step: of these values.
             tags: further tags.
             model: folder of a model that becomes the run's LoggedModel, unless it has one:
-                `mlflow.pyfunc.load_model(uri).predict([seed, ...])`.
+                `mlflow.pyfunc.load_model(uri).predict([seed, ...])`. By default it is next to a finished record.
             seconds: after these a tracker that does not answer is left to `pipeline sync`.
         """
         self.sampled.set()
         for thread in self.threads[1:]:
             thread.join(1)  # its last sample is to be sent
+        beside = self.record.folder.with_name("model")
+        if model is None and self.record.about["status"] == "FINISHED" and beside.exists():
+            model = beside  # an evaluation or `pipeline sync`, whose run may have been deleted from MLflow for good
         self.ending = lambda: self._end(values or {}, step, tags or {}, model)
         self.finishing.set()
         if not self.threads:

@@ -140,6 +140,53 @@ def discard_after(folder: Path, step: int) -> None:
             _remove(path)
 
 
+def locate(name: str) -> Path:
+    """Return the folder of the states of a run or a feature network, such as .state/train-gan.
+
+    In a temporary experiment it is the main project's, which DVC names in DVC_ROOT: DVC deletes the working folder,
+    and the same experiment started again works in another one.
+    """
+    root = Path(os.environ.get("DVC_ROOT", "."))
+    return (Path() if root.resolve() == Path.cwd() else root) / artifacts.STATE / name
+
+
+@contextmanager
+def hold_run(state: Path, *, waits: bool = True) -> Iterator[None]:
+    """Let no other process train a run in this working folder, nor with this state.
+
+    Two experiments may train a run at once. With the same params they have the same state, and the second one waits.
+
+    Raises:
+        ArtifactError: if another process trains the run in this folder, or with this state and `waits` is false.
+    """
+    with hold(artifacts.STATE / state.parent.name):
+        require_writable(state.parent)
+        path = name_lock(state)
+        if waits and is_held(path):
+            print(f"{state}: an experiment with the same params is training; this one waits for its end")
+        with _lock(state, path, -1 if waits else 0):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)  # by its holder: one who waits makes another file
+
+
+def name_lock(state: Path) -> Path:
+    """Return the lock file of a state."""
+    return state.with_name(f"{state.name}.lock")
+
+
+def is_held(lock: Path) -> bool:
+    """Say whether a process holds a lock file; one that is not there is not made."""
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Lock a run's folder of states: two trainers never write one.
@@ -148,12 +195,22 @@ def hold(folder: Path) -> Iterator[None]:
         ArtifactError: if another process holds it.
     """
     require_writable(folder)
+    with _lock(folder, folder / "lock", 0):
+        yield
+
+
+@contextmanager
+def _lock(folder: Path, path: Path, seconds: float) -> Iterator[None]:
+    lock = FileLock(path, timeout=seconds)
     try:
-        with FileLock(folder / "lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         msg = f"{folder}: another process is training this run; wait for it, or stop it"
         raise ArtifactError(msg) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require_space(folder: Path, module: LightningModule) -> None:

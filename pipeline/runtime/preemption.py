@@ -8,16 +8,18 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
-from pipeline.runtime import environment
+from pipeline.runtime import environment, output
 
 PREEMPTED = 75  # EX_TEMPFAIL: DVC must not take a half-trained model for a finished one
 SUPERVISOR = "PIPELINE_SUPERVISOR"  # set by processes.py for the processes that it starts: its process id
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # a scheduler, a terminal that is closed, Ctrl-C
 STAGES = "pipeline.stages"  # the module that runs a stage
 SHELLS = {"sh", "bash", "dash", "zsh", "ksh"}  # DVC starts a stage through one
 
@@ -31,11 +33,20 @@ class PreemptedError(SystemExit):
 
 
 def begin() -> None:
-    """Let SIGTERM and Ctrl-C end this process with status 75, and follow the process that started it."""
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # set by `nohup` or by a shell's `&`
-            signal.signal(number, _stop)
+    """Let a signal end this process with status 75, let no print do it, and follow the process that started it."""
+    output.protect()
+    catch(_stop)
     follow()
+
+
+def catch(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Handle the signals that ask to stop, but not those that `nohup` or a shell's `&` ignores.
+
+    Returns:
+        The former handler of each signal that is handled now.
+    """
+    numbers = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -27,9 +27,9 @@ from types import FrameType
 from typing import NamedTuple
 
 from pipeline import artifacts
-from pipeline.runtime import environment
+from pipeline.runtime import environment, preemption
 from pipeline.runtime.environment import HardwareError
-from pipeline.runtime.preemption import PREEMPTED, SIGNALS, STAGES, SUPERVISOR, PreemptedError
+from pipeline.runtime.preemption import PREEMPTED, STAGES, SUPERVISOR, PreemptedError
 
 REPORTS = "PIPELINE_REPORTS"  # folder in which the processes say how far they are, and what stopped them
 SILENCE = 3.0  # seconds from the first failure to the end of processes that have noticed nothing
@@ -283,8 +283,7 @@ def _start(command: Sequence[str], layout: Layout, folder: Path) -> Group:
         for child in group.children.values():
             child.send_signal(number)  # nothing, if it has ended
 
-    for number in SIGNALS:
-        signal.signal(number, forward)
+    preemption.catch(forward)
     for local in range(layout.devices):
         rank = layout.node * layout.devices + local
         own = {"RANK": str(rank), "LOCAL_RANK": str(local)}

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from pipeline.runtime import checkpoints
-from pipeline.runtime.preemption import SIGNALS, PreemptedError
+from pipeline.runtime import checkpoints, preemption
+from pipeline.runtime.preemption import PreemptedError
 
 ASK_SECONDS = 1.0  # between questions among processes
 REPEATS = 5.0  # seconds in which a repeated signal is the same wish: torchrun and timeout send it twice
 
 
 class Saver(Callback):
-    """Saves a checkpoint every `seconds`, after the last step, and when SIGTERM or Ctrl-C asks to stop the training.
+    """Saves a checkpoint every `seconds`, after the last step, and when a signal asks to stop, which ends the training.
 
     The last one is for a result that is not accepted, or not written: the training then ends at once the next time.
 
@@ -41,7 +41,7 @@ class Saver(Callback):
         if trainer.is_global_zero:
             checkpoints.discard_after(self.folder, self.start)
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            self.handlers = preemption.catch(self._receive)
 
     def _receive(self, number: int, frame: Any) -> None:
         """Note the signal; after some seconds the same one again has its usual effect."""

@@ -20,6 +20,8 @@ from mlflow.server import auth, fastapi_app, handlers
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
 
+from pipeline.history import mlflow_store
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -106,6 +108,7 @@ def create_app() -> Gate:
 
 def create_ui() -> Gate:
     """Return the app of `make ui`, which has no logins: what is left of the routes without an administrator."""
+    mlflow_store.follow_folder(Path.cwd())  # where `mlflow ui` takes its store from
     routes = {route: "nobody" if who == "administrator" else who for route, who in read_routes().items()}
     flask_app.before_request(lambda: check(routes))
     return Gate(fastapi_app.app, routes)

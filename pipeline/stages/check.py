@@ -3,7 +3,8 @@
     python -m pipeline.stages check
 
 Every other stage comes after it, and depends on the code that it finds for that stage: data/code/<stage>/<key>.json.
-Results of runs that params.yaml no longer names are moved to .state/removed, so that no report counts them.
+Results of runs that params.yaml no longer names are moved to .state/removed, so that no report counts them. Folders
+for your own files are made where no source reads them: git cannot hold them empty, and DVC stops where one is missing.
 """
 
 import shutil
@@ -18,6 +19,9 @@ from pipeline.runtime.requirements import require_network, require_run
 def main() -> None:
     """Check every section, and write data/code and the empty start and network."""
     settings = params.load()
+    for source in settings.data.values():
+        if not source.READS_PATH:
+            make_folder(Path(source.path))
     for problem in params.find_bad_paths(settings):
         print(problem)  # DVC stops there only if it needs the data
     for name in settings.networks:
@@ -32,6 +36,12 @@ def main() -> None:
     for name, folder in ((artifacts.REPORTS.name, artifacts.REPORTS / "runs"), ("data", artifacts.RUNS)):
         set_aside(folder, {*settings.runs, NONE}, name)
     print(f"params.yaml: {len(settings.runs)} runs, all keys known and in range")
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder that a source ignores and DVC asks for; one that a .dvc file describes is for `dvc pull`."""
+    if not any(each.with_name(f"{each.name}.dvc").exists() for each in (path, *path.parents) if each.name):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def set_aside(folder: Path, names: set[str], title: str) -> None:

@@ -73,9 +73,9 @@ def measure_accuracies(module: ModuleType, config: Any, folder: Path) -> dict[st
 def train(key: str, module: ModuleType, config: Any, digest: str, seen: Inputs) -> None:
     """Train a feature network on the training split, and save it in the first process, if its inputs are the same."""
     manifest = artifacts.read_manifest(config.data)
-    state = artifacts.STATE / f"networks-{key}" / fingerprint(config, manifest, digest)
+    state = checkpoints.locate(f"networks-{key}") / fingerprint(config, manifest, digest)
     checkpoints.require_writable(artifacts.NETWORKS, artifacts.REPORTS / "networks")
-    with checkpoints.hold(state.parent) if get_rank() == 0 else contextlib.nullcontext():
+    with checkpoints.hold_run(state) if get_rank() == 0 else contextlib.nullcontext():
         model = make_model(module, config)
         fit(
             model,

@@ -45,14 +45,14 @@ def main(key: str) -> None:
     manifest = artifacts.read_manifest(run.data)
     require_run(key, settings, {run.data: read_known(run.data)})
     parts = (run, config, manifest, read_start(run))
-    state = artifacts.STATE / f"train-{key}" / fingerprint(*parts, code.digest("train", key, settings))
+    state = checkpoints.locate(f"train-{key}") / fingerprint(*parts, code.digest("train", key, settings))
     if processes.are_to_be_started():
         if sharding.is_named():  # what it cannot train is refused before the processes start
             sharding.require_divisible(make_model(run, config))
         processes.supervise("train", key, lambda cause: close_failed(state, cause))
         return
     checkpoints.require_writable(artifacts.RUNS / key, artifacts.REPORTS / "runs" / key)
-    with checkpoints.hold(state.parent) if get_rank() == 0 else contextlib.nullcontext():
+    with checkpoints.hold_run(state) if get_rank() == 0 else contextlib.nullcontext():
         train(key, settings, state, seen)
 
 
@@ -137,14 +137,17 @@ def _publish(record: Record, state: Path, target: Path) -> None:
     shutil.copytree(record.folder, target, ignore=shutil.ignore_patterns("*.tmp"))
     done = state.with_name(state.name + ".tmp")  # a state that is removed in part must not count as one
     os.replace(state, done)
-    shutil.rmtree(done)
+    shutil.rmtree(done, ignore_errors=True)  # another training of this run may be removing it too
 
 
 def close_failed(state: Path, cause: str) -> None:
     """Mark the record as failed by what the supervisor knows: its process was killed, or saw only a consequence."""
     if not (state / "record" / "run.json").exists():
         return
-    with contextlib.suppress(artifacts.ArtifactError), checkpoints.hold(state.parent):  # else it is another trainer's
+    with (
+        contextlib.suppress(artifacts.ArtifactError),
+        checkpoints.hold_run(state, waits=False),
+    ):  # else it is another trainer's
         record = Record(state / "record")
         if record.about["status"] == "RUNNING":
             record.finish("FAILED", failure=cause)

@@ -1,13 +1,20 @@
 """pipeline sync: a store that lost or never had the runs is completed, once."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import mlflow
+import mlflow.pyfunc
 import pytest
+from mlflow.entities import LoggedModelStatus, ViewType
 
 from pipeline import artifacts
 from pipeline.__main__ import main
+from pipeline.history import mlflow_files
 from pipeline.history.mlflow_store import connect
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
@@ -88,3 +95,89 @@ def test_a_run_without_a_record_is_named(workdir: Path, capsys: pytest.CaptureFi
     assert workdir.exists()
     assert main(["sync", "vae"]) == 1
     assert "no record of vae" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["moved", "a%20b?c#d"])
+def test_addresses_follow_a_project_that_was_copied(
+    record: Record,
+    workdir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    assert main(["sync", record.about["name"]]) == 0
+    client, experiment = connect()
+    disk = tmp_path_factory.mktemp("disk") / "mlartifacts"
+    disk.mkdir()
+    chosen = client.create_experiment("of a chosen place", artifact_location=disk.as_uri())
+    root = workdir / name
+    root.mkdir()
+    for each in ("mlflow.db", "mlartifacts", "data", "reports"):
+        (shutil.copytree if (workdir / each).is_dir() else shutil.copy)(workdir / each, root / each)
+    monkeypatch.chdir(root)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # which MLflow has set to the store of this process
+    assert main(["sync"]) == 0
+    assert f"is from {workdir}: its 2 addresses of artifacts lead to {root} now" in caplog.text
+    client, experiment = connect()
+    assert client.get_experiment(experiment).artifact_location == (root / "mlartifacts").as_uri()
+    assert client.get_experiment(chosen).artifact_location == disk.as_uri()
+    (run,) = client.search_runs([experiment])
+    assert run.info.artifact_uri.startswith((root / "mlartifacts").as_uri() + "/")
+    client.log_text(run.info.run_id, "here", "where.txt")
+    assert [path.read_text() for path in (root / "mlartifacts").rglob("where.txt")] == ["here"]
+    assert not list((workdir / "mlartifacts").rglob("where.txt"))  # the original has its own
+
+
+@pytest.mark.usefixtures("record")
+def test_files_that_are_gone_from_the_disk_are_sent_again(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sync"]) == 0
+    (config,) = (workdir / "mlartifacts").rglob("config.json")
+    shutil.rmtree(workdir / "mlartifacts")
+    assert main(["sync"]) == 0
+    assert config.exists()
+    lack = "; its model is not in data/runs/gan/model: `dvc pull` brings it\n"
+    assert capsys.readouterr().out.endswith(lack)
+
+
+def test_a_run_that_was_deleted_in_mlflow_is_restored_and_not_made_again(record: Record) -> None:
+    assert main(["sync"]) == 0
+    client, experiment = connect()
+    (run,) = client.search_runs([experiment])
+    client.delete_run(run.info.run_id)
+    assert main(["sync"]) == 0
+    (restored,) = client.search_runs([experiment], run_view_type=ViewType.ALL)
+    assert (restored.info.run_id, restored.info.lifecycle_stage) == (run.info.run_id, "active")
+    assert restored.data.metrics == run.data.metrics
+    assert restored.data.tags["record.id"] == record.about["id"]
+
+
+@pytest.mark.parametrize("files", [["MLmodel", "serving.py"], []])
+def test_a_model_whose_files_are_gone_is_replaced(monkeypatch: pytest.MonkeyPatch, files: list[str]) -> None:
+    deleted: list[str] = []
+    logged: list[str] = []
+    client: Any = SimpleNamespace(
+        search_logged_models=lambda *_: [SimpleNamespace(model_id="m-1", status=LoggedModelStatus.READY)],
+        list_logged_model_artifacts=lambda _: [SimpleNamespace(path=path) for path in files],
+        delete_logged_model=deleted.append,
+    )
+    monkeypatch.setattr(mlflow, "start_run", lambda **_: contextlib.nullcontext())
+    monkeypatch.setattr(mlflow.pyfunc, "log_model", lambda name, **_: logged.append(name))
+    about = {"config": {}, "environment": dict.fromkeys(("torch", "pytorch-lightning", "numpy", "mlflow"), "1")}
+    mlflow_files.log_model(client, "0", "run", Path("data/runs/gan/model"), about, step=3)
+    assert (deleted, logged) == (([], []) if files else (["m-1"], ["model"]))
+
+
+@pytest.mark.usefixtures("workdir")
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
+def test_a_finished_run_that_is_gone_for_good_comes_back_with_its_model(
+    monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    record = Record(artifacts.RUNS / "gan" / "record", json.loads(json.dumps(ABOUT)))
+    record.finish(status)
+    model = artifacts.RUNS / "gan" / "model"
+    model.mkdir()
+    logged: list[Path] = []
+    monkeypatch.setattr(mlflow_files, "log_model", lambda *arguments: logged.append(arguments[3]))
+    MlflowSync(record).finish({"fid_classifier": 5.0})  # as the stage evaluate does
+    assert logged == ([model] if status == "FINISHED" else [])

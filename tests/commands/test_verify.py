@@ -1,6 +1,9 @@
 """pipeline verify: what DVC's cache holds, in a small project of two stages."""
 
+import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +82,61 @@ def test_a_project_that_was_never_reproduced_has_nothing_to_verify(
     Repo.init(no_scm=True)
     assert main(["verify"]) == 0
     assert "0 objects" in capsys.readouterr().out
+
+
+def test_a_file_that_dvc_add_tracks_stops_no_stage_and_is_verified(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "notes.pdf").write_text("a")
+    Repo().add("notes.pdf")
+    dvc_cache.require_inputs("second")
+    assert main(["verify"]) == 0
+    assert capsys.readouterr().out == "5 objects of 4 outputs: none missing or broken\n"
+    find(project, A).unlink()  # which both outputs hold
+    assert main(["verify", "notes.pdf"]) == 1
+    assert f"notes.pdf: its object {A} is not in DVC's cache" in capsys.readouterr().out
+
+
+def test_a_text_that_dvc_2_hashed_counts_with_the_ends_of_lines_that_it_was_hashed_with(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(b"a\r\nb\r\n")
+    expected = hashlib.md5(b"a\nb\n", usedforsecurity=False).hexdigest()
+    assert dvc_cache.Entry("text", expected, path, "md5-dos2unix").explain(hashed=True) == ""
+    assert "is broken" in dvc_cache.Entry("text", expected, path).explain(hashed=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: shutil.rmtree(".dvc"), "you are not inside of a DVC repository"),
+        (lambda: Path(".dvc/config").write_text(""), "is not a git repository"),
+        (lambda: Path("dvc.yaml").write_text("stages: ["), "unable to read: 'dvc.yaml'"),
+        (lambda: Path("dvc.yaml").write_text("stages: {a: {cmd: 'echo ${b}'}}"), "Could not find 'b'"),
+        (lambda: Path("notes.pdf.dvc").write_text("outs: 7"), "'./notes.pdf.dvc' validation failed"),
+    ],
+)
+def test_a_project_that_dvc_cannot_read_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[], object],
+    message: str,
+) -> None:
+    (tmp_path / "dvc.yaml").write_text(STAGES)
+    monkeypatch.chdir(tmp_path)
+    Repo.init(no_scm=True)
+    change()
+    assert main(["verify"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: DVC cannot read the project in {tmp_path}: ")
+    assert message in line
+
+
+@pytest.mark.parametrize("command", [["prove", "HEAD"], ["reproduce"], ["compare", "HEAD:gan", "HEAD:vae"]])
+@pytest.mark.usefixtures("workdir")
+def test_a_command_that_needs_git_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert main(command) == 1
+    assert capsys.readouterr().err == f"error: pipeline {command[0]} needs git, which is not installed or not in PATH\n"

@@ -21,6 +21,7 @@ from pipeline.history import leftovers
 from pipeline.history.mlflow_store import connect
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
+from pipeline.runtime import checkpoints
 from tests.conftest import ROOT
 from tests.history.test_mlflow_sync import ABOUT
 
@@ -246,3 +247,18 @@ def test_a_broken_dvc_lock_is_explained_and_left_to_its_owner(
 def test_the_shipped_dvc_lock_is_whole(workdir: Path) -> None:
     (workdir / "dvc.lock").write_text(RESULTS)
     assert list(leftovers.find_broken_results()) == []
+
+
+@pytest.mark.usefixtures("workdir")
+def test_an_experiment_that_trains_now_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = STATE / "train-gan"
+    for name in ("held", "killed"):
+        Record(folder / name / "record", json.loads(json.dumps(ABOUT)))
+    with FileLock(checkpoints.name_lock(folder / "held")):
+        meanings = {Path(found.what).name: found.meaning for found in leftovers.find_all()}
+        leftovers.close_abandoned(folder / "new", ABOUT)
+    assert meanings["held"] == "an experiment is training this now"
+    assert meanings["killed"].startswith("a training that was killed without a word")
+    status = {name: Record(folder / name / "record").about["status"] for name in ("held", "killed")}
+    assert status == {"held": "RUNNING", "killed": "KILLED"}
+    assert "killed does not fit" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from pytorch_lightning import Callback
 
 from pipeline.artifacts import ArtifactError
@@ -303,3 +305,58 @@ def test_a_file_in_place_of_a_stages_results_is_refused_before_it_trains(workdir
         with pytest.raises(ArtifactError, match=f"data/{folder}: cannot be written"):
             stage.main(key)
     assert not list((workdir / ".state").rglob("*.ckpt"))
+
+
+def test_the_state_of_an_experiment_is_in_the_main_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = tmp_path / ".dvc" / "tmp" / "exps" / "standalone" / "tmp1"  # DVC deletes it
+    experiment.mkdir(parents=True)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.chdir(experiment)
+    assert checkpoints.locate("train-gan") == tmp_path / ".state" / "train-gan"
+    monkeypatch.chdir(tmp_path)
+    assert checkpoints.locate("train-gan") == Path(".state/train-gan")
+    monkeypatch.delenv("DVC_ROOT")
+    assert checkpoints.locate("train-gan") == Path(".state/train-gan")
+
+
+def test_two_experiments_train_one_run_at_once_and_a_working_folder_trains_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [tmp_path / ".state" / "train-gan" / name for name in ("0", "1")]
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    with checkpoints.hold_run(states[0]):
+        with pytest.raises(ArtifactError, match="another process is training this run"):
+            checkpoints.hold_run(states[1]).__enter__()  # the outputs of this folder are one process's
+        monkeypatch.chdir(tmp_path / "second")
+        with checkpoints.hold_run(states[1]):
+            assert [checkpoints.is_held(checkpoints.name_lock(state)) for state in states] == [True, True]
+        with pytest.raises(ArtifactError, match="another process is training this run"):
+            checkpoints.hold_run(states[0], waits=False).__enter__()
+    assert not list(states[0].parent.iterdir())  # no lock is left
+
+
+def test_an_experiment_with_the_params_of_another_one_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / ".state" / "train-gan" / "0"
+    state.parent.mkdir(parents=True)
+    order: list[str] = []
+    is_held = threading.Event()
+
+    def train() -> None:
+        with FileLock(checkpoints.name_lock(state)):
+            is_held.set()
+            time.sleep(0.2)
+            order.append("first")
+
+    first = threading.Thread(target=train)
+    first.start()
+    is_held.wait()
+    monkeypatch.chdir(tmp_path)
+    with checkpoints.hold_run(state):
+        order.append("second")
+    first.join()
+    assert order == ["first", "second"]
+    assert "this one waits for its end" in capsys.readouterr().out

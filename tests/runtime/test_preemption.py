@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.runtime import checkpoints
-from pipeline.runtime.preemption import PreemptedError
+from pipeline.runtime.preemption import PreemptedError, catch
 from pipeline.stages import fetch, networks, prepare
 from tests.conftest import ROOT
 
@@ -29,7 +29,7 @@ def catches(pid: int, number: int) -> bool:
 
 @pytest.mark.fault(0)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not show who catches a signal")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_before_the_training_ends_with_75_too(workdir: Path, number: int) -> None:
     process = subprocess.Popen(TRAIN, cwd=workdir, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
     while not catches(process.pid, signal.SIGTERM):  # it takes seconds more to import PyTorch, Lightning and MLflow
@@ -38,6 +38,21 @@ def test_a_signal_before_the_training_ends_with_75_too(workdir: Path, number: in
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors.decode()[-2000:]
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    received: list[int] = []
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        former = catch(lambda number, _: received.append(number))
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert received == [signal.SIGTERM]
+    assert former == {number: handler for number, handler in before.items() if number != signal.SIGHUP}
 
 
 @pytest.mark.fault(6)
