@@ -37,15 +37,12 @@ SMALL = {  # what is drawn and compared in a proof; each value is lowered to thi
     "kid_subsets": 3,
     "isc_splits": 2,
 }
-CHANGES = ("changes", "set")  # the key of a run for its own parameters, and its name before
-FORMER = ("data/networks/", "data/features/")  # the folder of networks, and its name before
-RESULTS = (  # what must be equal
-    "data/prepared/*/*.safetensors",
-    "data/networks/*/model.safetensors",
-    "data/runs/*/model/model.safetensors",
-    "data/runs/*/samples/*.safetensors",
-    "reports/runs/*/metrics.json",
-    "reports/runs/*/sets.json",
+SHARED = ("data/prepared/*/*.safetensors", "data/networks/*/model.safetensors")  # results that must be equal, ...
+OWN = (  # ... and those of a run
+    "data/runs/{run}/model/model.safetensors",
+    "data/runs/{run}/samples/*.safetensors",
+    "reports/runs/{run}/metrics.json",
+    "reports/runs/{run}/sets.json",
 )
 
 
@@ -73,7 +70,7 @@ def main(arguments: list[str]) -> int:
             print(f"{side}: {commit[:12]}", file=sys.stderr)
             shrink(clone / prefix / params.PATH, runs, options.steps)
             run_in_clone([*DVC, "repro", *(f"evaluate@{run}" for run in runs)], clone / prefix)
-            hashes.append(hash_results(clone / prefix))
+            hashes.append(hash_results(clone / prefix, runs))
     differing = compare(*hashes)
     print(format_table(*hashes), end="")
     if differing:
@@ -108,9 +105,8 @@ def shrink(path: Path, runs: list[str], steps: int) -> None:
         raise ArtifactError(msg)
     values["runs"] = {name: values["runs"][name] for name in runs}
     for run in values["runs"].values():
-        key = next(key for key in CHANGES if key in run)
-        run[key] = dict(run[key]) | {"steps": steps}
-    for section in (values.get("networks") or values.get("features") or {}).values():
+        run["changes"] = dict(run["changes"]) | {"steps": steps}
+    for section in values["networks"].values():
         if "steps" in section:
             section["steps"] = steps
     for metric in values["metrics"].values():
@@ -120,11 +116,11 @@ def shrink(path: Path, runs: list[str], steps: int) -> None:
         YAML(typ="safe", pure=True).dump(values, file)
 
 
-def hash_results(project: Path) -> dict[str, str]:
-    """Return the SHA-256 of each result by its path; older revisions had another folder for networks."""
-    patterns = [*RESULTS, *(pattern.replace(*FORMER) for pattern in RESULTS if pattern != pattern.replace(*FORMER))]
+def hash_results(project: Path, runs: list[str]) -> dict[str, str]:
+    """Return the SHA-256 of each result by its path; git has the numbers of other runs too, which were not made."""
+    patterns = [*SHARED, *(pattern.format(run=run) for run in runs for pattern in OWN)]
     paths = [path for pattern in patterns for path in project.glob(pattern)]
-    return {path.relative_to(project).as_posix().replace(*FORMER[::-1]): artifacts.digest(path) for path in paths}
+    return {path.relative_to(project).as_posix(): artifacts.digest(path) for path in paths}
 
 
 def compare(before: dict[str, str], after: dict[str, str]) -> list[str]:

@@ -27,37 +27,32 @@ def test_one_run_of_each_kind_is_chosen() -> None:
     assert chosen == ["gan", "vae", "transformer", "tuned"]
 
 
-@pytest.mark.parametrize("former", [False, True])
-def test_params_are_shrunk_whatever_the_revision_calls_its_keys(workdir: Path, former: bool) -> None:
-    text = (workdir / "params.yaml").read_text()
-    if former:
-        text = text.replace("changes: {", "set: {").replace("\nnetworks:", "\nfeatures:")
-    (workdir / "params.yaml").write_text(text)
+def test_params_are_shrunk_to_few_steps_and_samples(workdir: Path) -> None:
     prove.shrink(workdir / "params.yaml", ["vae"], 7)
     values = YAML(typ="safe", pure=True).load(workdir / "params.yaml")
     assert list(values["runs"]) == ["vae"]
-    assert values["runs"]["vae"]["set" if former else "changes"] == {"steps": 7}
-    assert values["features" if former else "networks"]["classifier"]["steps"] == 7
+    assert values["runs"]["vae"]["changes"] == {"steps": 7}
+    assert values["networks"]["classifier"]["steps"] == 7
     assert values["metrics"]["images"]["sampling"] == {"count": 100, "sets": 2, "importance_samples": 3}
     assert values["metrics"]["text"]["sampling"]["count"] == 4  # less than the limit stays
-    if not former:
-        params.load(workdir / "params.yaml")
+    params.load(workdir / "params.yaml")
     with pytest.raises(prove.ArtifactError, match="no run hinge"):
         prove.shrink(workdir / "params.yaml", ["hinge"], 7)
 
 
 def test_a_result_that_differs_or_is_missing_is_named(tmp_path: Path) -> None:
-    for side, folder, content in (("a", "features", b"1"), ("b", "networks", b"2")):
+    for side, content in (("a", b"1"), ("b", b"2")):
         for name, value in (
-            (f"data/{folder}/c/model.safetensors", content),
+            ("data/networks/c/model.safetensors", content),
             ("data/runs/x/samples/nats.safetensors", b""),
+            (f"reports/runs/of git in {side}/metrics.json", b""),
         ):
             path = tmp_path / side / name
             path.parent.mkdir(parents=True)
             path.write_bytes(value)
     (tmp_path / "b" / "reports" / "runs" / "x").mkdir(parents=True)
     (tmp_path / "b" / "reports" / "runs" / "x" / "sets.json").touch()
-    before, after = (prove.hash_results(tmp_path / side) for side in "ab")
+    before, after = (prove.hash_results(tmp_path / side, ["x"]) for side in "ab")
     assert prove.compare(before, after) == ["data/networks/c/model.safetensors", "reports/runs/x/sets.json"]
     table = prove.format_table(before, after)
     assert table.count("**differs**") == 2
