@@ -124,7 +124,8 @@ def test_addresses_follow_a_project_that_was_copied(
     assert client.get_experiment(chosen).artifact_location == disk.as_uri()
     (run,) = client.search_runs([experiment])
     assert run.info.artifact_uri.startswith((root / "mlartifacts").as_uri() + "/")
-    client.log_text(run.info.run_id, "here", "where.txt")
+    further = client.create_run(experiment)  # MLflow keeps the old address of `run` as long as this process lives
+    client.log_text(further.info.run_id, "here", "where.txt")
     assert [path.read_text() for path in (root / "mlartifacts").rglob("where.txt")] == ["here"]
     assert not list((workdir / "mlartifacts").rglob("where.txt"))  # the original has its own
 
