@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -57,6 +58,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow puts the code of a loaded model first
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "PIPELINE_", "DVC_"))]:
         monkeypatch.delenv(name)
     yield

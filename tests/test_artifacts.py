@@ -42,6 +42,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     images = torch.randint(256, (20, 1, 4, 4), generator=generator).to(torch.uint8)
     artifacts.write_tensors(folder / "train.safetensors", {"images": images, "labels": torch.arange(20) % 10})
     manifest = {
+        "source": "mnist",
         "kind": "images",
         "fields": {"images": {"kind": "images", "shape": [1, 4, 4]}, "labels": {"kind": "labels", "classes": 10}},
         "splits": {"train": {"sha256": hashlib.sha256((folder / "train.safetensors").read_bytes()).hexdigest()}},
@@ -178,7 +179,9 @@ def test_a_missing_data_set_is_named(prepared: Path) -> None:
 
 def test_fields_know_their_kinds(prepared: Path) -> None:
     fields = {"tokens": {"kind": "text", "vocabulary": 65}}
-    artifacts.write_json(prepared.parent / "words" / "manifest.json", {"fields": fields})
+    artifacts.write_json(
+        prepared.parent / "words" / "manifest.json", {"source": "own", "kind": "text", "fields": fields, "splits": {}}
+    )
     assert read_fields("words") == text_fields(65)
 
 

@@ -189,7 +189,9 @@ def test_a_split_is_a_memory_mapped_file_of_which_a_batch_reads_its_own_pages_al
     with artifacts.create_tensors(folder / "train.safetensors", layout) as tensors:
         tensors["labels"].copy_(torch.arange(count))
     entry = {"sha256": artifacts.digest(folder / "train.safetensors")}
-    artifacts.write_json(folder / "manifest.json", {"splits": {"train": entry}})
+    artifacts.write_json(
+        folder / "manifest.json", {"source": "own", "kind": "images", "fields": {}, "splits": {"train": entry}}
+    )
     split = artifacts.read_split("big", "train")
     path, before = find_mapping(split["images"])
     assert path == str(tmp_path / folder / "train.safetensors")

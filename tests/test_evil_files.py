@@ -21,6 +21,7 @@ from mlflow.pyfunc.model import PythonModel
 from pytorch_lightning import LightningModule
 
 from pipeline import artifacts
+from pipeline.kinds import Pool
 from pipeline.runtime import checkpoints
 from pipeline.weights import load_model, save_model
 from tests.conftest import ROOT
@@ -119,7 +120,9 @@ def test_an_evil_pickle_as_mlflow_model_is_refused(loaded: dict[str, Any]) -> No
 def test_our_own_mlflow_models_need_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # for params.yaml
     model, config, _ = make("gan")
-    save_model(tmp_path / "model", "gan", model, config, SPECS["images"])
+    save_model(
+        tmp_path / "model", "gan", model, config, SPECS["images"], pool=Pool({"labels": torch.arange(2)}, [1, 1])
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     code = str(ROOT / "pipeline" / "history" / "serving.py")

@@ -196,7 +196,7 @@ def test_a_path_at_which_dvc_stops_is_named_with_its_key(write: Write, tmp_path:
     for path in (".", "data", "data/raw", "data/raw/text"):
         (tmp_path / path).mkdir(parents=True, exist_ok=True)
         [text] = params.find_bad_paths(params.load(write({"data.text.path": path, "data.images.path": "nowhere"})))
-        assert text.startswith(f"data.text.path: {path!r} holds what the stages make; name another folder")
+        assert text.startswith(f"data.text.path: {path!r} holds what the stages make; name a folder without data/raw")
 
 
 def test_a_value_out_of_range_is_named_with_what_came(write: Write) -> None:

@@ -86,8 +86,8 @@ def read_former(path: Path) -> dict[str, Any]:
     """
     try:
         former: dict[str, Any] = artifacts.read_json(path) if path.exists() else {}
-    except ValueError as error:
-        msg = f"{path}: no JSON ({error}); after a merge, choose one version: `git checkout --ours {path}`"
+    except ArtifactError as error:
+        msg = f"{path}: no JSON; after a merge, choose one version: `git checkout --ours {path}`"
         raise ArtifactError(msg) from error
     return former
 

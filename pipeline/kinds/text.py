@@ -194,7 +194,8 @@ def show_data(folder: Path, manifest: dict[str, Any]) -> Exhibit:
     texts = []
     for name in manifest["splits"]:
         with safe_open(folder / f"{name}.safetensors", framework="numpy") as file:
-            tokens = file.get_slice("tokens")[:PREVIEW_LENGTH]
+            count = min(PREVIEW_LENGTH, manifest["splits"][name]["tokens"])
+            tokens = file.get_slice("tokens")[:count]
         texts.append(f"{name}:\n{tokenizer.decode(tokens.tolist())}")
     return show("sheet", texts, None)
 
@@ -304,16 +305,12 @@ def describe_loss(data: str, split: str, entry: Mapping[str, Any]) -> str:
 
 
 def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
-    """Refuse a training text that is too short for Windows, or that lacks characters of the prompt.
+    """Refuse a training text that is too short for Windows.
 
     Raises:
-        ArtifactError: naming data.<data> with its source and path, the tokens, and the context with its key; or the
-            prompt's characters.
+        ArtifactError: naming data.<data> with its source and path, the tokens, and the context with its key.
     """
     run, context = settings.runs[key], getattr(settings.models[key], "context", 0)
-    if known[run.data].splits:
-        sampling: Any = settings.metrics[run.metric].sampling
-        require_prompt(run.data, sampling.prompt)
     tokens = known[run.data].splits.get("train", {}).get("tokens")
     if tokens is None or tokens > 2 * context:
         return

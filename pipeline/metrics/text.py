@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence.values import Value, fill_name
+from pipeline.kinds import text as text_kind
 from pipeline.params import Known, Measure, Params, Section
 
 KIND = "text"
@@ -153,13 +154,14 @@ def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evid
 
 
 def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
-    """Refuse held-out text without a target, or shorter than a random window.
+    """Refuse held-out text without a target, or shorter than a random window, and a prompt that the text lacks.
 
     Raises:
         ArtifactError: with the key to change.
     """
     run = settings.runs[key]
-    windows = cast("Config", settings.metrics[run.metric]).sampling.random_windows
+    sampling = cast("Config", settings.metrics[run.metric]).sampling
+    windows = sampling.random_windows
     context = getattr(settings.models[key], "context", 0)
     for split in (name for name in SPLITS if name in known[run.data].splits):
         tokens = known[run.data].splits[split]["tokens"]
@@ -170,6 +172,8 @@ def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
             name = "metrics.text.sampling.random_windows"
             msg = f"{name}: the {split} split has {tokens} tokens, expected more than the context of {context}; "
             raise ArtifactError(msg + f"0 would do, or a context of {tokens - 1}")
+    if known[run.data].splits:
+        text_kind.require_prompt(run.data, sampling.prompt)
 
 
 def compute(evidence: Evidence, config: Config) -> dict[str, list[float]]:

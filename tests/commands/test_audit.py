@@ -46,7 +46,8 @@ def test_copies_fail_and_other_real_images_pass(
     settings = params.load()
     fields = read_fields("images")
     untrained = plugins.load("models", "gan").Model(settings.models["gan"], fields, 0).eval()
-    drawn = Loaded(untrained, fields, settings.models["gan"], None).sample(500, make_generator(0, "sample"))
+    classes = {"labels": torch.arange(500) % 10}
+    drawn = Loaded(untrained, fields, settings.models["gan"], None).sample(500, make_generator(0, "sample"), classes)
     collapsed = held_out[:1].expand(500, -1, -1, -1)  # C_T is -8
     for images in (held_out, drawn, collapsed):
         write_samples(images)

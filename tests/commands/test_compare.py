@@ -21,7 +21,7 @@ PROTOCOL: dict[str, Any] = {
         "kid_subset_size": 500,
         "neighbours": 3,
         "isc_splits": 10,
-        "sampling": {"count": 1000, "sets": 3, "importance_samples": 500},
+        "sampling": {"count": 1000, "sets": 3, "importance_samples": 500, "labels": "test"},
     },
     "network": {"name": "x", "weights_sha256": "ab" * 32},
     "numbers": dict.fromkeys(("features", "fid", "kid", "distances", "isc", "scores"), "float32"),

@@ -33,7 +33,12 @@ def test_params_are_shrunk_to_few_steps_and_samples(workdir: Path) -> None:
     assert list(values["runs"]) == ["vae"]
     assert values["runs"]["vae"]["changes"] == {"steps": 7}
     assert values["networks"]["classifier"]["steps"] == 7
-    assert values["metrics"]["images"]["sampling"] == {"count": 100, "sets": 2, "importance_samples": 3}
+    assert values["metrics"]["images"]["sampling"] == {
+        "count": 100,
+        "sets": 2,
+        "importance_samples": 3,
+        "labels": "test",
+    }
     assert values["metrics"]["text"]["sampling"]["count"] == 4  # less than the limit stays
     params.load(workdir / "params.yaml")
     with pytest.raises(prove.ArtifactError, match="no run hinge"):
@@ -66,7 +71,7 @@ def test_the_new_code_is_entered_in_a_protocol_with_the_hashes_of_the_values(tmp
     protocol = {
         "code": {"metric": "old"},
         "counts": {"samples": 100},
-        "metric": {"deviations": 3.0, "sampling": {"sets": 1}},
+        "metric": {"deviations": 3.0, "sampling": {"sets": 1, "labels": "test"}},
         "numbers": "float32",
         "reference": {"sha256": {"test": "1"}},
         "versions": {"torch": "2.14.0"},

@@ -90,8 +90,8 @@ def test_three_seeds_have_an_interval_unless_all_are_equal(
     third: float | None, interval: list[float] | None, cell: str, verdict: str
 ) -> None:
     for seed, name in enumerate(("one", "two", "three")):
-        protocol = {"hash": "h", "protocol": {"metric": {"name": "text"}}, "run": {"seed": seed, "model": "m"}}
-        write(name, {"test_nats": 1.0 + seed if third else 2.0, "test_targets": 99}, protocol, seconds=1.0)
+        content = make_content({"seed": seed, "model": "m"})
+        write(name, {"test_nats": 1.0 + seed if third else 2.0, "test_targets": 99}, content, seconds=1.0)
     Path("results.yaml").write_text(CLAIM.replace("[one, two]", "[one, two, three]"), encoding="utf-8")
     assert main(["results"]) == 0
     found = artifacts.read_json(Path("results.json"))["speed"]
@@ -243,7 +243,7 @@ def test_results_that_a_merge_broke_are_refused_and_stay(capsys: pytest.CaptureF
     path = Path("results.json")
     path.write_text("<<<<<<< ours\n{}\n", encoding="utf-8")
     assert main(["results"]) == 1
-    assert "results.json: no JSON" in capsys.readouterr().err
+    assert "results.json: no JSON; after a merge" in capsys.readouterr().err
     assert path.read_text(encoding="utf-8").startswith("<<<<<<<")
 
 

@@ -139,4 +139,4 @@ def test_a_command_that_needs_git_says_so(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     assert main(command) == 1
-    assert capsys.readouterr().err == f"error: pipeline {command[0]} needs git, which is not installed or not in PATH\n"
+    assert capsys.readouterr().err == "error: git: not installed, or not in PATH\n"

@@ -512,7 +512,7 @@ def test_litter_captions_tables_and_documents_are_counted_apart_and_break_nothin
         (workdir / "own" / name).write_text("a cat" if "0" in name else "")
     manifest = prepare(max_broken=0.0)
     ignored = {"litter": 4, "table": 2, "document": 1, "caption": 2}
-    assert manifest["files"] == {"count": 69, "quarantined": 0, "duplicates": 0, "ignored": ignored}
+    assert manifest["files"] == {"count": 69, "quarantined": 0, "duplicates": 0, "changed": 0, "ignored": ignored}
     assert manifest["classes"] == ["cat", "dog"]
     decisions = {entry["path"]: entry["decision"] for entry in artifacts.read_json(Path("data/prepared/images/files.json"))}
     assert decisions["Thumbs.db"] == decisions["photos/cat/0.txt"] == "ignored"

@@ -33,9 +33,9 @@ VALUES = {
         direction="lower", follows="{split}_nats", rescale=lambda value, ratio: value * ratio, depends=SPLIT
     ),
     "{split}_targets": Value(role="count"),
-    "{split}_words": Value(spoiled_by="{split}_lost"),
+    "{split}_words": Value(spoiled_by="{split}_lost", depends=SPLIT),
     "{split}_lost": Value(role="count", unit="lost words"),
-    "d_{network}_reliable": Value(role="check", of="d_{network}"),
+    "d_{network}_reliable": Value(role="check", of="d_{network}", depends=SEEN),
 }
 
 

@@ -17,7 +17,6 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from pipeline import params, plugins
-from pipeline.artifacts import ArtifactError
 from pipeline.formats.tokenizers import ByteTokenizer
 from pipeline.history import serving
 from pipeline.history.serving import Generator
@@ -49,10 +48,10 @@ def make_generator_of(
     if ignore_noise:
         with torch.no_grad():
             model.kept.layers[0].weight[:, : config.latent] = 0
-    save_model(folder, plug_in, model, config, spec, tokenizer=tokenizer)
-    served = Generator()
     classes = spec["labels"].classes if "labels" in spec else 1
     pool = Pool({"labels": torch.arange(classes)}, [1] * (classes - 1) + [0])  # the last class is never drawn
+    save_model(folder, plug_in, model, config, spec, tokenizer=tokenizer, pool=pool)
+    served = Generator()
     about = {"sampling": SAMPLING, "given": pool.dump()}
     served.load_context(SimpleNamespace(artifacts={"model": str(folder)}, model_config=about))  # type: ignore[arg-type]
     return served
@@ -124,7 +123,7 @@ def test_equal_seeds_have_equal_noise_whatever_the_class(tmp_path: Path) -> None
 )
 def test_classes_that_do_not_fit_are_refused(labels: list[int], message: str, tmp_path: Path) -> None:
     served = make_generator_of("gan", image_fields((1, 8, 8), 10), tmp_path)
-    with pytest.raises(ArtifactError, match=message):
+    with pytest.raises(MlflowException, match=message):
         served.predict(None, [1, 2, 3], {"labels": labels})
 
 

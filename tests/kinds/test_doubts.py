@@ -102,7 +102,8 @@ def test_a_narrow_range_is_found_despite_outliers() -> None:
 
 def test_a_tiny_text_and_one_that_repeats_itself_are_doubtful() -> None:
     config: Any = type("Config", (), {"model_fields": {"max_broken": None}})()
-    splits = {"train": {"characters": 9999}, "test": {"characters": 10, "overlap_with_train": 0.75}}
+    known = {"unknown_characters": 0}
+    splits = {"train": {"characters": 9999} | known, "test": {"characters": 10, "overlap_with_train": 0.75} | known}
     assert text.question_data("book", {"splits": splits}, config) == [
         "data.book.path: 9999 characters of training text are few, a model may copy them",
         "data.book.path: 75% of the test split is word for word in the train split too",

@@ -137,13 +137,16 @@ def measure_text(**changes: Any) -> dict[str, list[float]]:
     }
     sampling = text.Sampling.model_validate(settings)
     drawn = text_kind.draw(
-        SimpleNamespace(model=make_language_model(given["context"]), tokenizer=ByteTokenizer()),
+        SimpleNamespace(model=make_language_model(given["context"]), tokenizer=ByteTokenizer("ab")),
         sampling,
         0,
         {"splits": dict.fromkeys(text.SPLITS)},
         lambda split: {"tokens": draw(text.SPLITS.index(split), 16).flatten()[:250].int()},
     )
-    sizes = {name: {"tokens": 250, "characters": 240, "bytes": 250, "words": 60} for name in text.SPLITS}
+    sizes = {
+        name: {"tokens": 250, "characters": 240, "bytes": 250, "words": 60, "unknown_characters": 0}
+        for name in text.SPLITS
+    }
     nats = dict(drawn.files["nats"])
     known = {"entropy_rate_nats": 5.0, "test_nats": 4.9, "validation_nats": 4.9}
     longer, cut = given["content"], given["cut"]

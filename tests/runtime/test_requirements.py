@@ -1,6 +1,7 @@
 """What is refused early is what would fail later, and what is advised instead works."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from pipeline import params, plugins
+from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
+from pipeline.formats.tokenizers import train_tokenizer
 from pipeline.kinds.images import make_fields
 from pipeline.models import gan, vae
 from pipeline.params import Known, Params
@@ -158,7 +160,11 @@ def test_a_network_s_name_that_makes_another_value_s_name_is_refused() -> None:
         ({"train": 256}, r"data.text \(source numpy_docs.*256 tokens.*models.transformer.context, which is 128"),
     ],
 )
-def test_a_text_that_cannot_be_learnt_or_scored_is_refused_by_its_key(counts: dict[str, int], message: str) -> None:
+def test_a_text_that_cannot_be_learnt_or_scored_is_refused_by_its_key(
+    counts: dict[str, int], message: str, workdir: Path
+) -> None:
+    tokenizer = train_tokenizer(["\n"], "character", 0)
+    artifacts.write_json(workdir / artifacts.PREPARED / "text" / "tokenizer.json", tokenizer.state())
     splits = {name: {"tokens": counts.get(name, 1000)} for name in ("train", "validation", "test")}
     with pytest.raises(ArtifactError, match=message):
         require_run("transformer", SETTINGS, {"text": Known({}, splits)})
