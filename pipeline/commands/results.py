@@ -36,7 +36,7 @@ class Claim(Section):
     """One line of the table."""
 
     title: str = Field(description="what was measured, by which protocol")
-    runs: list[str] = Field(min_length=1, description="runs of params.yaml, one a seed")
+    runs: list[str] = Field(min_length=1, description="runs of params.yaml, one per seed")
     metric: str = Field(description="a metric of those runs")
     lower_is_better: bool
     must: float = Field(description="what had to be reached")
@@ -155,7 +155,7 @@ def check_runs(name: str, contents: dict[str, dict[str, Any]]) -> list[int]:
     """
     seeds = [content["run"]["seed"] for content in contents.values()]
     if len(set(seeds)) < len(seeds):
-        msg = f"{PATH}: {name}.runs: expected one run a seed, {', '.join(contents)} have the seeds {seeds}"
+        msg = f"{PATH}: {name}.runs: expected one run per seed, {', '.join(contents)} have the seeds {seeds}"
         raise ArtifactError(msg)
     first, *others = [dict(flatten(content["run"])) for content in contents.values()]
     for run, other in zip(list(contents)[1:], others, strict=True):

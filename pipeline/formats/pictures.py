@@ -49,12 +49,12 @@ TIFF_TILE = (322, 323)  # width and length
 class Look(Section):
     """How a picture becomes an image of the set."""
 
-    size: int = Field(64, ge=1, le=4096, description="pixels a side of the square images")
+    size: int = Field(64, ge=1, le=4096, description="pixels per side of the square images")
     channels: Literal[1, 3] = Field(3, description="1 for grey (ITU-R 601 luma), 3 for red, green and blue")
     filter: Literal["lanczos", "bicubic", "bilinear", "box", "nearest"] = Field("lanczos", description="how to resize")
     fit: Literal["crop", "pad"] = Field("crop", description="what makes it square: its centre, or bars of background")
     background: int | None = Field(
-        None, ge=0, le=255, description="grey level behind transparent pixels and beside padded ones; none: by the ink"
+        None, ge=0, le=255, description="grey level behind transparent pixels and next to padded ones; none: by the ink"
     )
     white: int | None = Field(
         None, ge=1, le=WHITE, description="value that is white where a file states none; none: by the bits in use"
@@ -317,7 +317,7 @@ def _reduce(image: Image.Image, stored: _Stored, look: Look) -> _Scaled:
 
 
 def _fit(image: Image.Image, look: Look) -> Image.Image:
-    """Make the picture a square of `size` pixels a side."""
+    """Make the picture a square of `size` pixels per side."""
     resample = Image.Resampling[look.filter.upper()]
     if look.fit == "crop":
         side = min(image.size)

@@ -111,7 +111,7 @@ class Config(Measure):
 
     sampling: Sampling
     kid_subsets: int = Field(ge=1, description="subsets that KID is averaged over")
-    kid_subset_size: int = Field(ge=2, description="images a subset; at most as many as are compared")
+    kid_subset_size: int = Field(ge=2, description="images per subset; at most as many as are compared")
     neighbours: int = Field(ge=1, description="k of the nearest-neighbour manifolds of precision and recall")
     isc_splits: int = Field(ge=1, description="splits of the Inception Score")
 

@@ -105,7 +105,7 @@ class Sampling(Section):
     """What the stage `sample` draws."""
 
     count: int = Field(ge=1, description="texts")
-    length: int = Field(ge=1, description="tokens a text, after the prompt")
+    length: int = Field(ge=1, description="tokens per text, after the prompt")
     prompt: str = Field(
         min_length=1,
         description="text that the samples continue; a line end is any text's, see docs/metrics.md",

@@ -37,7 +37,7 @@ class Config(Trainable):
 
     latent: int = Field(ge=1, description="width Z of the normal latent vector")
     generator_width: int = Field(
-        ge=1, description="channels next to the image, doubled at each halving of its side; units a layer for points"
+        ge=1, description="channels next to the image, doubled at each halving of its side; units per layer for points"
     )
     discriminator_width: int = Field(ge=1, description="the same for the discriminator")
     full_width: int = Field(
@@ -57,9 +57,9 @@ class Config(Trainable):
     r2: float = Field(ge=0, description="gamma of gamma / 2 |gradient|^2 at generated images")
     final_penalty: float = Field(gt=0, le=1, description="share of r1 and r2 reached by the cosine's end (R3GAN)")
     penalty_every: int = Field(ge=1, description="steps between penalties, which are scaled up to make up for it")
-    discriminator_steps: int = Field(ge=1, description="discriminator updates a generator update")
+    discriminator_steps: int = Field(ge=1, description="discriminator updates per generator update")
     steps: int = Field(ge=1, description="generator updates")
-    batch_size: int = Field(ge=2, description="images a step, over all processes")
+    batch_size: int = Field(ge=2, description="images per step, over all processes")
     generator_learning_rate: float = Field(gt=0, description="peak learning rate of Adam")
     discriminator_learning_rate: float = Field(gt=0, description="peak learning rate of Adam")
     beta1: float = Field(ge=0, lt=1, description="Adam's first decay")

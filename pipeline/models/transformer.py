@@ -38,12 +38,12 @@ class Config(Trainable):
     """Hyper-parameters of the language model."""
 
     layers: int = Field(ge=1, description="blocks")
-    heads: int = Field(ge=1, description="attention heads a block")
+    heads: int = Field(ge=1, description="attention heads per block")
     width: int = Field(ge=2, description="width D of the residual stream")
-    context: int = Field(ge=2, description="tokens a training window, and the longest attention span")
+    context: int = Field(ge=2, description="tokens per training window, and the longest attention span")
     dropout: float = Field(ge=0, lt=1, description="share of activations dropped, of each block's output")
     steps: int = Field(ge=1, description="optimizer steps")
-    batch_size: int = Field(ge=1, description="windows a step, over all processes")
+    batch_size: int = Field(ge=1, description="windows per step, over all processes")
     optimizer: Literal["adamw", "muon"] = Field(description="update rule of the hidden matrices")
     learning_rate: float = Field(gt=0, description="peak learning rate of embeddings and head (AdamW)")
     matrix_learning_rate: float = Field(gt=0, description="peak learning rate of the hidden matrices")

@@ -41,7 +41,7 @@ class Config(Network):
     seed: int = Field(ge=0, description="seed of weights, order and augmentation")
     width: int = Field(ge=1, description="channels at full resolution; twice as many at half")
     steps: int = Field(ge=1, description="optimizer steps")
-    batch_size: int = Field(ge=1, description="images a step")
+    batch_size: int = Field(ge=1, description="images per step")
     learning_rate: float = Field(gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(ge=0, description="decoupled weight decay")
     shift: int = Field(ge=0, description="largest random shift of a training image, in pixels")

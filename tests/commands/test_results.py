@@ -170,7 +170,7 @@ def test_a_claim_counts_what_its_metric_rests_on() -> None:
         ),
         ("must: 2.0", "must: two", "speed.must: input should be a valid number, got 'two'"),
         ("[one, two]", "[one, two, one]", "speed.runs: one stands twice"),
-        ("[one, two]", "[one, same]", "speed.runs: expected one run a seed, one, same have the seeds [0, 0]"),
+        ("[one, two]", "[one, same]", "speed.runs: expected one run per seed, one, same have the seeds [0, 0]"),
         (CLAIM, "", "expected a mapping of claims, got None"),
         ("[one, two]", "[one", "not valid YAML"),
     ],
