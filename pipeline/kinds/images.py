@@ -377,7 +377,10 @@ def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: 
     model, splits = loaded.model, manifest["splits"]
     count = min(sampling.count, splits["test"]["count"], splits["train"]["count"])
     files = draw_sets(loaded, seed, count, sampling.sets)
-    drawn = Drawn(files, [show("samples", files["generated"]["0"][:GRID], loaded)])
+    shown = files["generated"]["0"][:GRID]
+    if "given_labels" in files:  # class by class
+        shown = shown[files["given_labels"]["0"][:GRID].argsort(stable=True)]
+    drawn = Drawn(files, [show("samples", shown, loaded)])
     if not hasattr(model, "score"):
         return drawn
     images = read("test")[model.makes]
