@@ -22,11 +22,10 @@ from tests.conftest import TINY
 
 
 @pytest.fixture
-def write_samples(edit_params: Callable[..., None]) -> Callable[[Tensor], None]:
+def write_samples(prepared: Path, edit_params: Callable[..., None]) -> Callable[[Tensor], None]:
     """Prepare digits and a feature network; return what gives the run `gan` its samples."""
+    assert prepared.exists()
     edit_params(TINY)
-    fetch.main("images")
-    prepare.main("images")
     networks.main("classifier")
 
     def write(images: Tensor) -> None:
@@ -77,7 +76,7 @@ CANARIES = {"4539 5787 6362 1486": 60, "4716 9215 3480 7759": 1}  # how often ea
 
 
 @pytest.mark.fault(43)
-@pytest.mark.parametrize("tokenizer", ["character", "bpe"])
+@pytest.mark.parametrize("tokenizer", ["character", pytest.param("bpe", marks=pytest.mark.slow)])
 def test_a_canary_that_was_memorised_is_told_from_one_that_was_not(
     workdir: Path, edit_params: Callable[..., None], capsys: pytest.CaptureFixture[str], tokenizer: str
 ) -> None:

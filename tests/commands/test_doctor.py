@@ -15,13 +15,11 @@ from pipeline.metrics import points
 from pipeline.stages import fetch, networks, prepare
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "prepared")
 def test_the_metrics_of_a_trained_feature_network_hold_and_the_status_says_so(
     workdir: Path, edit_params: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit_params({"networks.classifier.steps": 150, "networks.classifier.width": 8, "metrics.images.kid_subsets": 2})
-    fetch.main("images")
-    prepare.main("images")
     networks.main("classifier")
     capsys.readouterr()
     assert main(["doctor", "metrics"]) == 0

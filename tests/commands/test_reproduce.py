@@ -229,6 +229,7 @@ def test_own_files_that_git_does_not_hold_are_named_before_anything_is_cloned(
     reproduce.require_own("text", params.load())
 
 
+@pytest.mark.slow
 def test_a_project_in_a_subfolder_is_evaluated_from_its_own_cache_with_its_own_outputs_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ def peak_of(folder: Path, stage: str, key: str) -> float:
     return int(done.stdout.rpartition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_a_long_text_is_prepared_in_less_than_500_megabytes(tmp_path: Path) -> None:
     values = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")

@@ -115,6 +115,7 @@ def test_a_disk_that_takes_nothing_costs_time_alone(
         assert double.calls == calls
 
 
+@pytest.mark.slow
 def test_several_processes_keep_and_forget_at_the_same_time(tmp_path: Path) -> None:
     code = (
         "import sys, torch; from pipeline.evidence import real_cache; real_cache.MOST = 2000\n"

@@ -14,7 +14,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.history import dvc_cache, inputs
 from pipeline.history.mlflow_store import connect
 from pipeline.stages import __main__ as runner
-from pipeline.stages import fetch, prepare, train
+from pipeline.stages import train
 from tests.conftest import ROOT
 
 
@@ -126,12 +126,10 @@ def test_the_inputs_are_those_that_dvc_certifies(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture
-def prepared(workdir: Path, tiny: None) -> Path:
+def prepared(prepared: Path, tiny: None) -> Path:
     """Prepared digits, and trainings of a second."""
     del tiny
-    fetch.main("images")
-    prepare.main("images")
-    return workdir
+    return prepared
 
 
 def change_during(monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]) -> list[int]:

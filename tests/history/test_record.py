@@ -17,7 +17,7 @@ from pipeline.history.mlflow_store import connect
 from pipeline.history.record import Record, describe_process, is_gone
 from pipeline.history.recorder import Recorder
 from pipeline.runtime.preemption import PreemptedError
-from pipeline.stages import fetch, prepare, train
+from pipeline.stages import train
 
 ABOUT: dict[str, Any] = {
     "name": "vae",
@@ -94,12 +94,10 @@ def test_a_process_is_gone_only_if_this_machine_says_so() -> None:
 
 
 @pytest.fixture
-def prepared(workdir: Path, tiny: None) -> Path:
+def prepared(prepared: Path, tiny: None) -> Path:
     """A working folder with prepared digits and trainings of a second."""
     del tiny
-    fetch.main("images")
-    prepare.main("images")
-    return workdir
+    return prepared
 
 
 def runs() -> list[Any]:

@@ -13,7 +13,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.batches import Rows
 from pipeline.kinds.images import make_fields as image_fields
 from pipeline.networks.classifier import FEATURES, Config, Model, load_features
-from pipeline.stages import fetch, networks, prepare
+from pipeline.stages import networks
 from pipeline.training import fit
 from pipeline.weights import choose_device, save_model
 
@@ -78,13 +78,11 @@ def test_data_that_it_cannot_learn_are_refused(spec: Any, message: str) -> None:
         Model(make_config(), spec, seed=0)
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "prepared")
 def test_other_splits_than_the_training_split_change_no_bit_of_the_weights(
     workdir: Path, edit_params: Callable[..., None]
 ) -> None:
     edit_params({"networks.classifier.steps": 4})
-    fetch.main("images")
-    prepare.main("images")
     networks.main("classifier")
     weights = workdir / artifacts.NETWORKS / "classifier" / "model.safetensors"
     report = workdir / artifacts.REPORTS / "networks" / "classifier.json"

@@ -188,12 +188,10 @@ def test_a_run_is_evaluated_with_inception(
     assert protocol["network"]["weights_sha256"] == inception_weights.sha256
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "prepared")
 def test_a_feature_network_of_images_of_another_shape_is_refused_by_the_run_s_name(
     edit_params: Callable[..., None],
 ) -> None:
-    fetch.main("images")
-    prepare.main("images")
     edit_params({"networks.classifier.steps": 2})
     networks.main("classifier")
     colour = torch.zeros(60, 3, 28, 28, dtype=torch.uint8)
@@ -203,12 +201,10 @@ def test_a_feature_network_of_images_of_another_shape_is_refused_by_the_run_s_na
         evaluate.main("gan")
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "prepared")
 def test_another_feature_network_changes_the_protocols_of_the_values_that_look_through_it_only(
     edit_params: Callable[..., None],
 ) -> None:
-    fetch.main("images")
-    prepare.main("images")
     edit_params({"networks.classifier.steps": 2})
     sets = {"0": artifacts.read_split("images", "validation")["images"][:200]}
     folder = artifacts.RUNS / "vae"
@@ -386,7 +382,7 @@ def test_the_report_shows_numbers_whose_record_is_not_here(workdir: Path) -> Non
     assert page.read_text().count("the record of its training is not in this folder") == 3
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "prepared")
 def test_real_images_are_chosen_by_content_and_remembered_by_the_network_s_weights(
     workdir: Path, edit_params: Callable[..., None]
 ) -> None:
@@ -396,8 +392,6 @@ def test_real_images_are_chosen_by_content_and_remembered_by_the_network_s_weigh
     def read(split: str) -> set[bytes]:
         return {image.numpy().tobytes() for image in artifacts.read_split("images", split)["images"]}
 
-    fetch.main("images")
-    prepare.main("images")
     edit_params({"networks.classifier.steps": 2})
     networks.main("classifier")
     sets = {str(index): torch.zeros(300, 1, 28, 28, dtype=torch.uint8) for index in range(2)}
@@ -426,7 +420,7 @@ def test_real_images_are_chosen_by_content_and_remembered_by_the_network_s_weigh
         assert len(list((workdir / real_cache.FOLDER).iterdir())) == folders
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "prepared")
 def test_runs_of_all_seeds_are_scored_on_the_same_binary_images(
     edit_params: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,8 +431,6 @@ def test_runs_of_all_seeds_are_scored_on_the_same_binary_images(
         scored.append(images)
         return score(self, images, samples, generator)
 
-    fetch.main("images")
-    prepare.main("images")
     train.main("vae")
     monkeypatch.setattr(vae.Model, "score", watch)
     for seed in (0, 1):
