@@ -24,6 +24,7 @@ help:  ## list the targets
 repro: .venv/installed  ## install the locked environment, then run every stage that is not up to date
 	@dvc repro || { status=$$?; python -m pipeline.params > /dev/null; exit $$status; }  # a wrong key's name
 	pipeline verify
+	pipeline claims
 
 test: .venv/installed  ## run the default tests, without a network
 	OMP_NUM_THREADS=1 python -m pytest -m "not slow" --faults --numprocesses 2
