@@ -116,7 +116,7 @@ def test_a_key_without_a_section_is_left_to_the_stage() -> None:
 @pytest.mark.slow
 def test_the_inputs_are_those_that_dvc_certifies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    stages = {stage.name: stage for stage in dvc_cache.open_repository().index.stages}
+    stages = {stage.name: stage for stage in dvc_cache.read_index().stages}
     assert {"check", "fetch@images", "train@gan", "report"} <= stages.keys()
     for name, stage in stages.items():
         found = inputs.read(*name.split("@"))
