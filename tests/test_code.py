@@ -222,6 +222,7 @@ def test_freeze_and_skip_are_in_the_file_that_the_training_depends_on(workdir: P
     assert "freeze" not in json.loads((workdir / code.FOLDER / "train" / "gan.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_every_definition_that_a_stage_runs_is_in_its_digest(workdir: Path) -> None:
     """Real processes, traced: each function of the package that runs is reached, or is machinery."""

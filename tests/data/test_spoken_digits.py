@@ -169,6 +169,7 @@ def heard(workdir: Path, edit_params: Edit, raw: Path) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_the_stages_make_a_network_that_understands_voices_that_it_never_heard(heard: Path, raw: Path) -> None:
     fetched = heard / artifacts.RAW / "spoken"
     shutil.rmtree(fetched)
