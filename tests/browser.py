@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import requests
@@ -106,20 +107,22 @@ class Browser:
 
 
 @contextmanager
-def start_browser(folder: Path, login: tuple[str, str]) -> Iterator[Browser]:
-    """Start Chromium with an empty profile in `folder`; every request carries the login."""
+def start_browser(login: tuple[str, str]) -> Iterator[Browser]:
+    """Start Chromium with an empty profile; every request carries the login."""
     driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
     assert driver
     assert chromium
     port = find_free_port()
-    environment = {"HOME": str(folder), "TMPDIR": str(folder), "PATH": "/usr/bin:/bin"}
     address = f"http://127.0.0.1:{port}"
     with ExitStack() as started:
+        # Chromium ends where the path of its socket has more than 107 characters, as in the folder of a test.
+        folder = started.enter_context(TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True))
+        environment = {"HOME": folder, "TMPDIR": folder, "PATH": "/usr/bin:/bin"}
         process = subprocess.Popen([driver, f"--port={port}"], env=environment, stdout=subprocess.DEVNULL)
         started.callback(process.wait, timeout=60)
         started.callback(process.terminate)
         wait_for_port(address)
-        options = {"args": [*ARGUMENTS, f"--user-data-dir={folder / 'profile'}"], "binary": chromium}
+        options = {"args": [*ARGUMENTS, f"--user-data-dir={folder}/profile"], "binary": chromium}
         capabilities = {"goog:chromeOptions": options, "goog:loggingPrefs": {"performance": "ALL"}}
         created = requests.post(f"{address}/session", json={"capabilities": {"alwaysMatch": capabilities}}, timeout=120)
         assert created.ok, created.text

@@ -324,7 +324,7 @@ def test_the_interface_shows_runs_charts_pictures_and_models_and_nothing_that_it
     experiment, run = sent
     files = proxy.get(f"/api/2.0/mlflow/artifacts/list?run_id={run}&path=images").json()["files"]
     picture = next(file["path"] for file in files if file["path"].endswith(".png"))
-    with start_browser(tmp_path, ADA) as browser:
+    with start_browser(ADA) as browser:
 
         def show(name: str, path: str, *words: str, until: str = "true") -> None:
             browser.open(f"{proxy.address}/#/{path}")
