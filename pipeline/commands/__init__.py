@@ -11,6 +11,9 @@ from pipeline.artifacts import ArtifactError
 DVC = [sys.executable, "-m", "dvc"]
 
 
+RESULTS = ("metrics", "sets", "protocol")  # JSON files of a run in reports/runs/<run>
+
+
 def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """Return the parser of `pipeline <name>`; its help is the command's docstring, line by line."""
     return argparse.ArgumentParser(

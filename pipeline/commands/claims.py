@@ -6,21 +6,20 @@ A run that has other settings than the committed one is another experiment, and 
 line of a run that git does not have. `pipeline reproduce` makes the committed numbers again, in a fresh clone.
 """
 
-import json
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts, params
-from pipeline.commands import call, make_parser
-from pipeline.commands.reproduce import EXACT, WITHIN, find_interval, judge_claims, read_claims
-from pipeline.evidence.protocol import check_content, flatten
-from pipeline.evidence.uncertainty import format_interval, format_number
+from pipeline.artifacts import ArtifactError
+from pipeline.commands import RESULTS, call, make_parser
+from pipeline.commands.compare import read_file
+from pipeline.commands.reproduce import EXACT, WITHIN, judge_claims, read_claims
+from pipeline.evidence.protocol import check_content, list_differences
+from pipeline.evidence.uncertainty import format_number
 from pipeline.evidence.values import find_value, is_measurement, load_values, sort_names
 
-STEMS = ("metrics", "sets", "protocol")
-RESULTS = ("dvc.lock", str(artifacts.REPORTS))
+PLACES = ("dvc.lock", str(artifacts.REPORTS))
 
 
 def main(arguments: list[str]) -> int:
@@ -32,24 +31,21 @@ def main(arguments: list[str]) -> int:
             continue
         for line in compare_run(run, read_committed(run), read_claims(Path(), run)):
             print(line)
-    changed = call(["git", "status", "--porcelain", "--", *RESULTS], Path.cwd()).splitlines()
+    changed = call(["git", "status", "--porcelain", "--", *PLACES], Path.cwd()).splitlines()
     if changed:
         print(
             f"{len(changed)} files of results differ from the last commit: `git commit -a` makes these numbers the "
-            f"claims,\n`git restore {' '.join(RESULTS)} && dvc checkout` brings the committed results back"
+            f"claims,\n`git restore {' '.join(PLACES)} && dvc checkout` brings the committed results back"
         )
     return 0
 
 
 def read_committed(run: str) -> dict[str, Any] | None:
     """Return the metrics, sets and protocol of a run in the last commit, or None if it has no such run."""
-    claims = {}
-    for stem in STEMS:
-        command = ["git", "show", f"HEAD:./{artifacts.REPORTS}/runs/{run}/{stem}.json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return None
-        claims[stem] = json.loads(done.stdout)
+    try:
+        claims = {stem: read_file("HEAD", f"{artifacts.REPORTS}/runs/{run}/{stem}.json") for stem in RESULTS}
+    except ArtifactError:
+        return None
     check_content(claims["protocol"], f"HEAD:{run}: protocol.json")
     return claims
 
@@ -69,9 +65,10 @@ def compare_run(run: str, claim: Mapping[str, Any] | None, found: Mapping[str, A
     verdicts = {row[0]: row for row in judge_claims(claim, found, "see `pipeline reproduce`")}
     good = sum(row[-1] in {EXACT, WITHIN} for row in verdicts.values())
     exact = sum(row[-1] == EXACT for row in verdicts.values())
-    claimed = f"claimed {format_number(claim['metrics'][first])}"
-    if interval := format_interval(*find_interval(values, first, claim)):
-        claimed += f" {interval}"
+    claimed = "not among the claims"
+    if first in verdicts:
+        _, value, interval, *_ = verdicts[first]
+        claimed = f"claimed {format_number(value)} {interval}".rstrip()
     yield f"{number}, {claimed}; {good} of {len(verdicts)} claims reproduced, {exact} of them bit for bit"
     for metric, value, interval, now, verdict in verdicts.values():
         if verdict not in {EXACT, WITHIN}:
@@ -80,5 +77,4 @@ def compare_run(run: str, claim: Mapping[str, Any] | None, found: Mapping[str, A
 
 def list_settings(claim: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Return the names of the settings by which two runs are not the same experiment."""
-    left, right = (dict(flatten(side["protocol"]["run"])) for side in (claim, found))
-    return sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
+    return [name for name, *_ in list_differences(claim["protocol"]["run"], found["protocol"]["run"])]

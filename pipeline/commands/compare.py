@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import make_parser
+from pipeline.commands import RESULTS, make_parser
 from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, format_refusals
 from pipeline.evidence.uncertainty import (
     LEAST,
@@ -93,7 +93,7 @@ def read_evaluation(name: str, locks: Mapping[str, Mapping[str, Any]]) -> Evalua
         ArtifactError: if the run has not been evaluated there.
     """
     revision, _, run = name.rpartition(":")
-    read = {stem: _read(revision, f"reports/runs/{run}/{stem}.json") for stem in ("metrics", "sets", "protocol")}
+    read = {stem: read_file(revision, f"reports/runs/{run}/{stem}.json") for stem in RESULTS}
     numbers = {metric: [value] for metric, value in read["metrics"].items()} | read["sets"]
     content = check_content(read["protocol"], f"{name}: protocol.json")
     inputs = {stage: _find_inputs(locks[revision], f"{stage}@{run}") for stage in ("train", "sample")}
@@ -111,7 +111,12 @@ def _find_inputs(stages: Mapping[str, Any], instance: str) -> dict[str, str]:
     }
 
 
-def _read(revision: str, path: str) -> Any:
+def read_file(revision: str, path: str) -> Any:
+    """Return the content of a JSON file of the project in a revision, or of the working folder if it is empty.
+
+    Raises:
+        ArtifactError: if it is missing.
+    """
     if not revision:
         return artifacts.read_json(Path(path))
     shown = _call_git_show(revision, path)

@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import DVC, call, make_parser, run_in_clone
+from pipeline.commands import DVC, RESULTS, call, make_parser, run_in_clone
 from pipeline.evidence.protocol import check_content, find_differences
 from pipeline.evidence.uncertainty import format_interval, summarize
 from pipeline.evidence.values import (
@@ -121,7 +121,7 @@ def read_claims(folder: Path, run: str) -> dict[str, Any]:
         ArtifactError: if the run's numbers are not committed.
     """
     where = folder / artifacts.REPORTS / "runs" / run
-    claims = {stem: artifacts.read_json(where / f"{stem}.json") for stem in ("metrics", "sets", "protocol")}
+    claims = {stem: artifacts.read_json(where / f"{stem}.json") for stem in RESULTS}
     check_content(claims["protocol"], f"{run}: protocol.json")
     return claims
 

@@ -22,7 +22,7 @@ from pydantic import Field
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
-from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, flatten, format_refusals
+from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, format_refusals, list_differences
 from pipeline.evidence.uncertainty import format_interval, format_number, summarize
 from pipeline.evidence.values import Values, find_count, find_value, load_values
 from pipeline.params import Section, check_section, read_mapping
@@ -157,14 +157,13 @@ def check_runs(name: str, contents: dict[str, dict[str, Any]]) -> list[int]:
     if len(set(seeds)) < len(seeds):
         msg = f"{PATH}: {name}.runs: expected one run per seed, {', '.join(contents)} have the seeds {seeds}"
         raise ArtifactError(msg)
-    first, *others = [dict(flatten(content["run"])) for content in contents.values()]
-    for run, other in zip(list(contents)[1:], others, strict=True):
-        keys = sorted({*first, *other} - {"seed"})
-        if differing := [key for key in keys if first.get(key) != other.get(key)]:
-            key = differing[0]
-            pair = f"{key} is {first.get(key)!r} in {next(iter(contents))} and {other.get(key)!r} in {run}"
-            msg = f"{PATH}: {name}.runs: expected runs that differ only in the seed, {pair}"
-            raise ArtifactError(msg)
+    first, *others = contents
+    for run in others:
+        for key, left, right in list_differences(contents[first]["run"], contents[run]["run"]):
+            if key != "seed":
+                pair = f"{key} is {left!r} in {first} and {right!r} in {run}"
+                msg = f"{PATH}: {name}.runs: expected runs that differ only in the seed, {pair}"
+                raise ArtifactError(msg)
     return seeds
 
 

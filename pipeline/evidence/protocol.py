@@ -86,12 +86,17 @@ def make_tags(content: Content) -> dict[str, str]:
     return {f"protocol.{name}": entry["hash"] for name, entry in content["values"].items()}
 
 
+def list_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (dotted name, first, second) of every leaf of nested mappings that differs; a missing one is None."""
+    left, right = dict(flatten(first)), dict(flatten(second))
+    leaves = sorted(left.keys() | right.keys())
+    return [(leaf, left.get(leaf), right.get(leaf)) for leaf in leaves if left.get(leaf) != right.get(leaf)]
+
+
 def find_differences(first: Content, second: Content, name: str) -> list[tuple[str, Any, Any]]:
     """Return (field, first, second) of every field that a value depends on and that differs; a missing one is None."""
     fields = {field for content in (first, second) for field in content["values"].get(name, {}).get("fields", ())}
-    left, right = (select(content["protocol"], fields) for content in (first, second))
-    leaves = sorted(left.keys() | right.keys())
-    return [(leaf, left.get(leaf), right.get(leaf)) for leaf in leaves if left.get(leaf) != right.get(leaf)]
+    return list_differences(*(select(content["protocol"], fields) for content in (first, second)))
 
 
 def find_refusals(

@@ -7,7 +7,6 @@ inputs an instance has. Large files are not read: size and time tell whether the
 
 import contextlib
 import functools
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import code, params, plugins
+from pipeline import artifacts, code, params, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.params import Params
 
@@ -153,8 +152,5 @@ def _look_at(paths: list[Path]) -> dict[str, Any]:
             if path.is_file() and "__pycache__" not in path.parts:
                 about = path.stat()
                 is_small = path.suffix in SMALL
-                value = (
-                    hashlib.sha256(path.read_bytes()).hexdigest() if is_small else (about.st_size, about.st_mtime_ns)
-                )
-                found[str(path)] = value
+                found[str(path)] = artifacts.digest(path) if is_small else (about.st_size, about.st_mtime_ns)
     return found

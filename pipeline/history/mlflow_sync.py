@@ -78,9 +78,9 @@ class MlflowSync:
         self.sampled.set()
         for thread in self.threads[1:]:
             thread.join(1)  # its last sample is to be sent
-        beside = self.record.folder.with_name("model")
-        if model is None and self.record.about["status"] == "FINISHED" and beside.exists():
-            model = beside  # an evaluation or `pipeline sync`, whose run may have been deleted from MLflow for good
+        stored = self.record.folder.with_name("model")
+        if model is None and self.record.about["status"] == "FINISHED" and stored.exists():
+            model = stored  # an evaluation or `pipeline sync`, whose run may have been deleted from MLflow for good
         self.ending = lambda: self._end(values or {}, step, tags or {}, model)
         self.finishing.set()
         if not self.threads:

@@ -7,8 +7,7 @@ write            turns what a source prepared into the files of data/prepared/<d
 question_data    sentences on what in a manifest is perhaps not what the user meant, each with the key that changes it
 show_data        the training split at a glance, by class: an Exhibit
 examples         training examples of a split, for the loop in training.py
-require          refuses, before anything is computed, data that a model's config or the sampling does not fit: see
-                 `require_run`
+require          optional: refuses, before anything is computed, data that a model's config or the sampling does not fit
 check            refuses values that would give a plausible number for nonsense
 show             many values as one thing to look at or listen to: an Exhibit
 encode           one value as text, for the served model

@@ -8,7 +8,7 @@ Dimensions: N clips, T samples of a clip.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -33,7 +33,7 @@ from pipeline.kinds import (
     question_examples,
 )
 from pipeline.kinds import labels as class_labels
-from pipeline.params import Known, Params, Source
+from pipeline.params import Source
 from pipeline.randomness import make_generator
 
 if TYPE_CHECKING:
@@ -132,11 +132,6 @@ def show_data(folder: Path, manifest: dict[str, Any]) -> Exhibit:
 def make_fields(samples: int, rate: int, classes: int) -> dict[str, FieldSpec]:
     """Return the fields of a set of labelled clips."""
     return {"clips": Spec(samples=samples, rate=rate), "labels": class_labels.Spec(classes=classes)}
-
-
-def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
-    """Accept every set of clips: models refuse lengths themselves."""
-    del key, settings, known
 
 
 def examples(split: dict[str, Tensor], config: Any, seed: int) -> Rows:

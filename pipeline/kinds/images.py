@@ -39,7 +39,7 @@ from pipeline.kinds import (
     question_files,
 )
 from pipeline.kinds import labels as class_labels
-from pipeline.params import Known, Params, Source
+from pipeline.params import Source
 from pipeline.randomness import make_generator
 
 if TYPE_CHECKING:
@@ -248,11 +248,6 @@ def _lay_out(images: Tensor) -> Image.Image:
 def make_fields(shape: tuple[int, int, int], classes: int) -> dict[str, FieldSpec]:
     """Return the fields of a set of labelled images."""
     return {"images": Spec(shape=shape), "labels": class_labels.Spec(classes=classes)}
-
-
-def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
-    """Accept every set of images: models refuse shapes themselves."""
-    del key, settings, known
 
 
 def require_split(data: str, source: Source, split: str, splits: Mapping[str, Mapping[str, Any]]) -> None:

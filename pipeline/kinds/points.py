@@ -6,7 +6,7 @@ A source's `prepare` returns Points; the stage `prepare` calls `write`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -29,7 +29,7 @@ from pipeline.kinds import (
     question_examples,
 )
 from pipeline.kinds import labels as class_labels
-from pipeline.params import Known, Params, Source
+from pipeline.params import Source
 from pipeline.randomness import make_generator
 
 if TYPE_CHECKING:
@@ -113,11 +113,6 @@ def show_data(folder: Path, manifest: dict[str, Any]) -> Exhibit:
 def make_fields(dimensions: int, classes: int) -> dict[str, FieldSpec]:
     """Return the fields of a set of points, each labelled with its mode."""
     return {"points": Spec(dimensions=dimensions), "labels": class_labels.Spec(classes=classes)}
-
-
-def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
-    """Accept every set of points."""
-    del key, settings, known
 
 
 def examples(split: dict[str, Tensor], config: Any, seed: int) -> Rows:

@@ -1,7 +1,8 @@
 """Asks every later stage, before a stage computes anything, whether it can work with the data that there are.
 
-Each model, feature network, kind and metric has a function `require`, which refuses data that it would refuse in the
-end anyway. `check` asks with the fields that params.yaml foresees; the later stages ask with the prepared data too.
+Each model, feature network and metric has a function `require`, which refuses data that it would refuse in the end
+anyway, and a kind may have one. `check` asks with the fields that params.yaml foresees; the later stages ask with the
+prepared data too.
 """
 
 import contextlib
@@ -30,7 +31,9 @@ def require_run(key: str, settings: Params, known: Mapping[str, Known]) -> None:
             plugins.load("models", run.model).require(settings.models[key], fields)
     if run.network != NONE:
         require_network(run.network, settings, known)
-    plugins.load("kinds", settings.data[run.data].KIND).require(key, settings, known)
+    kind = plugins.load("kinds", settings.data[run.data].KIND)
+    if hasattr(kind, "require"):
+        kind.require(key, settings, known)
     plugins.load("metrics", run.metric).require(key, settings, known)
 
 

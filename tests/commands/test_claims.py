@@ -60,6 +60,16 @@ def test_other_settings_and_new_runs_have_no_claim(capsys: pytest.CaptureFixture
     assert second == "vae: fid_x 5; git has no claim of this run"
 
 
+@pytest.mark.usefixtures("claimed")
+def test_a_number_that_the_commit_does_not_have_is_no_claim(capsys: pytest.CaptureFixture[str]) -> None:
+    path = artifacts.REPORTS / "runs" / "gan" / "metrics.json"
+    artifacts.write_json(path, {"samples": 1000, "precision_x": 0.5})
+    commit()
+    write("gan", fid=FOUND, others={"precision_x": 0.5})
+    first, *_ = run(capsys)
+    assert first == "gan: fid_x 5, not among the claims; 1 of 1 claims reproduced, 1 of them bit for bit"
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("prepared")
 def test_another_machine_s_bits_are_within_the_claims_by_one_judge_and_not_by_another(
