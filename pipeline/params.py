@@ -65,7 +65,7 @@ class Network(Section):
 class Trainable(Section):
     """Base of every section that is trained: the keys that the training loop reads."""
 
-    steps: int = Field(ge=1, description="optimizer steps")
+    steps: int = Field(ge=0, description="optimizer steps; 0 keeps the weights of a start as they are")
     batch_size: int = Field(ge=1, description="examples per step, over all processes")
     clip_norm: float | None = Field(
         default=None, gt=0, exclude_if=lambda norm: norm is None, description="largest global norm of the gradient"
@@ -149,6 +149,8 @@ def load(path: Path = PATH) -> Params:
         if not problems
     }
     for name, run in runs.items():
+        if run.start == NONE and name in models and not models[name].steps:
+            problems.append(f"runs.{name}: steps 0 keeps the weights of a start, which is {NONE}")
         problems += [] if problems else _check_kinds(name, run, checked["data"][run.data])
     if problems:
         raise _error(path, problems)

@@ -13,11 +13,23 @@ from torch import Tensor
 
 from pipeline import artifacts, plugins
 from pipeline.artifacts import ArtifactError
-from pipeline.formats.tokenizers import TextTokenizer, restore_tokenizer
-from pipeline.kinds import Fields, Pool, flatten_fields, unflatten_fields
+from pipeline.formats.tokenizers import TextTokenizer, extend_tokenizer, match_tokens, restore_tokenizer
+from pipeline.kinds import Fields, Pool, flatten_fields, read_fields, unflatten_fields
 from pipeline.params import Section
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, ADAPTER = "model.safetensors", "config.json", "adapter.safetensors"
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What a model of a data set is made for: its fields, and the state of its tokenizer if it writes text.
+
+    tokens: the start's token for each token, -1 for those that it lacks; empty without a start.
+    """
+
+    fields: Fields
+    tokenizer: dict[str, str] | None = None
+    tokens: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,35 @@ class Loaded:
         return values.cpu()
 
 
+def read_learnt(data: str, start: Path | None = None) -> Learnt:
+    """Return what a model of the prepared data set `data` is made for.
+
+    A model of text that starts from another one keeps its characters: they follow those of the data.
+
+    Args:
+        data: the data set.
+        start: folder of the model that it starts from.
+
+    Raises:
+        ArtifactError: if no tokenizer has the tokens of both.
+    """
+    fields, path = read_fields(data), artifacts.PREPARED / data / "tokenizer.json"
+    if not path.exists():
+        return Learnt(fields)
+    own = artifacts.read_json(path)
+    state = artifacts.read_json(start / CONFIG)["tokenizer"] if start else None
+    if not state:
+        return Learnt(fields, own)
+    try:
+        both = extend_tokenizer(own, state)
+    except ValueError as error:
+        msg = f"data.{data}.tokenizer: {error}, from {start}; character and byte go with any text"
+        raise ArtifactError(msg) from error
+    size = restore_tokenizer(both).size
+    wider = {name: spec.model_copy(update={"vocabulary": size}) for name, spec in fields.items()}
+    return Learnt(wider, both, match_tokens(both, state))
+
+
 def choose_device() -> torch.device:
     """Return the accelerator, if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,14 +112,20 @@ def save_model(
     *,
     tokenizer: Any = None,
     pool: Pool | None = None,
+    adapter: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the kept weights of a LightningModule, what rebuilds it, and what its given fields are drawn from."""
+    """Write the kept weights of a LightningModule, what rebuilds it, and what its given fields are drawn from.
+
+    `adapter`: factors of low-rank adapters, which the weights contain; they are written once more by themselves.
+    """
     tensors = {name: tensor.detach().cpu() for name, tensor in model.kept.state_dict().items()}
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         msg = f"{folder}: not written, weights are not finite: {', '.join(broken[:5])}"
         raise ArtifactError(msg)
     artifacts.write_tensors(folder / WEIGHTS, tensors)
+    if adapter:
+        artifacts.write_tensors(folder / ADAPTER, {name: tensor.cpu() for name, tensor in adapter.items()})
     about = {"model": plug_in, "config": config, **flatten_fields(fields), "tokenizer": tokenizer}
     given = pool.dump() if pool else {}
     artifacts.write_json(folder / CONFIG, about | ({"given": given} if given else {}))
@@ -114,7 +161,9 @@ def load_model(folder: Path, family: str = "models") -> Loaded:
     return Loaded(model.eval().to(choose_device()), fields, config, tokenizer, pool)
 
 
-def start_from(model: Any, folder: Path, *, skip: Sequence[str], freeze: Sequence[str]) -> None:
+def start_from(
+    model: Any, folder: Path, *, skip: Sequence[str], freeze: Sequence[str], tokens: Sequence[int] = ()
+) -> None:
     """Give a new model the kept weights of a trained one, by name, and freeze some of them.
 
     Args:
@@ -122,6 +171,7 @@ def start_from(model: Any, folder: Path, *, skip: Sequence[str], freeze: Sequenc
         folder: of the trained model.
         skip: patterns of names, such as `head.*`, that keep their fresh weights.
         freeze: patterns of names that are not trained.
+        tokens: the source's token for each token of the model, -1 for a new one, whose rows keep their fresh weights.
 
     Raises:
         ArtifactError: if a pattern matches nothing, or a weight is missing or has another shape: each by its name.
@@ -135,6 +185,8 @@ def start_from(model: Any, folder: Path, *, skip: Sequence[str], freeze: Sequenc
             msg = f"{key}: {', '.join(idle)} matches no weight; the model has {', '.join(names)}"
             raise ArtifactError(msg)
     taken = {name: tensor for name, tensor in source.items() if not _matches(name, skip)}
+    for name in taken.keys() & set(getattr(model, "token_rows", ())) if tokens else ():
+        taken[name] = _take_rows(taken[name], targets[0].state_dict()[name], tokens)
     for target in targets:
         problems = _compare_shapes(target.state_dict(), taken, skip)
         if problems:
@@ -143,6 +195,12 @@ def start_from(model: Any, folder: Path, *, skip: Sequence[str], freeze: Sequenc
         target.load_state_dict(taken, strict=False)
     for name, parameter in targets[0].named_parameters():
         parameter.requires_grad_(parameter.requires_grad and not _matches(name, freeze))
+
+
+def _take_rows(source: Tensor, fresh: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Return the rows (V, D) of a model's tokens: of the source where it has the token, else the fresh ones."""
+    rows = torch.tensor(tokens)
+    return torch.where((rows < 0)[:, None], fresh, source[rows.clamp(min=0)])
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

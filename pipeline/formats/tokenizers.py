@@ -205,6 +205,37 @@ def restore_tokenizer(state: dict[str, str]) -> TextTokenizer:
             return BytePairTokenizer(Tokenizer.from_str(state["json"]), state["characters"])
 
 
+def extend_tokenizer(own: dict[str, str], start: dict[str, str]) -> dict[str, str]:
+    """Return the state of a tokenizer that writes what both do, with the tokens of `own` for the text of `own`.
+
+    Characters that only the start has follow those of the own text: a model that starts from another one forgets none
+    of them, and prepared tokens stay as they are.
+
+    Args:
+        own: state of the tokenizer of the data.
+        start: state of the tokenizer of the model that a run starts from.
+
+    Raises:
+        ValueError: if no tokenizer has the tokens of both, because one is of another kind, or has other merges.
+    """
+    if own["tokenizer"] != start["tokenizer"] or own.get("json") != start.get("json"):
+        msg = f"the data have {own['tokenizer']} tokens, the start has {start['tokenizer']} tokens"
+        if own["tokenizer"] == start["tokenizer"]:
+            msg += " with other merges"
+        raise ValueError(msg)
+    both = {*own["characters"], *start["characters"]}
+    added = "".join(character for character in start["characters"] if character not in own["characters"])
+    return own | {"characters": own["characters"] + added if "json" not in own else "".join(sorted(both))}
+
+
+def match_tokens(own: dict[str, str], start: dict[str, str]) -> list[int]:
+    """Return the token of `start` that each token of `own` was, -1 for those that it lacks."""
+    if own["tokenizer"] != "character":
+        return list(range(restore_tokenizer(own).size))
+    places = {character: token for token, character in enumerate(start["characters"])}
+    return [places.get(character, -1) for character in own["characters"]]
+
+
 def cut(texts: Iterable[str], size: int = PIECE) -> Iterator[str]:
     """Cut texts, read as one, into pieces of at most `size` characters; how they came in changes nothing.
 

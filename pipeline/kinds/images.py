@@ -26,6 +26,7 @@ from pipeline.formats.own_files import FileReport, write_reports
 from pipeline.kinds import (
     LEAST_ALIKE,
     MOST_DUPLICATES,
+    TRAIN,
     Drawn,
     Exhibit,
     FieldSpec,
@@ -73,6 +74,12 @@ class ImageConfig(Source):
 
     split_seed: int = Field(ge=0, description="seed of the stratified split")
     validation: float = Field(gt=0, lt=1, description="share of the images outside the test split")
+    train_limit: int = Field(
+        default=0,
+        ge=0,
+        exclude_if=lambda limit: not limit,
+        description="training images that are kept, the first of a random order of `split_seed`; 0: all",
+    )
 
 
 @dataclass(frozen=True)
@@ -129,11 +136,14 @@ def write(folder: Path, images: ImageSplits, config: ImageConfig) -> dict[str, A
     Raises:
         ArtifactError: if dtype, shape or counts of a split are not those of images with labels.
     """
-    del config
     entries = {}
     known: dict[str, set[bytes]] = {}
     for name in (name for name in SPLITS if name in images.splits):
         pixels, labels = images.splits[name]
+        if name == TRAIN and config.train_limit:
+            order = torch.randperm(len(pixels), generator=make_generator(config.split_seed, "limit"))
+            kept = order[: config.train_limit].sort().values
+            pixels, labels = pixels[kept], labels[kept]
         if not len(pixels):
             counts = ", ".join(f"{split} {len(values)}" for split, (values, _) in images.splits.items())
             msg = f"data.{folder.name}.validation: every split needs an image, got {counts}; change the share"

@@ -10,7 +10,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -33,7 +33,7 @@ from pipeline.formats.tokenizers import (
     restore_tokenizer,
     train_tokenizer,
 )
-from pipeline.kinds import Drawn, Exhibit, FieldSpec, Look, dump_fields, name_key, question_files
+from pipeline.kinds import TRAIN, Drawn, Exhibit, FieldSpec, Look, dump_fields, name_key, question_files
 from pipeline.params import Known, Params, Source
 from pipeline.randomness import make_generator
 
@@ -73,6 +73,12 @@ class TextConfig(Source):
     vocabulary: int = Field(
         ge=257, description="tokens of bpe, learnt from 16 million characters at most; the others have what they need"
     )
+    train_limit: int = Field(
+        default=0,
+        ge=0,
+        exclude_if=lambda limit: not limit,
+        description="characters of the training split that are kept, the first ones; 0: all",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TextConfig:
@@ -95,6 +101,23 @@ class Texts:
     known: Mapping[str, Any] = field(default_factory=dict)
     files: Sequence[FileReport] = ()
     encoding: str = "utf-8"
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The first characters of a text."""
+
+    pieces: Iterable[str]
+    characters: int
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the pieces, the last one cut."""
+        left = self.characters
+        for piece in self.pieces:
+            yield piece[:left]
+            left -= len(piece)
+            if left <= 0:
+                return
 
 
 @dataclass(frozen=True)
@@ -148,6 +171,8 @@ def write(folder: Path, texts: Texts, config: TextConfig) -> dict[str, Any]:
     Raises:
         ArtifactError: if a split that the config asks for has no text to predict.
     """
+    if config.train_limit:
+        texts = replace(texts, splits={**texts.splits, TRAIN: Beginning(texts.splits[TRAIN], config.train_limit)})
     entries = {name: survey(Watched(pieces, f"survey {name}")) for name, pieces in texts.splits.items()}
     wanted = [name for name in SPLITS if name != "test" or config.test]
     if short := [name for name in wanted if name not in entries or entries[name]["characters"] < SHORTEST]:

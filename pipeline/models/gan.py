@@ -58,7 +58,7 @@ class Config(Trainable):
     final_penalty: float = Field(gt=0, le=1, description="share of r1 and r2 reached by the cosine's end (R3GAN)")
     penalty_every: int = Field(ge=1, description="steps between penalties, which are scaled up to make up for it")
     discriminator_steps: int = Field(ge=1, description="discriminator updates per generator update")
-    steps: int = Field(ge=1, description="generator updates")
+    steps: int = Field(ge=0, description="generator updates; 0 keeps the weights of a start as they are")
     batch_size: int = Field(ge=2, description="images per step, over all processes")
     generator_learning_rate: float = Field(gt=0, description="peak learning rate of Adam")
     discriminator_learning_rate: float = Field(gt=0, description="peak learning rate of Adam")

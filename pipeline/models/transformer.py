@@ -24,7 +24,9 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields, find_field
+from pipeline.layers import lora
 from pipeline.layers.blocks import Muon, make_average, token_nats, warmup_cosine
 from pipeline.layers.decoding import Decoder, choose, require_room
 from pipeline.params import Trainable
@@ -42,7 +44,7 @@ class Config(Trainable):
     width: int = Field(ge=2, description="width D of the residual stream")
     context: int = Field(ge=2, description="tokens per training window, and the longest attention span")
     dropout: float = Field(ge=0, lt=1, description="share of activations dropped, of each block's output")
-    steps: int = Field(ge=1, description="optimizer steps")
+    steps: int = Field(ge=0, description="optimizer steps; 0 keeps the weights of a start as they are")
     batch_size: int = Field(ge=1, description="windows per step, over all processes")
     optimizer: Literal["adamw", "muon"] = Field(description="update rule of the hidden matrices")
     learning_rate: float = Field(gt=0, description="peak learning rate of embeddings and head (AdamW)")
@@ -52,6 +54,12 @@ class Config(Trainable):
     weight_decay: float = Field(ge=0, description="decoupled weight decay")
     clip_norm: float = Field(gt=0, description="largest global norm of the gradient")
     ema: float = Field(ge=0, lt=1, description="decay of the averaged weights that are kept; 0 keeps the last weights")
+    lora_rank: int = Field(
+        default=0,
+        ge=0,
+        exclude_if=lambda rank: not rank,
+        description="rank of adapters that are trained in place of the weights of a start (LoRA); 0 trains the weights",
+    )
     compile: bool = Field(
         default=False, description="fuse the loss by torch.compile, which needs a compiler: faster, other bits"
     )
@@ -169,6 +177,7 @@ class Model(LightningModule):
     """Trains and samples the network."""
 
     given: tuple[str, ...] = ()
+    token_rows = ("embedding.weight", "head.weight")  # weights with a row for each token
 
     def __init__(self, config: Config, fields: Fields, seed: int) -> None:
         super().__init__()
@@ -179,6 +188,28 @@ class Model(LightningModule):
             self.network = Network(config, fields[self.makes].vocabulary)
         self.average = make_average(self.network, config.ema) if config.ema else None
         self.compiled: Callable[[dict[str, Tensor]], Tensor] | None = None
+
+    def begin(self, *, has_start: bool) -> None:
+        """Put adapters next to the weights of the start, if they are asked for.
+
+        Raises:
+            ArtifactError: if there is no start.
+        """
+        if not self.config.lora_rank:
+            return
+        if not has_start:
+            msg = "lora_rank: adapters stand next to the weights of a start, which is none; expected 0"
+            raise ArtifactError(msg)
+        with seeded(self.seed, "adapters"):
+            lora.adapt(self.network, self.network.blocks, self.config.lora_rank)
+        if self.average is not None:  # made before there were adapters
+            self.average = make_average(self.network, self.config.ema)
+
+    def end(self) -> dict[str, Tensor]:
+        """Put the adapters into the weights, and return their factors by name; none without adapters."""
+        factors = lora.collect(self.kept)
+        lora.merge(self.kept)
+        return factors
 
     def on_fit_start(self) -> None:
         """Compile the loss, if that is asked for.
@@ -232,9 +263,11 @@ class Model(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW or Muon with warm-up and cosine decay."""
         config = self.config
-        hidden = [p for p in self.network.blocks.parameters() if p.ndim == 2]
-        chosen = {id(p) for p in hidden}
-        others = [p for p in self.network.parameters() if id(p) not in chosen]
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        # The factors of an adapter are no hidden matrices: their product is one.
+        matrices = [p for p in self.network.blocks.parameters() if p.ndim == 2 and not config.lora_rank]
+        chosen = {id(p) for p in matrices}
+        hidden, others = ([p for p in trained if (id(p) in chosen) is is_hidden] for is_hidden in (True, False))
         optimizer: torch.optim.Optimizer
         if config.optimizer == "muon":
             optimizer = Muon(

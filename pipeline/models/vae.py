@@ -48,7 +48,7 @@ class Config(Trainable):
     free_bits: float = Field(ge=0, description="nats of KL per latent unit that cost nothing (Kingma et al. 2016)")
     importance_samples: int = Field(ge=1, description="K of the training bound; 1 is the evidence lower bound")
     shift: int = Field(ge=0, description="largest random shift of a training image, in pixels")
-    steps: int = Field(ge=1, description="optimizer steps")
+    steps: int = Field(ge=0, description="optimizer steps; 0 keeps the weights of a start as they are")
     batch_size: int = Field(ge=1, description="images per step, over all processes")
     learning_rate: float = Field(gt=0, description="peak learning rate of AdamW")
     warmup: int = Field(ge=0, description="steps of linear warm-up")

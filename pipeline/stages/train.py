@@ -25,14 +25,14 @@ from pipeline.history.inputs import Inputs
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment, describe_lineage
 from pipeline.history.recorder import Recorder
-from pipeline.kinds import TRAIN, Pool, make_pool, parse_fields, read_fields, read_known
+from pipeline.kinds import TRAIN, Pool, make_pool, read_known
 from pipeline.params import NONE, Params, Run, Section, Trainable
 from pipeline.runtime import checkpoints, processes, sharding
 from pipeline.runtime.preemption import PreemptedError
 from pipeline.runtime.processes import get_rank
 from pipeline.runtime.requirements import require_run
 from pipeline.training import fingerprint, fit
-from pipeline.weights import WEIGHTS, Loaded, save_model, start_from
+from pipeline.weights import WEIGHTS, Learnt, Loaded, read_learnt, save_model, start_from
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ def main(key: str) -> None:
     require_run(key, settings, {run.data: read_known(run.data)})
     parts = (run, config, manifest, read_start(run))
     state = checkpoints.locate(f"train-{key}") / fingerprint(*parts, code.digest("train", key, settings))
-    if processes.are_to_be_started():
+    if config.steps and processes.are_to_be_started():
         if sharding.is_named():  # what it cannot train is refused before the processes start
-            sharding.require_divisible(make_model(run, config))
+            sharding.require_divisible(make_model(run, config, read_learnt(run.data, _find_start(run))))
         processes.supervise("train", key, lambda cause: close_failed(state, cause))
         return
     checkpoints.require_writable(artifacts.RUNS / key, artifacts.REPORTS / "runs" / key)
@@ -68,13 +68,12 @@ def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
     """
     run, config = settings.runs[key], settings.models[key]
     manifest = artifacts.read_manifest(run.data)
-    fields = parse_fields(manifest["fields"])
+    learnt = read_learnt(run.data, _find_start(run))
     kind = plugins.load("kinds", manifest["kind"])
-    model = make_model(run, config)
+    model = make_model(run, config, learnt)
     training, validation = (artifacts.read_split(run.data, split) for split in ("train", "validation"))
-    tokens = artifacts.PREPARED / run.data / "tokenizer.json"
-    tokenizer = artifacts.read_json(tokens) if tokens.exists() else None
     sampling = settings.metrics[run.metric].sampling
+    fields, tokenizer = learnt.fields, learnt.tokenizer
     make = partial(make_pool, fields, model.given, manifest=manifest, read=partial(artifacts.read_split, run.data))
     pool = make(sampling)
     record = _open_record(state, key, settings, pool) if get_rank() == 0 else None
@@ -84,22 +83,24 @@ def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
     preview = Preview(loaded, validation, record, run.seed, config.steps, manifest, sampling) if record else None
     folder = artifacts.RUNS / key / "model"
     try:
-        trainer = fit(
-            model,
-            kind.examples(training, config, run.seed),
-            steps=config.steps,
-            batch_size=config.batch_size,
-            seed=run.seed,
-            clip_norm=config.clip_norm,
-            state=state,
-            callbacks=[Recorder(record, config.steps, preview, whole)],
-        )
+        if config.steps:
+            fit(
+                model,
+                kind.examples(training, config, run.seed),
+                steps=config.steps,
+                batch_size=config.batch_size,
+                seed=run.seed,
+                clip_norm=config.clip_norm,
+                state=state,
+                callbacks=[Recorder(record, config.steps, preview, whole)],
+            )
         sharding.gather(model, whole)
         if record:
             seen.require_same()
-        if trainer.is_global_zero:
+        adapter = whole.end() if hasattr(whole, "end") else None
+        if get_rank() == 0:
             as_trained = make(SimpleNamespace(**dict.fromkeys(model.given, TRAIN)))  # a model depends on no metric
-            save_model(folder, run.model, whole, config, fields, tokenizer=tokenizer, pool=as_trained)
+            save_model(folder, run.model, whole, config, fields, tokenizer=tokenizer, pool=as_trained, adapter=adapter)
     except BaseException as error:
         if record and sync:
             _give_up(record, sync, error)
@@ -113,12 +114,20 @@ def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
         print(f"{key}: {config.steps} steps in {record.about['totals']['seconds']:.0f} s, weights in {folder}")
 
 
-def make_model(run: Run, config: Trainable) -> Any:
+def make_model(run: Run, config: Trainable, learnt: Learnt) -> Any:
     """Return the run's model: fresh, or with the weights of its start."""
-    model = plugins.load("models", run.model).Model(config, read_fields(run.data), run.seed)
-    if run.start != NONE:
-        start_from(model, artifacts.RUNS / run.start / "model", skip=run.skip, freeze=run.freeze)
+    model = plugins.load("models", run.model).Model(config, learnt.fields, run.seed)
+    start = _find_start(run)
+    if start:
+        start_from(model, start, skip=run.skip, freeze=run.freeze, tokens=learnt.tokens)
+    if hasattr(model, "begin"):
+        model.begin(has_start=start is not None)
     return model
+
+
+def _find_start(run: Run) -> Path | None:
+    """Return the folder of the model that a run starts from."""
+    return None if run.start == NONE else artifacts.RUNS / run.start / "model"
 
 
 def _give_up(record: Record, sync: MlflowSync, error: BaseException) -> None:

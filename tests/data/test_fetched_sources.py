@@ -20,8 +20,8 @@ import torch
 from ruamel.yaml import YAML
 
 from pipeline.artifacts import ArtifactError, read_json
+from pipeline.data import cifar10, enwik8, fashion_mnist, mnist, shakespeare, stacked_mnist, usps, wikitext2
 from pipeline.formats import archives, idx
-from pipeline.data import cifar10, enwik8, fashion_mnist, mnist, shakespeare, stacked_mnist, wikitext2
 from pipeline.kinds import images
 from pipeline.kinds.images import ImageSplits, make_fields
 
@@ -67,7 +67,7 @@ def pinned(module: ModuleType) -> list[tuple[str, Iterable[str]]]:
 
 
 @pytest.mark.parametrize(
-    "module", [mnist, fashion_mnist, cifar10, shakespeare, wikitext2, enwik8], ids=lambda module: module.__name__
+    "module", [mnist, fashion_mnist, cifar10, usps, shakespeare, wikitext2, enwik8], ids=lambda module: module.__name__
 )
 def test_every_file_has_a_pinned_hash_and_two_https_folders(module: ModuleType) -> None:
     entries = pinned(module)
@@ -294,9 +294,7 @@ def test_stacked_mnist_channels_are_digits_of_their_split_and_the_class_is_their
 def test_stacked_mnist_is_a_function_of_the_seed(raw: Path, digits: dict[str, np.ndarray], tmp_path: Path) -> None:
     del digits
     config = images.ImageConfig.model_validate({"source": "test"} | IMAGES)
-    manifests = [
-        images.write(tmp_path / str(index), stacked_mnist.prepare(raw, STACKED), config) for index in range(2)
-    ]
+    manifests = [images.write(tmp_path / str(index), stacked_mnist.prepare(raw, STACKED), config) for index in range(2)]
     assert manifests[0] == manifests[1]
     for name in ("train", "validation", "test"):
         first, second = ((tmp_path / folder / f"{name}.safetensors").read_bytes() for folder in "01")
