@@ -4,7 +4,7 @@ Dimensions: B batch, C H W image, T tokens, D width, V vocabulary, Z latent.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -181,60 +181,3 @@ def shift_images(images: Tensor, most: int, generator: torch.Generator, part: Pa
     where = torch.arange(batch, device=images.device).view(-1, 1, 1, 1)
     channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
     return padded[where, channel, rows, columns]
-
-
-def translate(images: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
-    """Move each image by up to an eighth of its sides, filling with -1."""
-    height, width = images.shape[2:]
-    moved = shift_images(images + 1, round(max(height, width) / 8), generator, part)
-    return moved - 1
-
-
-def cut_out(images: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
-    """Blank a rectangle of half the sides, centred anywhere in the image, with 0, the middle grey."""
-    batch, _, height, width = images.shape
-    device = images.device
-    masks = []
-    for side, shape in ((height, (batch, 1, height, 1)), (width, (batch, 1, 1, width))):
-
-        def draw(count: int, side: int = side) -> Tensor:
-            return torch.randint(side + 1, (count, 1), generator=generator, device=device)
-
-        centre = share(draw, batch, part)
-        distance = torch.arange(side, device=device) - centre + 0.5  # (B, side)
-        masks.append((distance.abs() < side / 4).view(shape))
-    return images * ~(masks[0] & masks[1])
-
-
-def change_colour(images: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
-    """Add to all pixels -0.5 to 0.5, scale saturation by 0 to 2 and contrast by 0.5 to 1.5."""
-
-    def draw(count: int) -> Tensor:
-        return torch.rand(count, 1, 1, 1, generator=generator, device=images.device)
-
-    brightness, saturation, contrast = (share(draw, len(images), part) for _ in range(3))
-    images = images + brightness - 0.5
-    for axes, factor in (((1,), 2 * saturation), ((1, 2, 3), contrast + 0.5)):
-        mean = images.mean(dim=axes, keepdim=True)
-        images = mean + (images - mean) * factor
-    return images
-
-
-Augmentation = Callable[[Tensor, torch.Generator, Part], Tensor]
-POLICIES: dict[str, Augmentation] = {"translation": translate, "cutout": cut_out, "colour": change_colour}
-
-
-def pick_augmentation(names: Sequence[str]) -> Augmentation:
-    """Return what changes images (B, C, H, W) in [-1, 1] at random, differentiably, each in its own way.
-
-    Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training": `translation` by up to an eighth of
-    the side, `cutout` of a square of half the side, `colour`: brightness, saturation and contrast.
-    """
-    chosen = [POLICIES[name] for name in names]
-
-    def augment(images: Tensor, generator: torch.Generator, part: Part) -> Tensor:
-        for policy in chosen:
-            images = policy(images, generator, part)
-        return images
-
-    return augment

@@ -24,7 +24,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from pipeline import plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields, find_field
-from pipeline.layers.blocks import make_average, pick_augmentation, warmup_cosine
+from pipeline.layers.augmentation import AdaptiveAugmentation, pick_augmentation
+from pipeline.layers.blocks import make_average, warmup_cosine
 from pipeline.params import Trainable
 from pipeline.randomness import Part, make_generator, normal, seeded, share, this_part
 
@@ -45,8 +46,21 @@ class Config(Trainable):
     )
     conditional: bool = Field(description="give the class to generator and discriminator")
     flip: bool = Field(description="mirror half of the real images, left to right")
-    augment: list[Literal["translation", "cutout", "colour"]] = Field(
+    augment: list[Literal["translation", "cutout", "colour", "affine"]] = Field(
         description="differentiable augmentation of what the discriminator sees, real and generated"
+    )
+    augment_target: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        exclude_if=lambda target: not target,
+        description="overfitting of the discriminator that the augmentation's probability keeps, 0.6 in ADA; 0: always",
+    )
+    augment_images: int = Field(
+        default=500_000,
+        ge=1,
+        exclude_if=lambda images: images == 500_000,
+        description="real images over which that probability rises from 0 to 1 at most",
     )
     spectral_norm: bool = Field(description="divide each discriminator weight by its largest singular value")
     loss: Literal["non_saturating", "minimax", "least_squares", "hinge", "wasserstein", "relativistic"] = Field(
@@ -74,6 +88,9 @@ class Config(Trainable):
     def _check(self) -> "Config":
         if self.loss == "wasserstein" and not (self.gradient_penalty or self.spectral_norm):
             msg = "loss wasserstein needs gradient_penalty > 0 or spectral_norm: its critic must be Lipschitz"
+            raise ValueError(msg)
+        if self.augment_target and not self.augment:
+            msg = "augment_target is about the policies of augment, which has none; augment_target must be 0"
             raise ValueError(msg)
         if self.batch_size % self.discriminator_steps:
             msg = "batch_size must be a multiple of discriminator_steps, which share a batch, "
@@ -185,7 +202,11 @@ class Model(LightningModule):
         classes = fields["labels"].classes if config.conditional else 0
         self.automatic_optimization = False
         self.discriminator_loss, self.generator_loss = LOSSES[config.loss]
-        self.augment = pick_augmentation(config.augment)
+        self.augment = (
+            AdaptiveAugmentation(config.augment, config.augment_target, config.augment_images)
+            if config.augment_target
+            else pick_augmentation(config.augment)
+        )
         with seeded(seed, "weights"):
             self.generator = Generator(config, self.backbone, spec, classes)
             self.discriminator = Discriminator(config, self.backbone, spec, classes)
@@ -248,6 +269,11 @@ class Model(LightningModule):
         self.untoggle_optimizer(generator_optimizer)
         if self.average is not None:
             self.average.update_parameters(self.generator)
+        if isinstance(self.augment, AdaptiveAugmentation):
+            overfitting = 2 * values["discriminator_real_accuracy"] - 1
+            if part.world > 1:  # the probability is the same in all processes
+                overfitting = self.trainer.strategy.reduce(overfitting, reduce_op="mean")
+            values["augment_probability"] = self.augment.adapt(overfitting, len(shown) * part.world)
         return values | {"generator_loss": loss.detach()}
 
     def _discriminator_loss(

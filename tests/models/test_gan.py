@@ -167,6 +167,7 @@ def digits(count: int = 40) -> Rows:
         {"spectral_norm": True},
         {"spectral_norm": True, "conditional": True, "r1": 1.0},
         {"augment": ["translation", "cutout", "colour"], "r1": 1.0},
+        {"augment": ["affine", "cutout"], "augment_target": 0.6, "augment_images": 100, "r1": 1.0},
     ],
 )
 def test_every_choice_trains_both_networks_and_the_average(changes: dict[str, Any]) -> None:

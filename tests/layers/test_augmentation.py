@@ -2,8 +2,19 @@
 
 import pytest
 import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import affine
 
-from pipeline.layers.blocks import change_colour, cut_out, pick_augmentation, shift_images, translate
+from pipeline.layers import augmentation
+from pipeline.layers.augmentation import (
+    AdaptiveAugmentation,
+    change_colour,
+    cut_out,
+    pick_augmentation,
+    translate,
+    turn_and_scale,
+)
+from pipeline.layers.blocks import shift_images
 from pipeline.randomness import WHOLE
 
 
@@ -69,3 +80,55 @@ def test_gradients_pass_through_every_policy(images: torch.Tensor, generator: to
     pick_augmentation(["translation", "cutout", "colour"])(images, generator, WHOLE).square().sum().backward()
     assert images.grad is not None
     assert float((images.grad != 0).float().mean()) > 0.5
+
+
+def test_turns_and_scales_are_those_of_torchvision(generator: torch.Generator) -> None:
+    images = torch.rand(6, 1, 12, 20, generator=generator) * 2 - 1
+    state = generator.get_state()
+    found = turn_and_scale(images, generator)
+    generator.set_state(state)
+    angles, scales = torch.rand(2, 6, generator=generator)
+    for image, result, angle, scale in zip(images, found, (2 * angles - 1) * 15, 1.25 ** (1 - 2 * scales), strict=True):
+        expected = affine(
+            image + 1,
+            -float(angle),
+            [0, 0],
+            1 / float(scale),
+            [0.0, 0.0],
+            interpolation=InterpolationMode.BILINEAR,
+        )
+        assert (result + 1 - expected).abs().max() < 1e-4
+
+
+def test_second_derivatives_pass_through_turns(images: torch.Tensor, generator: torch.Generator) -> None:
+    images.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(turn_and_scale(images, generator).square().sum(), images, create_graph=True)
+    gradient.square().sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+
+
+def test_an_adaptive_augmentation_changes_the_share_of_images_that_its_probability_says(
+    generator: torch.Generator,
+) -> None:
+    images = torch.rand(2000, 1, 4, 4, generator=generator)
+    adaptive = AdaptiveAugmentation(["cutout", "colour"], 0.6, 1000)
+    for probability, expected in ((0.0, 0.0), (0.3, 1 - 0.7**2), (1.0, 1.0)):
+        adaptive.probability.fill_(probability)
+        changed = (adaptive(images, generator, WHOLE) != images).flatten(1).any(dim=1).float().mean()
+        assert changed == pytest.approx(expected, abs=0.04)
+
+
+def test_the_probability_follows_the_overfitting_at_the_speed_asked_for() -> None:
+    adaptive = AdaptiveAugmentation(["cutout"], 0.6, 1000)
+    for _ in range(10):
+        adaptive.adapt(torch.tensor(0.9), 32)
+    assert adaptive.probability.item() == pytest.approx(0.32)
+    for _ in range(30):
+        adaptive.adapt(torch.tensor(0.9), 32)
+    assert adaptive.probability.item() == pytest.approx(augmentation.MOST)
+    adaptive.adapt(torch.tensor(0.5), 32)
+    assert adaptive.probability.item() == pytest.approx(augmentation.MOST - 0.032)
+    for _ in range(60):
+        adaptive.adapt(torch.tensor(-1.0), 32)
+    assert adaptive.probability.item() == 0
