@@ -347,7 +347,7 @@ def look(loaded: Any, held_out: dict[str, Tensor], manifest: dict[str, Any], see
     apart = images[spread(len(images), PREVIEW)]
     values = {"duplicate_share": duplicate_share(samples, apart)} if len(apart) >= LEAST_ALIKE else {}
     if hasattr(model, "score"):
-        scores = model.score(images, 1, make_generator(seed, "validate", device=model.device))
+        scores = model.score(images, 1, make_generator(seed, "validate", device=model.device), held_out)
         values["validation_elbo_nats"] = float(scores["elbo"].mean())
         values["active_units"] = float(scores["active_units"])
     return Look([show("samples", samples, loaded)], values)
@@ -388,10 +388,12 @@ def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: 
     drawn = Drawn(files, [show("samples", shown, loaded)])
     if not hasattr(model, "score"):
         return drawn
-    images = read("test")[model.makes]
+    held_out = read("test")
+    images = held_out[model.makes]
     # Every run is scored on the same binary images, on a GPU too.
     observed = model.observe(images, make_generator(0, "observe"))
-    scores = model.score(observed, sampling.importance_samples, make_generator(seed, "score", device=model.device))
+    generator = make_generator(seed, "score", device=model.device)
+    scores = model.score(observed, sampling.importance_samples, generator, held_out)
     named = {
         "elbo_nats": scores["elbo"],
         f"iw{sampling.importance_samples}_nats": scores["iw"],
@@ -399,8 +401,10 @@ def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: 
         "active_units": scores["active_units"],
     }
     drawn.files["scores"] = {name: score.cpu() for name, score in named.items()}
-    chosen = images[spread(len(images), GRID // 2)]
-    pairs = torch.stack([chosen, model.reconstruct(chosen).cpu()], dim=1).flatten(0, 1)
+    rows = spread(len(images), GRID // 2)
+    chosen = images[rows]
+    again = model.reconstruct(chosen, {name: held_out[name][rows] for name in model.given})
+    pairs = torch.stack([chosen, again.cpu()], dim=1).flatten(0, 1)
     drawn.exhibits.append(show("reconstructions", pairs, loaded))
     return drawn
 

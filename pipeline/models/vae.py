@@ -24,6 +24,7 @@ from pipeline.kinds import Fields, find_field
 from pipeline.kinds.images import Spec
 from pipeline.layers.blocks import make_average, shift_images, warmup_cosine
 from pipeline.layers.flow import Flow
+from pipeline.layers.likelihoods import gaussian_kl, log_bernoulli, log_discretized_logistic, log_normal
 from pipeline.params import Trainable
 from pipeline.randomness import WHOLE, Part, derive_seed, make_generator, normal, seed_global, seeded, share, this_part
 
@@ -41,6 +42,11 @@ class Config(Trainable):
     hidden: int = Field(ge=1, description="width of the dense layers around the latent")
     prior_couplings: int = Field(ge=0, description="affine couplings of the learned prior; 0: a standard normal")
     prior_hidden: int = Field(ge=1, description="width of the couplings' dense layers")
+    conditional: bool = Field(
+        default=False,
+        exclude_if=lambda conditional: not conditional,
+        description="give the class to encoder, decoder and prior",
+    )
     dropout: float = Field(ge=0, lt=1, description="share of dense activations dropped, against overfitting")
     likelihood: Literal["bernoulli", "discretized_logistic"] = Field(description="distribution of the pixels")
     beta: float = Field(ge=0, description="weight of the KL term (Higgins et al. 2017)")
@@ -70,12 +76,20 @@ class Config(Trainable):
 
 def describe_scores(config: Any) -> dict[str, Any]:
     """Return what the scores are of, for the protocol: bounds of two likelihoods are not comparable."""
-    return {"of": f"{config.likelihood} on {OBSERVED[config.likelihood]}"}
+    given = ", given the class" if config.conditional else ""
+    return {"of": f"{config.likelihood} on {OBSERVED[config.likelihood]}{given}"}
 
 
 def require(config: Config, fields: Fields) -> None:
-    """Refuse images whose sides are no multiples of 4, by an ArtifactError with the nearest that are."""
-    del config
+    """Refuse data that the config does not fit.
+
+    Raises:
+        ArtifactError: if the sides are no multiples of 4, with the nearest that are, or if a conditional model gets no
+            labels.
+    """
+    if config.conditional and ("labels" not in fields or not fields["labels"].classes):
+        msg = "conditional true needs labels, and the data have none: set conditional false"
+        raise ArtifactError(msg)
     height, width = fields[find_field(fields, LEARNS)].shape[1:]
     if height % 4 or width % 4:
         below = max(4, max(height, width) // 4 * 4)
@@ -98,15 +112,20 @@ class Residual(nn.Module):
 
 
 class Network(nn.Module):
-    """Encoder and decoder."""
+    """Encoder and decoder. A conditional one has, by class, a plane for the encoder, a vector, and a normal prior."""
 
-    def __init__(self, config: Config, spec: Spec) -> None:
+    def __init__(self, config: Config, spec: Spec, classes: int = 0) -> None:
         super().__init__()
         channels, height, width = spec.shape
+        self.plane = nn.Embedding(classes, height * width) if classes else None
+        self.vector = nn.Embedding(classes, config.latent) if classes else None
+        self.centre = nn.Embedding(classes, 2 * config.latent) if classes else None  # of the prior: mean, log-variance
+        if self.centre is not None:
+            nn.init.zeros_(self.centre.weight)
         self.small = (2 * config.width, height // 4, width // 4)
         flat = math.prod(self.small)
         self.encoder = nn.Sequential(
-            nn.Conv2d(channels, config.width, 5, stride=2, padding=2),
+            nn.Conv2d(channels + bool(classes), config.width, 5, stride=2, padding=2),
             *(Residual(config.width) for _ in range(config.half_blocks)),
             nn.SiLU(),
             nn.Conv2d(config.width, 2 * config.width, 5, stride=2, padding=2),
@@ -120,7 +139,7 @@ class Network(nn.Module):
             nn.Linear(config.hidden, 2 * config.latent),
         )
         self.expand = nn.Sequential(
-            nn.Linear(config.latent, config.hidden),
+            nn.Linear(config.latent * (2 if classes else 1), config.hidden),
             nn.SiLU(),
             nn.Dropout(config.dropout),
             nn.Linear(config.hidden, flat),
@@ -138,52 +157,45 @@ class Network(nn.Module):
         self.log_scale = nn.Parameter(torch.full((channels, 1, 1), -2.0), requires_grad=is_used)
         self.prior = Flow(config.latent, config.prior_couplings, config.prior_hidden)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images in [0, 1] (B, C, H, W) to mean and log-variance (B, Z) of q(z | x)."""
-        mean, log_variance = self.encoder(2 * x - 1).chunk(2, dim=1)
+        x = 2 * x - 1
+        if self.plane is not None:
+            x = torch.cat([x, self.plane(labels).view(-1, 1, *x.shape[2:])], dim=1)
+        mean, log_variance = self.encoder(x).chunk(2, dim=1)
         return mean, log_variance.clamp(-12, 8)
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Map latents (B, Z) to pixel logits (B, C, H, W)."""
+        if self.vector is not None:
+            z = torch.cat([z, self.vector(labels)], dim=1)
         return self.decoder(self.expand(z).view(-1, *self.small))
 
+    def find_prior(self, z: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance of each class's prior before its flow, broadcast to z (..., B, Z)."""
+        if self.centre is None:
+            return torch.zeros_like(z), torch.zeros_like(z)
+        mean, log_variance = self.centre(labels).chunk(2, dim=-1)
+        return mean.expand_as(z), log_variance.expand_as(z)
 
-def log_bernoulli(logits: Tensor, x: Tensor) -> Tensor:
-    """Log-probability in nats of binary images x (B, C, H, W) for logits (B, C, H, W), summed to (B,)."""
-    return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(dim=(1, 2, 3))
+    def log_prior(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return log p(z) in nats of z (..., B, Z), or log p(z | class)."""
+        if self.centre is None:
+            return self.prior.log_density(z)
+        mean, log_variance = self.find_prior(z, labels)
+        return self.prior.log_density((z - mean) * (-0.5 * log_variance).exp()) - 0.5 * log_variance.sum(dim=-1)
 
-
-def log_discretized_logistic(logits: Tensor, log_scale: Tensor, x: Tensor) -> Tensor:
-    """Log-probability in nats of grey levels x = i / 255 (B, C, H, W), summed to (B,).
-
-    The probability of a level is the mass that a logistic distribution with mean sigmoid(logits) and scale
-    exp(log_scale), both for the range [0, 1], has in its bin of width 1 / 255; the end bins take the tails.
-    """
-    centred = x - logits.sigmoid()
-    inverse = (-log_scale).exp()
-    upper = torch.where(x > 254.5 / 255, torch.inf, (centred + 0.5 / 255) * inverse)
-    lower = torch.where(x < 0.5 / 255, -torch.inf, (centred - 0.5 / 255) * inverse)
-    # sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)), which keeps its digits in both tails
-    log_mass = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log1p(-torch.exp((lower - upper).clamp(max=-1e-6)))
-    return log_mass.sum(dim=(1, 2, 3))
-
-
-def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)) in nats for each unit, (B, Z)."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
-
-
-def log_normal(z: Tensor, mean: Tensor | float, log_variance: Tensor | float) -> Tensor:
-    """Log-density of z (..., Z) under a diagonal normal, summed over Z."""
-    log_variance = torch.as_tensor(log_variance, dtype=z.dtype, device=z.device)
-    terms = log_variance + (z - mean).square() * (-log_variance).exp() + math.log(2 * math.pi)
-    return -0.5 * terms.sum(dim=-1)
+    def draw_prior(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Turn standard normal noise (B, Z) into draws of the prior."""
+        z = self.prior.draw(noise)
+        if self.centre is None:
+            return z
+        mean, log_variance = self.find_prior(z, labels)
+        return mean + z * (0.5 * log_variance).exp()
 
 
 class Model(LightningModule):
     """Trains the network on the evidence lower bound or its importance-weighted form."""
-
-    given: tuple[str, ...] = ()  # an unconditional model
 
     def __init__(self, config: Config, fields: Fields, seed: int) -> None:
         super().__init__()
@@ -191,8 +203,10 @@ class Model(LightningModule):
         self.seed = seed
         require(config, fields)
         self.makes = find_field(fields, LEARNS)
+        self.given = ("labels",) if config.conditional else ()
+        classes = fields["labels"].classes if config.conditional else 0
         with seeded(seed, "weights"):
-            self.network = Network(config, fields[self.makes])
+            self.network = Network(config, fields[self.makes], classes)
         self.average = make_average(self.network, config.ema) if config.ema else None
 
     @property
@@ -214,27 +228,40 @@ class Model(LightningModule):
             return (noise < levels).float()
         return levels
 
-    def _log_likelihood(self, network: Network, z: Tensor, x: Tensor) -> Tensor:
-        logits = network.decode(z)
+    def _take_labels(self, values: Mapping[str, Tensor]) -> Tensor | None:
+        return values["labels"].to(self.device) if self.config.conditional else None
+
+    def _log_likelihood(self, network: Network, z: Tensor, x: Tensor, labels: Tensor | None) -> Tensor:
+        logits = network.decode(z, labels)
         if self.config.likelihood == "bernoulli":
             return log_bernoulli(logits, x)
         return log_discretized_logistic(logits, network.log_scale, x)
 
     def draw(
-        self, network: Network, x: Tensor, samples: int, generator: torch.Generator, part: Part = WHOLE
+        self,
+        network: Network,
+        x: Tensor,
+        samples: int,
+        generator: torch.Generator,
+        part: Part = WHOLE,
+        labels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return log p(x | z) and log q(z | x) - log p(z) of `samples` draws of z, (K, B) each."""
-        mean, log_variance = network.encode(x)
+        mean, log_variance = network.encode(x, labels)
         latent = self.config.latent
         noise = share(lambda count: normal(samples, count, latent, generator=generator), len(x), part, dim=1)
         z = mean + noise * (0.5 * log_variance).exp()  # (K, B, Z)
-        likelihood = self._log_likelihood(network, z.flatten(0, 1), x.repeat(samples, 1, 1, 1)).view(samples, -1)
-        return likelihood, log_normal(z, mean, log_variance) - network.prior.log_density(z)
+        repeated = None if labels is None else labels.repeat(samples)
+        likelihood = self._log_likelihood(network, z.flatten(0, 1), x.repeat(samples, 1, 1, 1), repeated)
+        return likelihood.view(samples, -1), log_normal(z, mean, log_variance) - network.log_prior(z, labels)
 
-    def divergence(self, z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    def divergence(self, z: Tensor, mean: Tensor, log_variance: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the KL of posteriors from the prior, in nats: exact, of each unit (B, Z), or at z of all (B, 1)."""
         if self.config.prior_couplings:
-            return (log_normal(z, mean, log_variance) - self.network.prior.log_density(z))[:, None]
+            return (log_normal(z, mean, log_variance) - self.network.log_prior(z, labels))[:, None]
+        if labels is not None:  # the KL is that of the two normals in the prior's units
+            centre, spread = self.network.find_prior(mean, labels)
+            mean, log_variance = (mean - centre) * (-0.5 * spread).exp(), log_variance - spread
         return gaussian_kl(mean, log_variance)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -244,15 +271,16 @@ class Model(LightningModule):
         seed_global(derive_seed(self.seed, "noise", batch_idx, part.rank))  # dropout has no generator argument
         generator = make_generator(self.seed, "noise", batch_idx, 0, device=self.device)
         x = self._observe(shift_images(batch[self.makes], config.shift, generator, part), generator, part)
+        labels = self._take_labels(batch)
         if config.importance_samples > 1:
-            likelihood, divergence = self.draw(self.network, x, config.importance_samples, generator, part)
+            likelihood, divergence = self.draw(self.network, x, config.importance_samples, generator, part, labels)
             weights = likelihood - divergence
             return {"loss": (math.log(len(weights)) - weights.logsumexp(dim=0)).mean()}
-        mean, log_variance = self.network.encode(x)
+        mean, log_variance = self.network.encode(x, labels)
         noise = share(lambda count: normal(count, config.latent, generator=generator), len(x), part)
         z = mean + noise * (0.5 * log_variance).exp()
-        reconstruction = -self._log_likelihood(self.network, z, x).mean()
-        kl = self.divergence(z, mean, log_variance).mean(dim=0)  # (Z,)
+        reconstruction = -self._log_likelihood(self.network, z, x, labels).mean()
+        kl = self.divergence(z, mean, log_variance, labels).mean(dim=0)  # (Z,)
         beta = config.beta * min(1.0, (batch_idx + 1) / max(1, config.kl_warmup))
         loss = reconstruction + beta * kl.clamp(min=config.free_bits).sum()
         return {"loss": loss, "reconstruction_nats": reconstruction.detach(), "kl_nats": kl.sum().detach()}
@@ -279,18 +307,24 @@ class Model(LightningModule):
 
     @torch.inference_mode()
     def sample(self, count: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Draw `count` latents from the prior and return the pixels' means, uint8 (N, C, H, W), by the field's name."""
-        del given
-        network = self.kept.eval()
-        z = network.prior.draw(torch.randn(count, self.config.latent, generator=generator, device=self.device))
-        return {self.makes: torch.cat([_to_bytes(network.decode(part)) for part in z.split(500)])}
+        """Draw `count` latents from the prior and return the pixels' means, uint8 (N, C, H, W), by the field's name.
+
+        `given` holds labels int64 (N,) when conditional.
+        """
+        network, labels = self.kept.eval(), self._take_labels(given)
+        noise = torch.randn(count, self.config.latent, generator=generator, device=self.device)
+        drawn = []
+        for part in torch.arange(count, device=self.device).split(500):
+            own = None if labels is None else labels[part]
+            drawn.append(_to_bytes(network.decode(network.draw_prior(noise[part], own), own)))
+        return {self.makes: torch.cat(drawn)}
 
     @torch.inference_mode()
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Encode uint8 images (N, C, H, W) and decode the posterior means, uint8."""
-        network = self.kept.eval()
-        mean, _ = network.encode(images.to(self.device).float() / 255)
-        return _to_bytes(network.decode(mean))
+    def reconstruct(self, images: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """Encode uint8 images (N, C, H, W), with labels int64 (N,) if conditional, and decode the posterior means."""
+        network, labels = self.kept.eval(), self._take_labels(given)
+        mean, _ = network.encode(images.to(self.device).float() / 255, labels)
+        return _to_bytes(network.decode(mean, labels))
 
     def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return uint8 images (N, C, H, W) as the likelihood sees them: drawn black or white, or as they are.
@@ -300,8 +334,10 @@ class Model(LightningModule):
         return (self._observe(images, generator) * 255).round().byte()
 
     @torch.inference_mode()
-    def score(self, images: Tensor, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Score held-out uint8 images (N, C, H, W), in nats an image.
+    def score(
+        self, images: Tensor, samples: int, generator: torch.Generator, given: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Score held-out uint8 images (N, C, H, W), in nats an image; with labels int64 (N,) if conditional.
 
         Returns:
             elbo, iw: the evidence lower bound (mean over `samples` draws) and the importance-weighted bound of Burda
@@ -314,15 +350,17 @@ class Model(LightningModule):
         bound: list[Tensor] = []
         kl: list[Tensor] = []
         means: list[Tensor] = []
-        for part in images.to(self.device).split(20):
-            x = self._observe(part, generator)
-            drawn = [self.draw(network, x, k, generator) for k in _chunks(samples, 50)]
+        labels = self._take_labels(given)
+        for indices in torch.arange(len(images)).split(20):
+            x = self._observe(images[indices].to(self.device), generator)
+            own = None if labels is None else labels[indices]
+            drawn = [self.draw(network, x, k, generator, labels=own) for k in _chunks(samples, 50)]
             likelihood, divergence = (torch.cat(parts).double() for parts in zip(*drawn, strict=True))  # (K, B)
             weights = likelihood - divergence
             elbo.append(-weights.mean(dim=0))
             bound.append(math.log(samples) - weights.logsumexp(dim=0))
             kl.append(divergence.mean(dim=0))
-            means.append(network.encode(x)[0])
+            means.append(network.encode(x, own)[0])
         active = (torch.cat(means).var(dim=0) > 0.01).sum()
         return {"elbo": torch.cat(elbo), "iw": torch.cat(bound), "kl": torch.cat(kl), "active_units": active}
 

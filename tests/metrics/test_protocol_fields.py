@@ -68,7 +68,7 @@ def score(likelihood: str, samples: int, pictures: Tensor) -> dict[str, Tensor]:
     model = vae.Model(make_config(latent=16, likelihood=likelihood), images_kind.make_fields((1, 4, 4), 2), 0)
     randomize(model, 0.25)
     observed = model.observe(pictures, torch.Generator().manual_seed(0))
-    scores = model.score(observed, samples, torch.Generator().manual_seed(1))
+    scores = model.score(observed, samples, torch.Generator().manual_seed(1), {})
     named = {"elbo": "elbo_nats", "iw": f"iw{samples}_nats", "kl": "kl_nats", "active_units": "active_units"}
     return {named[name]: value for name, value in scores.items()}
 

@@ -72,7 +72,7 @@ def test_one_batch_is_overfitted(run: str) -> None:
     elif plug_in == "vae":
         start, _, _, _ = build(run)
         images = batch["images"]
-        before, after = (m.score(images, 20, make_generator(0, "x"))["elbo"].mean().item() for m in (start, model))
+        before, after = (m.score(images, 20, make_generator(0, "x"), {})["elbo"].mean().item() for m in (start, model))
         assert after < before / 8
     else:  # a generator that knows two pictures draws each pixel as they have it, on the average
         target = batch["images"].float().mean(dim=0) / 255

@@ -8,17 +8,13 @@ import torch
 from pydantic import ValidationError
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
+from pipeline.artifacts import ArtifactError
+from pipeline.batches import Rows
 from pipeline.kinds.images import make_fields as image_fields
 from pipeline.layers.blocks import shift_images
-from pipeline.models.vae import (
-    Config,
-    Model,
-    describe_scores,
-    gaussian_kl,
-    log_bernoulli,
-    log_discretized_logistic,
-    log_normal,
-)
+from pipeline.layers.likelihoods import gaussian_kl, log_bernoulli, log_discretized_logistic, log_normal
+from pipeline.models.vae import Config, Model, describe_scores
+from pipeline.training import fit
 
 SPEC = image_fields((1, 8, 8), 2)
 
@@ -89,9 +85,9 @@ def test_the_discretised_logistic_gives_the_256_levels_a_total_of_one(logit: flo
 
 def test_the_bound_of_one_sample_is_the_elbo_and_more_samples_tighten_it() -> None:
     model = Model(make_config(), SPEC, seed=0)
-    one = model.score(make_images(), 1, torch.Generator().manual_seed(0))
+    one = model.score(make_images(), 1, torch.Generator().manual_seed(0), {})
     torch.testing.assert_close(one["elbo"], one["iw"])
-    many = model.score(make_images(), 200, torch.Generator().manual_seed(0))
+    many = model.score(make_images(), 200, torch.Generator().manual_seed(0), {})
     assert (many["iw"] <= many["elbo"] + 1e-9).all()  # Jensen
     assert many["iw"].mean() < many["elbo"].mean()
 
@@ -124,7 +120,7 @@ def test_the_bound_approaches_the_exact_likelihood_by_quadrature() -> None:
         joint = torch.stack([log_bernoulli(logits, one.expand_as(logits)) for one in x]).double()
         prior = Normal(0.0, 1.0).log_prob(z).double()
         exact = -((joint + prior).logsumexp(dim=1) + math.log(20 / 8000))
-    bound = model.score(images, 3000, torch.Generator().manual_seed(0))["iw"]
+    bound = model.score(images, 3000, torch.Generator().manual_seed(0), {})["iw"]
     torch.testing.assert_close(bound, exact, rtol=0, atol=0.05)
 
 
@@ -141,13 +137,68 @@ def test_a_learned_prior_keeps_the_bound_below_the_likelihood_and_enters_kl_and_
         joint = torch.stack([log_bernoulli(model.network.decode(z[:, None]), one.expand(8001, 1, 8, 8)) for one in x])
         prior = model.network.prior.log_density(z[:, None])
         exact = -((joint + prior).double().logsumexp(dim=1) + math.log(20 / 8000))
-    scores = model.score(images, 3000, torch.Generator().manual_seed(0))
+    scores = model.score(images, 3000, torch.Generator().manual_seed(0), {})
     torch.testing.assert_close(scores["iw"], exact, rtol=0, atol=0.05)
     mean, log_variance = (part.double() for part in model.network.encode(x))
     posterior = Normal(mean, (0.5 * log_variance).exp())
     density = posterior.log_prob(z.double()[:, None, None]).exp()[..., 0]  # (grid, B)
     kl = (density * (density.clamp(min=1e-300).log() - prior.double()[:, None])).sum(dim=0) * 20 / 8000
     torch.testing.assert_close(scores["kl"], kl, rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("couplings", [0, 4])
+def test_the_bound_of_a_conditional_model_is_that_of_its_class(couplings: int) -> None:
+    # As above, given the class: its prior, its vector, its plane.
+    model = Model(make_config(latent=1, conditional=True, prior_couplings=couplings), SPEC, seed=0)
+    network = model.network
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (*network.prior.parameters(), network.centre.weight, network.vector.weight):
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    images = (make_images(6) > 127).byte() * 255
+    z, x = torch.linspace(-12, 12, 4001)[:, None], images.float() / 255
+    bounds = {}
+    for label in (0, 1):
+        labels = torch.full((4001,), label)
+        with torch.no_grad():
+            logits = network.decode(z, labels)
+            prior = network.log_prior(z, labels)
+            assert prior.double().exp().sum().item() * 24 / 4000 == pytest.approx(1, abs=1e-3)
+            joint = torch.stack([log_bernoulli(logits, one.expand_as(logits)) for one in x])
+            exact = -((joint + prior).double().logsumexp(dim=1) + math.log(24 / 4000))
+        given = {"labels": labels[:6]}
+        scores = model.score(images, 3000, torch.Generator().manual_seed(0), given)
+        torch.testing.assert_close(scores["iw"], exact, rtol=0, atol=0.05)
+        mean, log_variance = network.encode(x, labels[:6])
+        kl = model.divergence(mean, mean, log_variance, labels[:6])
+        if not couplings:
+            centre, spread = network.find_prior(mean, labels[:6])
+            normals = (Normal(mean, (0.5 * log_variance).exp()), Normal(centre, (0.5 * spread).exp()))
+            torch.testing.assert_close(kl, kl_divergence(*normals), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(scores["kl"].float(), kl.detach().sum(dim=1), rtol=0.1, atol=0.05)
+        bounds[label] = scores["iw"]
+    assert (bounds[0] - bounds[1]).abs().min() > 0.01
+
+
+def test_a_conditional_model_learns_which_class_it_is_asked_for() -> None:
+    config = make_config(conditional=True, steps=150, learning_rate=1e-2, latent=2)
+    images = torch.zeros(16, 1, 8, 8, dtype=torch.uint8)
+    images[:8, :, :, :4] = 255  # class 0 is white on the left, class 1 on the right
+    images[8:, :, :, 4:] = 255
+    model = Model(config, SPEC, seed=0)
+    fit(model, Rows({"images": images, "labels": torch.arange(16) // 8}), steps=150, batch_size=16, seed=0)
+    given = {"labels": torch.tensor([0, 1] * 20)}
+    drawn = model.sample(40, torch.Generator().manual_seed(0), given)["images"].float().mean(dim=(1, 2))  # (N, W)
+    left = drawn[:, :4].mean(dim=1) > drawn[:, 4:].mean(dim=1)
+    assert left.tolist() == [True, False] * 20
+    again = model.reconstruct(images, {"labels": torch.arange(16) // 8})
+    assert (again.float() - images.float()).abs().mean() < 30
+
+
+def test_a_conditional_model_without_labels_is_refused_and_its_scores_say_that_they_are_given_the_class() -> None:
+    with pytest.raises(ArtifactError, match="conditional true needs labels, and the data have none"):
+        Model(make_config(conditional=True), {"images": SPEC["images"]}, seed=0)
+    assert describe_scores(make_config(conditional=True))["of"].endswith("binarised images, given the class")
 
 
 def test_a_learned_prior_refuses_free_bits() -> None:
@@ -160,9 +211,9 @@ def test_units_that_ignore_the_image_are_not_active() -> None:
     last = model.network.encoder[-1]
     with torch.no_grad():
         last.weight.zero_()
-        assert model.score(make_images(), 1, torch.Generator())["active_units"] == 0
+        assert model.score(make_images(), 1, torch.Generator(), {})["active_units"] == 0
         last.weight[:2].normal_(0, 100)  # the first two of four means see the image
-        assert model.score(make_images(), 1, torch.Generator())["active_units"] == 2
+        assert model.score(make_images(), 1, torch.Generator(), {})["active_units"] == 2
 
 
 def test_free_bits_give_the_kl_term_no_gradient_below_the_threshold() -> None:
