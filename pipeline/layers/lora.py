@@ -5,6 +5,7 @@ layer, and the layer stays an nn.Linear. The peft library applies it to each tok
 """
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,16 +38,16 @@ def adapt(network: nn.Module, blocks: nn.Module, rank: int) -> None:
     """Freeze a network, and give each dense layer of its blocks an adapter of rank R that is trained."""
     network.requires_grad_(False)
     for _, layer in list(list_layers(blocks)):
-        adapter = LowRank(*layer.weight.shape, rank).to(layer.weight)
+        adapter = LowRank(layer.out_features, layer.in_features, rank).to(layer.weight)
         parametrize.register_parametrization(layer, "weight", adapter)
 
 
 def collect(network: nn.Module) -> dict[str, Tensor]:
     """Return the factors of each adapted layer, `<layer>.up` (M, R) and `<layer>.down` (R, N), by name."""
-    factors = {}
+    factors: dict[str, Tensor] = {}
     for name, layer in list_layers(network):
         if parametrize.is_parametrized(layer, "weight"):
-            adapter = layer.parametrizations.weight[0]  # type: ignore[union-attr,index]
+            adapter = cast("Any", layer).parametrizations.weight[0]
             factors |= {f"{name}.up": adapter.up.detach(), f"{name}.down": adapter.down.detach()}
     return factors
 

@@ -153,8 +153,9 @@ def test_the_bound_of_a_conditional_model_is_that_of_its_class(couplings: int) -
     network = model.network
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in (*network.prior.parameters(), network.centre.weight, network.vector.weight):
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+        for size, part in ((0.1, network.prior), (0.3, network.centre), (2.0, network.vector)):
+            for parameter in part.parameters():
+                parameter.add_(size * torch.randn(parameter.shape, generator=generator))
     images = (make_images(6) > 127).byte() * 255
     z, x = torch.linspace(-12, 12, 4001)[:, None], images.float() / 255
     bounds = {}
@@ -177,7 +178,7 @@ def test_the_bound_of_a_conditional_model_is_that_of_its_class(couplings: int) -
             torch.testing.assert_close(kl, kl_divergence(*normals), rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(scores["kl"].float(), kl.detach().sum(dim=1), rtol=0.1, atol=0.05)
         bounds[label] = scores["iw"]
-    assert (bounds[0] - bounds[1]).abs().min() > 0.01
+    assert (bounds[0] - bounds[1]).abs().max() > 0.02
 
 
 def test_a_conditional_model_learns_which_class_it_is_asked_for() -> None:
