@@ -97,7 +97,7 @@ def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
         sharding.gather(model, whole)
         if record:
             seen.require_same()
-        adapter = getattr(whole, "end", dict)()
+        adapter: dict[str, Tensor] = getattr(whole, "end", dict)()
         if get_rank() == 0:
             as_trained = make(SimpleNamespace(**dict.fromkeys(model.given, TRAIN)))  # a model depends on no metric
             save_model(folder, run.model, whole, config, fields, tokenizer=tokenizer, pool=as_trained, adapter=adapter)
