@@ -35,6 +35,7 @@ import torch
 
 from pipeline import artifacts
 from pipeline.history.costs import measure_memory
+from pipeline.runtime import environment
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "pytorch-lightning", "torchmetrics", "torch-fidelity", "mlflow", "dvc", "numpy")
@@ -317,9 +318,9 @@ def describe_lineage() -> dict[str, str]:
     tags = {
         "mlflow.source.git.commit": _git("rev-parse", "HEAD"),
         "git.dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
-        "dvc.stage": os.environ.get("DVC_STAGE", ""),
-        "dvc.exp_name": os.environ.get("DVC_EXP_NAME", ""),
-        "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
+        "dvc.stage": environment.read_text("DVC_STAGE"),
+        "dvc.exp_name": environment.read_text("DVC_EXP_NAME"),
+        "dvc.baseline": environment.read_text("DVC_EXP_BASELINE_REV"),
         "dvc.lock_md5": hashlib.md5(lock.read_bytes(), usedforsecurity=False).hexdigest() if lock.exists() else "",
         "mlflow.source.name": " ".join(["python -m", *_module()]),
     }
