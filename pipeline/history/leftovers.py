@@ -139,9 +139,7 @@ def _judge_state(folder: Path) -> Leftover:
     try:
         record = Record(folder)
     except ArtifactError as error:
-        return Leftover(
-            str(folder.parent), f"an interrupted training, whose record cannot be read: {error}", by_hand=True
-        )
+        return Leftover(str(folder.parent), f"an interrupted training without its record: {error}", by_hand=True)
     found = checkpoints.find(folder.parent)
     goes_on = _say_where(f"train@{record.about['name']}", found[1] if found else 0)
     if record.about["status"] != "RUNNING":

@@ -37,7 +37,7 @@ PRECISIONS = (
 )
 ALL_DEVICES = ("auto", "-1")
 MAX_SECONDS = 1e9  # timedelta and PyTorch's time-outs take no more than about this
-STORES = "https?|databricks(-uc)?|uc|file|(sqlite|postgresql|mysql|mssql)(\\+\\w+)?"  # that MLflow has
+STORES = r"(databricks|databricks-uc|uc)(:\S+)?|(https?|file|(sqlite|postgresql|mysql|mssql)(\+\w+)?):\S+"  # MLflow's
 OURS = (
     *("ACCELERATOR", "DEVICES", "NODES", "STRATEGY", "PRECISION", "DETERMINISTIC"),
     *("CHECKPOINT_SECONDS", "TIMEOUT", "RELAUNCHES", "SUPERVISOR", "REPORTS"),
@@ -156,16 +156,17 @@ def read_root() -> Path:
 def read_threads() -> str:
     """Return OMP_NUM_THREADS, of which PyTorch and OpenMP take a wrong value for none; empty where it is not set."""
     name = "OMP_NUM_THREADS"
-    if name in os.environ and not re.fullmatch(r"0*[1-9][0-9]*(,[0-9]+)*", os.environ[name].strip()):
+    text = os.environ.get(name, "").strip()
+    if text and not re.fullmatch(r"0*[1-9][0-9]*(,[0-9]+)*", text):
         raise _refuse(name, "a whole number, 1 or more")
-    return os.environ.get(name, "")
+    return text
 
 
 def read_tracking_uri() -> str:
     """Return MLFLOW_TRACKING_URI; empty for the project's own store."""
     name = "MLFLOW_TRACKING_URI"
     text = os.environ.get(name, "")
-    if text and not re.fullmatch(rf"({STORES})(:\S+)?", text):
+    if text and not re.fullmatch(STORES, text):
         raise _refuse(name, "an address such as http://host:5000 or sqlite:////folder/mlflow.db")
     return text
 
