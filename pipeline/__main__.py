@@ -13,6 +13,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.evidence.protocol import ProtocolError
 from pipeline.params import ParamsError
 from pipeline.runtime import output
+from pipeline.runtime.environment import HardwareError
 
 FOLDER = Path(__file__).parent / "commands"
 
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = importlib.import_module(f"pipeline.commands.{arguments[0]}")
     try:
         return int(command.main(arguments[1:]))
-    except (ParamsError, ArtifactError, ProtocolError) as error:
+    except (ParamsError, ArtifactError, ProtocolError, HardwareError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         if not error.filename:

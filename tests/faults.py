@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "reports"
-TITLES = (
+FIRST = (
     "SIGTERM during a stage (preemption, `docker stop`, `timeout`)",
     "GAN resumed at half an epoch",
     "loss that is not finite",
@@ -68,6 +68,18 @@ TITLES = (
     "defaults of MLflow that fail at a training's end",
     "read-only output, missing folder, port in use, no permission",
 )
+TITLES = dict(enumerate(FIRST)) | {
+    52: "kill, full cache or failure after a training's end, before DVC has stored its outputs",
+    53: "process or node with another run, params, data, code or versions",
+    54: "disk full for seconds while a training's history is written",
+    55: "torn line in a training's history",
+    56: "temporary folder full when several processes end",
+    57: "environment variable that holds nonsense",
+    58: "clock set back by an hour during a training",
+    59: "two `dvc repro` at once in one clone",
+    60: "two clones that reproduce at once over one cache",
+    61: "cache on a file system without hard links",
+}
 
 outcomes: dict[str, list[tuple[str, str]]] = defaultdict(list)  # of each test function that ran: outcome and reason
 seconds: dict[str, float] = defaultdict(float)
@@ -83,8 +95,8 @@ def note_faults(items: list[pytest.Item]) -> None:
     """Read the marks of all tests, before -m and -k leave some out; refuse numbers that no fault has."""
     for item in items:
         found = {number for mark in item.iter_markers("fault") for number in mark.args}
-        if wrong := found - set(range(len(TITLES))):
-            msg = f"{item.nodeid}: no fault has the numbers {wrong}; tests/faults.py has 0 to {len(TITLES) - 1}"
+        if wrong := found - TITLES.keys():
+            msg = f"{item.nodeid}: no fault has the numbers {wrong}; tests/faults.py lists them"
             raise pytest.UsageError(msg)
         if found:
             numbers[name_of(item)] = tuple(sorted({*found, *numbers.get(name_of(item), ())}))
@@ -148,7 +160,7 @@ def merge(
         whole: whether every test was collected, so that another one no longer exists.
     """
     table = {}
-    for number, title in enumerate(TITLES):
+    for number, title in TITLES.items():
         before = recorded.get(str(number), {}).get("tests", {})
         tests = {name: entry for name, entry in before.items() if number in known.get(name, () if whole else (number,))}
         for name in sorted(name for name in ran if number in known[name]):

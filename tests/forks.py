@@ -93,7 +93,8 @@ class Child:
 
     __class_getitem__ = classmethod(GenericAlias)
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int] = ()) -> None:
+        del pass_fds  # a fork has them all
         sys.stdout.flush()
         self.pid = os.fork()
         if not self.pid:

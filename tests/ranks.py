@@ -5,6 +5,7 @@ python -m tests.ranks '{"out": "<folder>", "names": ["gan"], "fault": {"kind": "
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -39,7 +40,8 @@ from pytorch_lightning import Callback
 from pipeline import params, plugins
 from pipeline.batches import Examples, Rows
 from pipeline.history.recorder import Recorder
-from pipeline.runtime import sharding
+from pipeline.runtime import agreement, sharding
+from pipeline.runtime.agreement import Agreement
 from pipeline.training import fit
 from tests.test_training import make
 
@@ -94,9 +96,11 @@ def train(name: str, out: Path, fault: dict[str, Any] | None, steps: int) -> dic
     """Train one model and return its weights."""
     model, config, examples = make_points() if name == "points" else make(name, **CHANGES.get(name, {}))
     accident = [Accident(**fault, folder=out)] if fault else []
+    is_other = bool(fault) and fault["kind"] == "other" and fault["rank"] == processes.get_rank()
+    facts = agreement.describe("ranks", name, models={name: {"learning_rate": 0.5 if is_other else 0.1}})
     clip = config.model_dump().get("clip_norm")
     whole = sharding.copy_whole(model)
-    callbacks = [*accident, Recorder(None, steps, whole=whole)]
+    callbacks = [Agreement(facts), *accident, Recorder(None, steps, whole=whole)]
     fit(model, examples, steps=steps, batch_size=8, seed=0, clip_norm=clip, state=out / name, callbacks=callbacks)
     sharding.gather(model, whole)
     if sharding.is_sharded(model):
@@ -112,6 +116,8 @@ def main(text: str) -> None:
     (out / f"{processes.get_rank()}.pid").write_text(str(os.getpid()))
     weights = {name: train(name, out, spec.get("fault"), spec.get("steps", STEPS)) for name in spec["names"]}
     torch.save(weights, out / f"{processes.get_rank()}.pt")
+    if (spec.get("fault") or {}).get("kind") == "full":  # no disk takes a byte from now on
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,72 @@ def test_a_killed_dvc_leaves_no_trainer_and_the_next_one_goes_on(project: Path, 
     assert (project / MODEL).read_bytes() == expected
     lock = (project / "dvc.lock").read_text()
     (project / "dvc.lock").write_text(lock[: lock.index("  train@transformer")])
+    (project / MODEL).unlink()
+
+
+FAILS = """import errno, os, sys
+from dvc.cli import main
+from dvc.stage import Stage
+def fail(name, act):
+    usual = getattr(Stage, name)
+    def changed(self, *arguments, **options):
+        if self.addressing.startswith("train@"):
+            act()
+        return usual(self, *arguments, **options)
+    setattr(Stage, name, changed)
+def fill():
+    raise OSError(errno.ENOSPC, "No space left on device")
+fail("save", lambda: os._exit(137)) if sys.argv.pop(1) == "kill" else fail("commit", fill)
+sys.exit(main(sys.argv[1:]))
+"""  # a dvc that is killed before it hashes the outputs of a training, or whose cache is full when it stores them
+
+
+@pytest.mark.fault(52)
+def test_a_finished_training_outlives_a_dvc_that_fails_before_it_has_stored_its_outputs(
+    project: Path, expected: bytes, tmp_path: Path
+) -> None:
+    failing = tmp_path / "dvc"
+    failing.write_text(FAILS)
+    repro = ("repro", "--single-item", "train@transformer")
+    lock = (project / "dvc.lock").read_text()
+    before = list_runs(project)
+    run(project, "python", str(failing), "kill", *repro, status=137)
+    assert (project / MODEL).read_bytes() == expected
+    assert "1 to repair" not in (said := run(project, "python", "-m", "pipeline", "doctor"))
+    assert "a finished training, whose outputs DVC has not stored: `dvc repro train@transformer` ends it at" in said
+    output = run(project, "python", str(failing), "full", *repro, status=255)
+    assert "No space left on device" in output
+    assert "resuming at step 1500 of 1500" in output
+    assert "train@transformer" not in (project / "dvc.lock").read_text()
+    assert "resuming at step 1500 of 1500" in run(project, "dvc", *repro, "--no-run-cache")
+    assert (project / MODEL).read_bytes() == expected
+    assert [run["status"] for run in list_runs(project) if run not in before] == ["FINISHED"]
+    assert len(list_checkpoints(project)) == 1
+    assert "whose outputs DVC has stored" in run(project, "python", "-m", "pipeline", "doctor", status=1)
+    run(project, "dvc", "repro", "--force", "--single-item", "fetch@text")
+    assert not list_checkpoints(project)
+    (project / "dvc.lock").write_text(lock)
+    (project / MODEL).unlink()
+
+
+def list_runs(folder: Path) -> list[dict[str, str]]:
+    """List the MLflow runs of a project."""
+    code = "from pipeline.history.mlflow_store import connect; import json; c, e = connect(); print(json.dumps([{'id': "
+    code += "r.info.run_id, 'status': r.info.status} for r in c.search_runs([e])]))"
+    found: list[dict[str, str]] = json.loads(run(folder, sys.executable, "-c", code).splitlines()[-1])
+    return found
+
+
+@pytest.mark.fault(59)
+def test_two_repros_at_once_in_one_clone_train_once(project: Path, expected: bytes) -> None:
+    lock = (project / "dvc.lock").read_text()
+    both = [start(project, str(BIN / "dvc"), "repro", "--no-run-cache", "train@transformer") for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    statuses = sorted(process.returncode for process in both)
+    assert statuses[0] == 0, outputs
+    assert (project / MODEL).read_bytes() == expected
+    assert sum("1500 steps in" in output for output in outputs) == 1, outputs
+    (project / "dvc.lock").write_text(lock)
     (project / MODEL).unlink()
 
 

@@ -13,6 +13,7 @@ from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
 from pipeline.evidence.protocol import check_content, make_tags
+from pipeline.history.finished import is_marked
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
 
@@ -22,7 +23,8 @@ def main(arguments: list[str]) -> int:
     parser = make_parser("sync", __doc__)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="runs; default: all that have a record")
     options = parser.parse_args(arguments)
-    folders = [*sorted(artifacts.RUNS.glob("*/record")), *sorted(artifacts.STATE.glob("train-*/*/record"))]
+    states = [path for path in sorted(artifacts.STATE.glob("train-*/*/record")) if not is_marked(path.parent)]
+    folders = [*sorted(artifacts.RUNS.glob("*/record")), *states]  # a finished training's is in both
     records = [Record(folder) for folder in folders if (folder / "run.json").exists()]
     if missing := set(options.runs) - {record.about["name"] for record in records}:
         msg = f"no record of {', '.join(sorted(missing))} in {artifacts.RUNS} or {artifacts.STATE}"

@@ -6,6 +6,7 @@ was killed stays RUNNING in MLflow until the next training of its name.
 
 import contextlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,12 +20,13 @@ import psutil
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence import real_cache
-from pipeline.history import dvc_lock
+from pipeline.history import dvc_lock, finished
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
 from pipeline.runtime import checkpoints
 from pipeline.runtime.preemption import names_dvc, names_stage
 
+log = logging.getLogger(__name__)
 DVC_LOCKS = Path(".dvc/tmp/rwlock")
 MARKER = re.compile(r"^(<{7}|={7}|>{7})", re.MULTILINE)
 
@@ -59,8 +61,9 @@ def close_abandoned(state: Path, about: dict[str, Any]) -> dict[str, str]:
         path
         for path in state.parent.glob("*/record/run.json")
         if path.parents[1] != state and not checkpoints.is_held(checkpoints.name_lock(path.parents[1]))
+        if not finished.is_marked(path.parents[1])  # its outputs are still to be stored, perhaps by an experiment
     ]
-    others = [Record(path.parent) for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
+    others = list(_open_records(sorted(paths, key=lambda path: path.stat().st_mtime)))
     for record in others:
         if record.about["status"] == "RUNNING":
             record.abandon()
@@ -78,22 +81,39 @@ def close_abandoned(state: Path, about: dict[str, Any]) -> dict[str, str]:
     return {"follows": others[-1].about["id"]}
 
 
+def _open_records(paths: list[Path]) -> Iterator[Record]:
+    """Open the records that can be read; one that a crash broke is named in a warning."""
+    for path in paths:
+        try:
+            yield Record(path.parent)
+        except ArtifactError as error:
+            log.warning("%s", error)
+
+
 def find_states() -> Iterator[Leftover]:
     """Find trainings that did not finish, and among them those whose run is still RUNNING though no process has it.
 
-    Feature networks have no record: theirs are known by their checkpoints.
+    Also those that did, and whose outputs DVC has or has not stored. Feature networks have no record: theirs are known
+    by their checkpoints.
     """
+    stored = finished.find_stored()
     for folder in _list_trainings():
+        stage = folder.name.replace("-", "@", 1)  # networks-classifier is the stage networks@classifier
         if checkpoints.is_held(folder / "lock"):
             yield Leftover(str(folder), "a process is training this now")
             continue
         for state in sorted(path for path in folder.glob("*/") if path.suffix != ".tmp"):
             if checkpoints.is_held(checkpoints.name_lock(state)):
                 yield Leftover(str(state), "an experiment is training this now")
+            elif state in stored:
+                meaning = "a finished training, whose outputs DVC has stored: its state is no longer needed"
+                yield Leftover(str(state), meaning, partial(finished.remove, state))
+            elif finished.is_marked(state):
+                meaning = f"a finished training, whose outputs DVC has not stored: `dvc repro {stage}` ends it at once"
+                yield Leftover(str(state), meaning)
             elif (state / "record" / "run.json").exists():
                 yield _judge_state(state / "record")
             elif found := checkpoints.find(state):
-                stage = folder.name.replace("-", "@", 1)  # networks-classifier is the stage networks@classifier
                 yield Leftover(str(state), f"an interrupted training: {_say_where(stage, found[1])}")
 
 
@@ -116,7 +136,10 @@ def _say_where(stage: str, step: int) -> str:
 
 
 def _judge_state(folder: Path) -> Leftover:
-    record = Record(folder)
+    try:
+        record = Record(folder)
+    except ArtifactError as error:
+        return Leftover(str(folder.parent), f"an interrupted training without its record: {error}", by_hand=True)
     found = checkpoints.find(folder.parent)
     goes_on = _say_where(f"train@{record.about['name']}", found[1] if found else 0)
     if record.about["status"] != "RUNNING":

@@ -23,6 +23,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.engine import URL, make_url
 
 from pipeline.artifacts import ArtifactError
+from pipeline.runtime import environment
 
 log = logging.getLogger(__name__)
 STORE, ARTIFACTS = "mlflow.db", "mlartifacts"
@@ -41,13 +42,13 @@ MAX_TAG_LENGTH = 5000
 
 def connect() -> tuple[MlflowClient, str]:
     """Return a client and the experiment's id; processes that start at once create store and experiment once."""
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "generative-experiments")
+    name = environment.read_experiment_name()
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # In a temporary experiment DVC_ROOT is the main repository: its store outlives the temporary folder.
-    root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or make_uri(root / STORE)
+    root = environment.read_root()
+    uri = environment.read_tracking_uri() or make_uri(root / STORE)
     mlflow.set_tracking_uri(uri)
     is_file = uri.startswith("sqlite")
     with FileLock(root / "mlflow.lock") if is_file else contextlib.nullcontext():

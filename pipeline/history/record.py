@@ -7,10 +7,14 @@ record/exhibits/<key>/<step><suffix>      a preview's pictures, texts, sounds, .
 
 The folder is part of the resume state while the training runs, and becomes a DVC output at its end. An outage of MLflow
 loses nothing, and a clone can create the MLflow run again.
+
+A disk that is full ends nothing: lines and files wait in memory until there is space, and a line is written as a whole
+or not at all. A line that is none, such as one that a power cut tore, is passed over with a warning.
 """
 
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
@@ -18,8 +22,10 @@ import re
 import resource
 import subprocess
 import sys
+import threading
 import time
 import uuid
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,10 +35,11 @@ import torch
 
 from pipeline import artifacts
 from pipeline.history.costs import measure_memory
+from pipeline.runtime import environment
 
+log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "pytorch-lightning", "torchmetrics", "torch-fidelity", "mlflow", "dvc", "numpy")
 EXHIBITS = ("images/", "texts/", "exhibits/")  # the first two in records of older versions
-SAME_START = 60  # seconds that a process's start may seem to move when the clock is set
 
 
 class ExhibitId(NamedTuple):
@@ -48,8 +55,11 @@ class Record:
 
     def __init__(self, folder: Path, about: dict[str, Any] | None = None) -> None:
         self.folder = folder
-        self.loads = 0  # lines of system.jsonl that this process wrote
+        self.loads = 0  # the number of the next line of system.jsonl
         self.opened = time.monotonic()
+        self.waiting: dict[Path, bytes] = {}  # what a full disk did not take: lines of a .jsonl, or a whole file
+        self.writing = threading.Lock()  # of the training's thread and the one that samples the load
+        self.warned: set[str] = set()
         if about is None or (folder / "run.json").exists():
             self.about: dict[str, Any] = artifacts.read_json(folder / "run.json")
         else:
@@ -59,7 +69,8 @@ class Record:
 
     def save(self) -> None:
         """Write run.json."""
-        artifacts.write_json(self.folder / "run.json", self.about)
+        text = json.dumps(artifacts.encode(self.about), indent=2, sort_keys=True, allow_nan=False) + "\n"
+        self._put(self.folder / "run.json", text.encode())
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Append finite values at a step; others are left out and named in a tag."""
@@ -72,21 +83,52 @@ class Record:
     def log_load(self, values: dict[str, float]) -> None:
         """Append the machine's load under the next number."""
         if not self.loads:
-            self.loads = len(self.read("system"))
+            self.loads = max((line["step"] + 1 for line in self.read("system")), default=0)
         self._append("system", self.loads, {key: value for key, value in values.items() if math.isfinite(value)})
         self.loads += 1
 
     def _append(self, name: str, step: int, values: dict[str, float]) -> None:
-        path = self.folder / f"{name}.jsonl"
         line = json.dumps({"step": step, "time": time.time(), "values": values}) + "\n"
-        with path.open("ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())  # a checkpoint that survives a power cut must find its lines
+        path = self.folder / f"{name}.jsonl"
+        with self.writing:
+            self.waiting[path] = self.waiting.get(path, b"") + line.encode()
+        self._write_waiting()
+
+    def _put(self, path: Path, content: bytes) -> None:
+        with self.writing:
+            self.waiting[path] = content
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """Write what waits; what a full disk does not take waits for the next time, with one warning."""
+        try:
+            self.flush()
+        except OSError as error:
+            self._warn("full", f"{self.folder}: {error.strerror}; what it lacks waits in memory until there is space")
+        else:
+            self.warned.discard("full")
+
+    def flush(self) -> None:
+        """Write all that waits in memory.
+
+        Raises:
+            OSError: if the disk is still full.
+        """
+        with self.writing:
+            for path, content in list(self.waiting.items()):
+                write = append_lines if path.suffix == ".jsonl" else write_durably
+                write(path, content)
+                del self.waiting[path]
+
+    def _warn(self, what: str, message: str) -> None:
+        if what not in self.warned:
+            self.warned.add(what)
+            log.warning("%s", message)
 
     def read(self, name: str = "metrics") -> list[dict[str, Any]]:
-        """Return all complete lines of metrics.jsonl or another file, in order."""
-        return self.read_on(name, 0)[0]
+        """Return all complete lines of metrics.jsonl or another file, in order, and those that wait for space."""
+        waiting = self._parse(name, self.waiting.get(self.folder / f"{name}.jsonl", b""))
+        return self.read_on(name, 0)[0] + waiting
 
     def read_on(self, name: str, start: int) -> tuple[list[dict[str, Any]], int]:
         """Return the complete lines of a file from the byte `start` on, and the byte where they end."""
@@ -97,14 +139,20 @@ class Record:
             file.seek(start)
             content = file.read()
         end = content.rfind(b"\n") + 1
-        return [json.loads(line) for line in content[:end].splitlines()], start + end
+        return self._parse(name, content[:end]), start + end
+
+    def _parse(self, name: str, content: bytes) -> list[dict[str, Any]]:
+        found = [parse_line(text) for text in content.split(b"\n") if text]
+        if torn := sum(line is None for line in found):
+            place = self.folder / f"{name}.jsonl"
+            self._warn(name, f"{place}: {torn} lines are torn, no JSON of a step, and are passed over")
+        return [line for line in found if line is not None]
 
     def rewind(self, step: int) -> None:
         """Drop values after `step`, from which a training resumes, and lines that a crash cut off."""
         for name, last in (("metrics", step), ("system", math.inf)):
             kept = [json.dumps(line) for line in self.read(name) if line["step"] <= last]
-            with artifacts.replace(self.folder / f"{name}.jsonl") as partial:
-                partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            artifacts.write_bytes(self.folder / f"{name}.jsonl", "".join(line + "\n" for line in kept).encode())
 
     def reopen(self, tags: dict[str, str]) -> None:
         """Go on with a run that was interrupted: it is RUNNING again, in this process, with the tags of its code."""
@@ -115,7 +163,11 @@ class Record:
         self.save()
 
     def abandon(self) -> None:
-        """Set the status of a run that is RUNNING though its process is gone to KILLED, ended with its last line."""
+        """Set the status of a run that is RUNNING though its process is gone to KILLED, ended with its last line.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
         lines = [*self.read(), *self.read("system")]
         self.about |= {
             "status": "KILLED",
@@ -123,6 +175,7 @@ class Record:
         }
         self.about["tags"]["failure"] = "the process ended without a word"
         self.save()
+        self.flush()
 
     def exhibit(self, key: str, step: int, suffix: str, content: bytes) -> None:
         """Store what a model made at a step: a file whose suffix (.png, .txt, .wav, ...) says what it is.
@@ -133,8 +186,7 @@ class Record:
         if not re.fullmatch(r"[\w-]+\.[a-z0-9]+", key + suffix, re.ASCII):
             msg = f"exhibit: expected a key such as samples and a suffix such as .png, got {key!r}, {suffix!r}"
             raise ValueError(msg)
-        with artifacts.replace(self.folder / "exhibits" / key / f"{step:07d}{suffix}") as partial:
-            partial.write_bytes(content)  # the thread of mlflow_sync.py must not see half a picture
+        self._put(self.folder / "exhibits" / key / f"{step:07d}{suffix}", content)
 
     def list_exhibits(self) -> dict[ExhibitId, Path]:
         """List the exhibits, also those of older versions, which had a folder for images and one for texts."""
@@ -142,7 +194,11 @@ class Record:
         return {exhibit: path for path in sorted(paths) if (exhibit := read_exhibit(path))}
 
     def finish(self, status: str, *, failure: str = "", **totals: float) -> None:
-        """Set the status (FINISHED, FAILED, KILLED), why it failed, and the totals: costs count every attempt."""
+        """Set the status (FINISHED, FAILED, KILLED), why it failed, and the totals: costs count every attempt.
+
+        Raises:
+            OSError: if the record cannot be written as a whole.
+        """
         before = self.about.get("totals", {})
         usage = resource.getrusage(resource.RUSAGE_SELF)
         cost = {
@@ -150,11 +206,55 @@ class Record:
             "cpu_seconds": before.get("cpu_seconds", 0.0) + usage.ru_utime + usage.ru_stime,  # of all threads
             "peak_memory_mib": max(before.get("peak_memory_mib", 0.0), measure_memory()),
         }
-        self.about |= {"status": status, "ended": time.time(), "totals": cost | totals}
+        ended = max(time.time(), self.about["started"])  # a clock that was set back must not end it before it began
+        self.about |= {"status": status, "ended": ended, "totals": cost | totals}
         self.about["tags"].pop("failure", None)
         if failure:
             self.about["tags"]["failure"] = failure[:1000]
         self.save()
+        self.flush()
+
+
+def append_lines(path: Path, lines: bytes) -> None:
+    """Append whole lines, all or none, durably: a checkpoint that survives a power cut must find its lines.
+
+    A line that was cut off stays alone: these begin on a new one.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        is_cut = size and os.pread(descriptor, 1, size - 1) != b"\n"
+        rest = memoryview(b"\n" * is_cut + lines)
+        try:
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file, complete or not at all, also if the power is cut."""
+    with artifacts.replace(path) as partial, partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def parse_line(text: bytes) -> dict[str, Any] | None:
+    """Return a line of a .jsonl: a step, a time and values; None for another text."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int) or not isinstance(line.get("values"), dict):
+        return None
+    numbers = [line.get("time"), *line["values"].values()]
+    return line if all(isinstance(number, int | float) for number in numbers) else None
 
 
 def read_exhibit(path: Path) -> ExhibitId | None:
@@ -182,7 +282,23 @@ def describe_process() -> str:
     """Return a name of this process that is unique over machines and containers: host, process space, id, start."""
     space = Path("/proc/self/ns/pid")
     inside = space.readlink() if space.exists() else "-"
-    return f"{platform.node()} {inside} {os.getpid()} {psutil.Process().create_time():.0f}"
+    return f"{platform.node()} {inside} {os.getpid()} {_describe_start(os.getpid())}"
+
+
+def _describe_start(process: int) -> str:
+    """Return when a process started, by no clock that can be set: boot, and ticks since then; on a Mac seconds.
+
+    Raises:
+        psutil.NoSuchProcess: if it has ended.
+    """
+    boot, about = Path("/proc/sys/kernel/random/boot_id"), Path(f"/proc/{process}/stat")
+    if not boot.exists():
+        return f"{psutil.Process(process).create_time():.0f}"
+    try:
+        words = about.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        raise psutil.NoSuchProcess(process) from None
+    return f"{boot.read_text(encoding='ascii').strip()}/{words[19]}"  # field 22, of which the name was the second
 
 
 def is_gone(process: str) -> bool:
@@ -191,10 +307,9 @@ def is_gone(process: str) -> bool:
     if len(words) != 4 or words[:2] != describe_process().split(" ")[:2]:
         return False
     try:
-        created = psutil.Process(int(words[2])).create_time()
+        return _describe_start(int(words[2])) != words[3]  # another process has the id now
     except psutil.NoSuchProcess:
         return True
-    return abs(created - float(words[3])) > SAME_START  # another process has the id now
 
 
 def describe_lineage() -> dict[str, str]:
@@ -203,9 +318,9 @@ def describe_lineage() -> dict[str, str]:
     tags = {
         "mlflow.source.git.commit": _git("rev-parse", "HEAD"),
         "git.dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
-        "dvc.stage": os.environ.get("DVC_STAGE", ""),
-        "dvc.exp_name": os.environ.get("DVC_EXP_NAME", ""),
-        "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
+        "dvc.stage": environment.read_text("DVC_STAGE"),
+        "dvc.exp_name": environment.read_text("DVC_EXP_NAME"),
+        "dvc.baseline": environment.read_text("DVC_EXP_BASELINE_REV"),
         "dvc.lock_md5": hashlib.md5(lock.read_bytes(), usedforsecurity=False).hexdigest() if lock.exists() else "",
         "mlflow.source.name": " ".join(["python -m", *_module()]),
     }

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
+from pipeline.runtime import environment
 
 log = logging.getLogger(__name__)
 KEPT = 2
@@ -140,14 +141,22 @@ def discard_after(folder: Path, step: int) -> None:
             _remove(path)
 
 
+def keep_newest(folder: Path) -> None:
+    """Remove all checkpoints but the newest valid one."""
+    kept = find(folder)
+    for path in list_steps(folder):
+        if kept and path != kept[0]:
+            _remove(path)
+
+
 def locate(name: str) -> Path:
     """Return the folder of the states of a run or a feature network, such as .state/train-gan.
 
     In a temporary experiment it is the main project's, which DVC names in DVC_ROOT: DVC deletes the working folder,
     and the same experiment started again works in another one.
     """
-    root = Path(os.environ.get("DVC_ROOT", "."))
-    return (Path() if root.resolve() == Path.cwd() else root) / artifacts.STATE / name
+    root = environment.read_root()
+    return (Path() if root == Path.cwd() else root) / artifacts.STATE / name
 
 
 @contextmanager

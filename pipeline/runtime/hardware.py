@@ -1,7 +1,6 @@
 """Chooses what a training runs on, from the environment: devices, strategy, precision, determinism."""
 
 import logging
-import os
 from datetime import timedelta
 from typing import Any
 
@@ -62,9 +61,29 @@ def _choose_cluster() -> list[Any]:
     """Return the plug-in that tells Lightning which process this is, where Lightning would not find it."""
     if processes.uses_slurm():
         return [SLURMEnvironment(auto_requeue=False)]  # our own handler answers SLURM's signal, with status 75
-    if "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+    if environment.is_set("LOCAL_RANK") and not environment.is_set("TORCHELASTIC_RUN_ID"):
         return [LightningEnvironment()]  # in a pod of Kubernetes, Lightning would choose another one
     return []
+
+
+def require_available() -> None:
+    """Refuse hardware and a strategy that this machine does not have, before a stage touches anything.
+
+    Raises:
+        HardwareError: with the variable.
+    """
+    if environment.read_accelerator() == "cuda" and not torch.cuda.is_available():
+        msg = "PIPELINE_ACCELERATOR: expected auto or cpu, as PyTorch finds no GPU here, got 'cuda'"
+        raise HardwareError(msg)
+    name = environment.read_strategy()
+    if name == "fsdp":
+        return
+    if "fsdp" in name or "deepspeed" in name or "model_parallel" in name:
+        msg = f"PIPELINE_STRATEGY: {name} cuts weights into parts in a way that is not supported; expected fsdp"
+        raise HardwareError(msg)
+    if name not in {"auto", *StrategyRegistry.available_strategies()}:
+        msg = f"PIPELINE_STRATEGY: expected auto, ddp, fsdp or another strategy of Lightning, got {name!r}"
+        raise HardwareError(msg)
 
 
 def _choose_strategy(model: LightningModule, world: int) -> str | Strategy:
@@ -73,17 +92,11 @@ def _choose_strategy(model: LightningModule, world: int) -> str | Strategy:
     Raises:
         HardwareError: if there is no such strategy, or it cannot train the model.
     """
+    require_available()
     name = environment.read_strategy()
     timeout = timedelta(seconds=environment.read_timeout())
     if name == "fsdp":
         return sharding.make_strategy(model, world, timeout) if world > 1 else "auto"
-    if "fsdp" in name or "deepspeed" in name or "model_parallel" in name:
-        msg = f"PIPELINE_STRATEGY: {name} cuts weights into parts in a way that is not supported; expected fsdp"
-        raise HardwareError(msg)
-    known = ["auto", *StrategyRegistry.available_strategies()]
-    if name not in known:
-        msg = f"PIPELINE_STRATEGY: expected auto, ddp, fsdp or another strategy of Lightning, got {name!r}"
-        raise HardwareError(msg)
     if world == 1 or name not in {"auto", "ddp", UNUSED}:
         return name
     # Two optimizers: each backward pass leaves the other network's parameters without gradients.

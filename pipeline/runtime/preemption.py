@@ -65,7 +65,7 @@ def follow() -> None:
     if supervisor := environment.read_number(SUPERVISOR, 0):
         followed = next((parent for parent in parents if parent.pid == supervisor), None)
         orphan = followed is None
-    elif "DVC_STAGE" in os.environ:
+    elif environment.is_set("DVC_STAGE"):
         followed = next((parent for parent in parents if names_dvc(parent.cmdline())), None)
         orphan = followed is None and _is_adopted(parents)
     else:

@@ -16,22 +16,20 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from pipeline import artifacts
 from pipeline.runtime import environment, preemption
 from pipeline.runtime.environment import HardwareError
 from pipeline.runtime.preemption import PREEMPTED, STAGES, SUPERVISOR, PreemptedError
 
-REPORTS = "PIPELINE_REPORTS"  # folder in which the processes say how far they are, and what stopped them
+REPORTS = "PIPELINE_REPORTS"  # numbers of two pipes: what stopped the process, and how far it is
+MAX_REPORT = 4000  # characters; a pipe holds 64 KiB, so that nobody waits for its reader
 SILENCE = 3.0  # seconds from the first failure to the end of processes that have noticed nothing
 CLOSING = 20.0  # seconds that a process which has noticed may take to close its record
 # Messages of a process that has lost another one: a consequence, not a cause.
@@ -90,7 +88,7 @@ def _count_devices() -> int:
 
 def is_member() -> bool:
     """Say whether somebody (the supervisor, torchrun, SLURM) has started this process as one of several."""
-    return "LOCAL_RANK" in os.environ or "RANK" in os.environ or uses_slurm()
+    return environment.is_set("LOCAL_RANK") or environment.is_set("RANK") or uses_slurm()
 
 
 def are_to_be_started() -> bool:
@@ -100,17 +98,17 @@ def are_to_be_started() -> bool:
 
 def uses_slurm() -> bool:
     """Say whether `srun` started this process as one of several, and not an interactive shell or a script's step."""
-    interactive = os.environ.get("SLURM_JOB_NAME") in {"bash", "interactive"}
-    return "SLURM_PROCID" in os.environ and environment.read_number("SLURM_NTASKS", 1) > 1 and not interactive
+    interactive = environment.read_text("SLURM_JOB_NAME") in {"bash", "interactive"}
+    return environment.is_set("SLURM_PROCID") and environment.read_number("SLURM_NTASKS", 1) > 1 and not interactive
 
 
 def get_rank() -> int:
     """Return this process's rank among all, before Lightning has started."""
-    if "RANK" in os.environ:
+    if environment.is_set("RANK"):
         return environment.read_number("RANK", 0)
     if uses_slurm():
         return environment.read_number("SLURM_PROCID", 0)
-    if "LOCAL_RANK" not in os.environ:
+    if not environment.is_set("LOCAL_RANK"):
         return 0
     layout = read_layout()
     return layout.node * layout.devices + environment.read_number("LOCAL_RANK", 0)
@@ -130,22 +128,22 @@ def refuse_several(name: str) -> None:
 def report(error: str) -> None:
     """Tell the supervisor, if there is one, what stops this process, or nothing: it has done its work.
 
-    Only the first report of a process counts: later ones are consequences.
+    Only the first report of a process counts: later ones are consequences. It goes through a pipe, which no full disk
+    can keep from arriving.
     """
-    if REPORTS not in os.environ:
-        return
-    path = Path(os.environ[REPORTS]) / f"{os.environ['RANK']}.json"
-    if path.parent.exists() and not path.exists():  # a supervisor that was killed has no folder
-        with suppress(OSError):
-            artifacts.write_json(path, {"time": time.time(), "error": error})
+    if (pipes := environment.read_reports()) is not None:
+        line = json.dumps({"time": time.time(), "error": error[:MAX_REPORT]}) + "\n"
+        with suppress(OSError):  # the supervisor was killed
+            os.write(pipes[0], line.encode())
 
 
 @dataclass
 class Group:
-    """The processes of this node, and how they ended: status by rank, in the order of their ends."""
+    """The processes of this node, their pipes, and how they ended: status by rank, in the order of their ends."""
 
-    folder: Path
-    children: dict[int, subprocess.Popen[bytes]]
+    children: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    reports: dict[int, "Pipe"] = field(default_factory=dict)
+    pulses: dict[int, "Pipe"] = field(default_factory=dict)
     ended: dict[int, tuple[int, float]] = field(default_factory=dict)
     killed: set[int] = field(default_factory=set)
     stopped: bool = False  # from outside
@@ -162,6 +160,8 @@ class Group:
             threading.Thread(target=wait, args=(rank, child), daemon=True).start()
         failed = 0.0
         while len(self.ended) < len(self.children):
+            for pulse in self.pulses.values():
+                pulse.read()
             with suppress(queue.Empty):
                 rank, status, moment = ends.get(timeout=0.1)
                 self.ended[rank] = status, moment
@@ -191,11 +191,11 @@ class Group:
 
     def _find_hanging(self) -> str:
         """Return the name of the process that noticed nothing and lagged behind, if there is one."""
-        steps: dict[int, tuple[int, int]] = {}
-        for rank in self.children:
-            with suppress(OSError, ValueError):
-                count, step = (self.folder / f"{rank}.step").read_text(encoding="ascii").split()
-                steps[rank] = int(count), int(step)
+        steps = {
+            rank: (int(count), int(step))
+            for rank, pulse in self.pulses.items()
+            for count, step in [line.split() for line in pulse.read()[-1:]]
+        }
         silent = [rank for rank in sorted(self.killed) if not self._read(rank) and rank in steps]
         if silent:
             rank = min(silent, key=lambda rank: steps[rank])
@@ -205,8 +205,37 @@ class Group:
         return ""
 
     def _read(self, rank: int) -> dict[str, object]:
-        path = self.folder / f"{rank}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        lines = self.reports[rank].read()
+        return json.loads(lines[0]) if lines else {}
+
+    def close(self) -> None:
+        """Close the pipes."""
+        for pipe in (*self.reports.values(), *self.pulses.values()):
+            pipe.close()
+
+
+class Pipe:
+    """The supervisor's end of a pipe: whole lines, of which the first and the newest are kept; nobody waits for it."""
+
+    def __init__(self) -> None:
+        self.descriptor, self.other = os.pipe()
+        for end in (self.descriptor, self.other):
+            os.set_blocking(end, False)
+        self.lines: list[bytes] = []
+        self.rest = b""
+
+    def read(self) -> list[bytes]:
+        """Return the first and the newest line."""
+        with suppress(BlockingIOError):
+            while part := os.read(self.descriptor, 1 << 16):
+                *lines, self.rest = (self.rest + part).split(b"\n")
+                known = self.lines + lines
+                self.lines = [*known[:1], *known[1:][-1:]]
+        return self.lines
+
+    def close(self) -> None:
+        """Close the supervisor's end."""
+        os.close(self.descriptor)
 
 
 def _describe(status: int) -> str:
@@ -216,18 +245,18 @@ def _describe(status: int) -> str:
 
 
 class Pulse:
-    """Writes how far this process is to a file that the supervisor reads when somebody hangs."""
+    """Tells the supervisor how far this process is, for the moment when somebody hangs."""
 
     def __init__(self) -> None:
         self.count = 0
-        folder = os.environ.get(REPORTS)
-        self.file = (Path(folder) / f"{os.environ['RANK']}.step").open("wb", buffering=0) if folder else None
+        self.pipes = environment.read_reports()
 
     def beat(self, step: int) -> None:
         """Count one more place reached, in a step."""
-        if self.file is not None:
+        if self.pipes is not None:
             self.count += 1
-            os.pwrite(self.file.fileno(), f"{self.count:015d} {step:015d}".encode(), 0)
+            with suppress(OSError):  # the pipe is full, because the supervisor does not read, or it was killed
+                os.write(self.pipes[1], f"{self.count} {step}\n".encode())
 
 
 def supervise(stage: str, key: str, on_failure: Callable[[str], None] = print, *, module: str = STAGES) -> None:
@@ -248,10 +277,10 @@ def supervise(stage: str, key: str, on_failure: Callable[[str], None] = print, *
     """
     layout = read_layout()
     for remaining in range(environment.read_relaunches(), -1, -1):
-        with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
-            group = _start([module, stage, key], layout, Path(folder))
-            group.watch()
-            cause = group.find_cause()
+        group = _start([module, stage, key], layout)
+        group.watch()
+        cause = group.find_cause()
+        group.close()
         if not cause:
             break
         if layout.node == 0:
@@ -264,18 +293,17 @@ def supervise(stage: str, key: str, on_failure: Callable[[str], None] = print, *
         raise PreemptedError(msg)
 
 
-def _start(command: Sequence[str], layout: Layout, folder: Path) -> Group:
+def _start(command: Sequence[str], layout: Layout) -> Group:
     address, port = _find_master(layout)
     common = os.environ | {
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
         "NODE_RANK": str(layout.node),
         "WORLD_SIZE": str(layout.world),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // layout.devices))),
+        "OMP_NUM_THREADS": environment.read_threads() or str(max(1, (os.cpu_count() or 1) // layout.devices)),
         SUPERVISOR: str(os.getpid()),
-        REPORTS: str(folder),
     }
-    group = Group(folder, {})
+    group = Group()
 
     def forward(number: int, frame: FrameType | None) -> None:
         del frame
@@ -286,8 +314,12 @@ def _start(command: Sequence[str], layout: Layout, folder: Path) -> Group:
     preemption.catch(forward)
     for local in range(layout.devices):
         rank = layout.node * layout.devices + local
-        own = {"RANK": str(rank), "LOCAL_RANK": str(local)}
-        group.children[rank] = subprocess.Popen([sys.executable, "-m", *command], env=common | own)
+        group.reports[rank], group.pulses[rank] = pipes = Pipe(), Pipe()
+        ends = [pipe.other for pipe in pipes]
+        own = {"RANK": str(rank), "LOCAL_RANK": str(local), REPORTS: ",".join(map(str, ends))}
+        group.children[rank] = subprocess.Popen([sys.executable, "-m", *command], env=common | own, pass_fds=ends)
+        for end in ends:
+            os.close(end)
     return group
 
 
@@ -298,16 +330,17 @@ def _find_master(layout: Layout) -> tuple[str, int]:
         HardwareError: if it is not given for several nodes, unknown, or in use.
     """
     if layout.nodes > 1:
-        if missing := {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} - os.environ.keys():
-            msg = f"{layout.nodes} nodes need MASTER_ADDR, MASTER_PORT and NODE_RANK; not set: {sorted(missing)}"
+        names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+        if missing := [name for name in names if not environment.is_set(name)]:
+            msg = f"{layout.nodes} nodes need MASTER_ADDR, MASTER_PORT and NODE_RANK; not set: {missing}"
             raise HardwareError(msg)
         try:
-            socket.getaddrinfo(os.environ["MASTER_ADDR"], None)
+            socket.getaddrinfo(environment.read_text("MASTER_ADDR"), None)
         except OSError as error:
-            msg = f"MASTER_ADDR {os.environ['MASTER_ADDR']!r} is no known address: {error}"
+            msg = f"MASTER_ADDR {environment.read_text('MASTER_ADDR')!r} is no known address: {error}"
             raise HardwareError(msg) from None
-    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    port = environment.read_number("MASTER_PORT", 0)
+    address = environment.read_text("MASTER_ADDR") or "127.0.0.1"
+    port = environment.read_port()
     if layout.node:
         return address, port
     with socket.socket() as probe:

@@ -11,6 +11,7 @@ import ast
 import importlib
 import inspect
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,9 @@ if __name__ == "__main__":  # before the imports of a stage, which take seconds
     preemption.begin()
 
 from pipeline.artifacts import ArtifactError
-from pipeline.history import costs, dvc_cache, inputs
+from pipeline.history import costs, dvc_cache, finished, inputs
 from pipeline.params import ParamsError
-from pipeline.runtime import processes
+from pipeline.runtime import environment, processes
 from pipeline.runtime.environment import HardwareError
 from pipeline.runtime.preemption import PREEMPTED, PreemptedError
 
@@ -60,17 +61,22 @@ def run(main: Callable[..., None], arguments: list[str], name: str, usage: str, 
         print(usage)
         sys.exit(0 if HELP & {*arguments} else 2)
     try:
+        environment.require_valid()
+        if not processes.is_member():
+            environment.warn_of_unknown()
         if not several:
             processes.refuse_several(name)
-        if "DVC_STAGE" in os.environ:
-            dvc_cache.require_inputs(os.environ["DVC_STAGE"])
+        if stage := environment.read_text("DVC_STAGE"):
+            dvc_cache.require_inputs(stage)
+            if not processes.get_rank():
+                finished.remove_stored()
         seen = inputs.read(name, *arguments)  # before the stage reads them
-        if "DVC_STAGE" in os.environ:
+        if stage:
             seen.require_checked()
         main(*arguments)
         seen.require_same()  # before DVC certifies them
-        if "DVC_STAGE" in os.environ:
-            costs.note(os.environ["DVC_STAGE"])
+        if stage:
+            costs.note(stage)
     except BaseException as error:
         processes.report(f"{type(error).__name__}: {error}")
         _explain(error, arguments)
@@ -87,6 +93,9 @@ def _explain(error: BaseException, arguments: list[str]) -> None:
         os._exit(PREEMPTED)  # everything is saved; the libraries take seconds to unload, and a scheduler may kill first
     if isinstance(error, ParamsError | ArtifactError | HardwareError):
         sys.exit(f"error: {error}")
+    if isinstance(error, shutil.Error):  # of a folder that was copied: its first file
+        _, place, reason = error.args[0][0]
+        sys.exit(f"error: {place}: {reason}")
     if isinstance(error, OSError) and error.filename:
         sys.exit(f"error: {os.fsdecode(error.filename)}: {error.strerror}")
     if isinstance(error, KeyError) and error.args == tuple(arguments):

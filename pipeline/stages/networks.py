@@ -4,7 +4,7 @@
 
 Weights that git keeps are taken and not trained, if their recipe is this one: pipeline/evidence/judges.py.
 reports/networks/<name>.json holds the SHA-256 of its weights and a classifier's accuracies. A training that was
-interrupted resumes from .state/networks-<name>/.
+interrupted, or whose weights DVC has not stored, resumes from .state/networks-<name>/.
 """
 
 import contextlib
@@ -15,11 +15,12 @@ from typing import Any
 
 from pipeline import artifacts, code, params, plugins
 from pipeline.evidence import judges
-from pipeline.history import inputs
+from pipeline.history import finished, inputs
 from pipeline.history.inputs import Inputs
 from pipeline.history.recorder import Recorder
 from pipeline.kinds import read_fields, read_known
-from pipeline.runtime import checkpoints, processes, sharding
+from pipeline.runtime import agreement, checkpoints, hardware, processes, sharding
+from pipeline.runtime.agreement import Agreement
 from pipeline.runtime.processes import get_rank
 from pipeline.runtime.requirements import require_network, require_run
 from pipeline.training import fingerprint, fit
@@ -30,6 +31,7 @@ HELD_OUT = ("validation", "test")
 
 def main(key: str) -> None:
     """Make the section networks.<key>."""
+    hardware.require_available()
     seen = inputs.read("networks", key)
     settings = params.load()
     config: Any = settings.networks[key]
@@ -74,6 +76,7 @@ def train(key: str, module: ModuleType, config: Any, digest: str, seen: Inputs) 
     """Train a feature network on the training split, and save it in the first process, if its inputs are the same."""
     manifest = artifacts.read_manifest(config.data)
     state = checkpoints.locate(f"networks-{key}") / fingerprint(config, manifest, digest)
+    facts = agreement.describe("networks", key, networks={key: config}, data={config.data: manifest}, code=digest)
     checkpoints.require_writable(artifacts.NETWORKS, artifacts.REPORTS / "networks")
     with checkpoints.hold_run(state) if get_rank() == 0 else contextlib.nullcontext():
         model = make_model(module, config)
@@ -86,7 +89,7 @@ def train(key: str, module: ModuleType, config: Any, digest: str, seen: Inputs) 
             batch_size=config.batch_size,
             seed=config.seed,
             state=state,
-            callbacks=[Recorder(None, config.steps)],
+            callbacks=[Agreement(facts), Recorder(None, config.steps)],
         )
         if get_rank():
             return
@@ -94,7 +97,7 @@ def train(key: str, module: ModuleType, config: Any, digest: str, seen: Inputs) 
         folder = artifacts.NETWORKS / key
         shutil.rmtree(folder, ignore_errors=True)
         save_model(folder, config.network, model, config, read_fields(config.data))
-        shutil.rmtree(state)
+        finished.end(state, folder)
 
 
 def make_model(module: ModuleType, config: Any) -> Any:

@@ -3,12 +3,12 @@
     python -m pipeline.stages train gan
 
 An interrupted training resumes from .state/train-<run>/ when it is started again with the same params, data
-and code. Hardware comes from the environment: see pipeline/training.py.
+and code; one that has ended, but whose outputs DVC has not stored, ends again at once.
+Hardware comes from the environment: see pipeline/runtime/environment.py.
 """
 
 import contextlib
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -20,14 +20,15 @@ from torch import Tensor
 
 from pipeline import artifacts, code, params, plugins
 from pipeline.formats.tokenizers import restore_tokenizer
-from pipeline.history import alarms, dvc_lock, inputs, leftovers
+from pipeline.history import alarms, dvc_lock, finished, inputs, leftovers
 from pipeline.history.inputs import Inputs
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment, describe_lineage
 from pipeline.history.recorder import Recorder
 from pipeline.kinds import TRAIN, Pool, make_pool, read_known
 from pipeline.params import NONE, Params, Run, Section, Trainable
-from pipeline.runtime import checkpoints, processes, sharding
+from pipeline.runtime import agreement, checkpoints, hardware, processes, sharding
+from pipeline.runtime.agreement import Agreement
 from pipeline.runtime.preemption import PreemptedError
 from pipeline.runtime.processes import get_rank
 from pipeline.runtime.requirements import require_run
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 def main(key: str) -> None:
     """Train the run runs.<key>."""
+    hardware.require_available()
     seen = inputs.read("train", key)
     settings = params.load()
     run, config = settings.runs[key], settings.models[key]
@@ -54,6 +56,20 @@ def main(key: str) -> None:
     checkpoints.require_writable(artifacts.RUNS / key, artifacts.REPORTS / "runs" / key)
     with checkpoints.hold_run(state) if get_rank() == 0 else contextlib.nullcontext():
         train(key, settings, state, seen)
+
+
+def describe(key: str, settings: Params) -> dict[str, str]:
+    """Return what every process of this training must agree on."""
+    run = settings.runs[key]
+    return agreement.describe(
+        "train",
+        key,
+        runs={key: run},
+        models={run.model: settings.models[run.model]},
+        data={run.data: artifacts.read_manifest(run.data)},
+        start=read_start(run),
+        code=code.digest("train", key, settings),
+    )
 
 
 def read_start(run: Run) -> str:
@@ -92,7 +108,7 @@ def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
                 seed=run.seed,
                 clip_norm=config.clip_norm,
                 state=state,
-                callbacks=[Recorder(record, config.steps, preview, whole)],
+                callbacks=[Agreement(describe(key, settings)), Recorder(record, config.steps, preview, whole)],
             )
         sharding.gather(model, whole)
         if record:
@@ -110,7 +126,7 @@ def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
         sync.finish(model=folder)
         write_curves(record, artifacts.REPORTS / "runs" / key / "curves")
         seen.require_same()  # MLflow may have taken minutes
-        _publish(record, state, artifacts.RUNS / key / "record")
+        _publish(record, state, folder)
         print(f"{key}: {config.steps} steps in {record.about['totals']['seconds']:.0f} s, weights in {folder}")
 
 
@@ -140,13 +156,12 @@ def _give_up(record: Record, sync: MlflowSync, error: BaseException) -> None:
     sync.finish(seconds=3 if preempted else 60)  # a scheduler that preempts does not wait
 
 
-def _publish(record: Record, state: Path, target: Path) -> None:
-    """Copy the record to DVC's output, then remove the state: killed in between, the same run goes on."""
+def _publish(record: Record, state: Path, model: Path) -> None:
+    """Copy the record next to the model, where DVC expects it, then end the state: killed before, the run goes on."""
+    target = model.with_name("record")
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(record.folder, target, ignore=shutil.ignore_patterns("*.tmp"))
-    done = state.with_name(state.name + ".tmp")  # a state that is removed in part must not count as one
-    os.replace(state, done)
-    shutil.rmtree(done, ignore_errors=True)  # another training of this run may be removing it too
+    finished.end(state, model, target)
 
 
 def close_failed(state: Path, cause: str) -> None:

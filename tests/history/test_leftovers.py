@@ -60,6 +60,23 @@ def test_a_run_killed_without_a_word_is_closed_when_asked_and_not_before(capsys:
     assert "an interrupted training (KILLED)" in capsys.readouterr().out
 
 
+@pytest.mark.fault(55)
+def test_a_torn_line_or_a_broken_record_stops_neither_doctor_nor_the_next_training(
+    killed: Record, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (killed.folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 2, "va\x00\n')
+    broken = killed.folder.parents[1] / "4567" / "record" / "run.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{")
+    assert main(["doctor", "--fix"]) == 1
+    output = capsys.readouterr().out
+    assert "an interrupted training without its record: .state/train-gan/4567/record/run.json: not a complete" in output
+    assert status_in_mlflow() == "KILLED"
+    new = killed.folder.parents[1] / "new"
+    assert leftovers.close_abandoned(new, ABOUT) == {"follows": killed.about["id"]}
+
+
 def test_a_training_that_runs_now_is_left_alone(killed: Record) -> None:
     with FileLock(killed.folder.parents[1] / "lock"):
         assert main(["doctor", "--fix"]) == 0

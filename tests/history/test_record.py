@@ -5,16 +5,19 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline import artifacts
 from pipeline.artifacts import STATE
+from pipeline.history import record as record_module
 from pipeline.history.mlflow_store import connect
-from pipeline.history.record import Record, describe_process, is_gone
+from pipeline.history.record import Record, append_lines, describe_process, is_gone
 from pipeline.history.recorder import Recorder
 from pipeline.runtime.preemption import PreemptedError
 from pipeline.stages import train
@@ -34,18 +37,78 @@ def record(tmp_path: Path) -> Record:
     return Record(tmp_path / "record", json.loads(json.dumps(ABOUT)))
 
 
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond some bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_a_full_disk_while_a_record_is_rewound_leaves_it_as_it_was(record: Record) -> None:
     for step in range(1, 101):
         record.log(step, {"loss": 1 / step})
     before = record.read()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            record.rewind(90)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_of_at_most(1000), pytest.raises(OSError, match="File too large"):
+        record.rewind(90)
     assert record.read() == before
+
+
+@pytest.mark.fault(54)
+def test_a_disk_that_is_full_for_seconds_costs_the_record_nothing(
+    record: Record, caplog: pytest.LogCaptureFixture
+) -> None:
+    record.log(1, {"loss": 1.0})
+    record.log_load({"cpu": 0.5})
+    files = {path: path.read_bytes() for path in record.folder.iterdir()}
+    with files_of_at_most(len(files[record.folder / "metrics.jsonl"]) + 10):  # some bytes of a line find room
+        record.log(2, {"loss": 0.5, "kl": float("inf")})
+        record.log_load({"cpu": 0.6})
+        record.exhibit("samples", 2, ".txt", b"x" * 500)
+        record.log(3, {"loss": 0.4})
+        assert {path: path.read_bytes() for path in files} == files
+        assert [line["step"] for line in record.read()] == [1, 2, 3]  # alarms see them
+        assert record.read_on("metrics", 0)[1] == len(files[record.folder / "metrics.jsonl"])  # MLflow does not
+        with pytest.raises(OSError, match="File too large"):
+            record.finish("FINISHED")  # which no one could read
+    assert caplog.text.count("waits in memory until there is space") == 1
+    record.log(4, {"loss": 0.3})
+    again = Record(record.folder)
+    assert [line["values"]["loss"] for line in again.read()] == [1.0, 0.5, 0.4, 0.3]
+    assert [line["step"] for line in again.read("system")] == [0, 1]
+    assert [path.read_bytes() for path in again.list_exhibits().values()] == [b"x" * 500]
+    assert again.about["tags"]["nonfinite"] == "step 2: kl"
+
+
+TORN = [b'{"step": 3, "val{"step": 4, "time": 1.0, "values": {}}', b"\x00" * 40, b"\xff\xfe", b"[1]", b"[" * 50_000]
+TORN += [b'{"step": "3", "time": 1.0, "values": {}}', b'{"step": 3, "time": 1.0, "values": {"loss": "low"}}', b"NaN"]
+
+
+@pytest.mark.fault(55)
+def test_torn_lines_are_passed_over_with_one_warning_and_gone_after_a_resume(
+    record: Record, caplog: pytest.LogCaptureFixture
+) -> None:
+    record.log(1, {"loss": 1.0})
+    append_lines(record.folder / "metrics.jsonl", b"\n".join(TORN) + b"\n")
+    record.log(2, {"loss": 0.5})
+    again = Record(record.folder)
+    for _ in range(3):
+        assert [line["step"] for line in again.read()] == [1, 2]
+    assert caplog.text.count(f"metrics.jsonl: {len(TORN)} lines are torn") == 1
+    again.rewind(2)
+    assert [json.loads(line)["step"] for line in (record.folder / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+@pytest.mark.fault(55)
+def test_a_line_behind_one_that_was_cut_off_begins_on_its_own(record: Record) -> None:
+    record.log(1, {"loss": 1.0})
+    with (record.folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 2, "val')  # of a power cut
+    record.log(3, {"loss": 0.5})
+    assert [line["step"] for line in record.read()] == [1, 3]
 
 
 def test_reading_on_takes_whole_lines_from_where_the_last_reading_ended(record: Record) -> None:
@@ -82,12 +145,26 @@ def test_a_record_that_goes_on_is_running_again_on_disk(record: Record) -> None:
 
 
 def test_a_process_is_gone_only_if_this_machine_says_so() -> None:
-    host, space, number, _ = describe_process().split(" ")
+    host, space, number, start = describe_process().split(" ")
     assert not is_gone(describe_process())
-    assert is_gone(f"{host} {space} {number} 1000000000")  # the number belongs to another process now
-    assert is_gone(f"{host} {space} 999999999 1000000000")
-    assert not is_gone(f"another {space} 999999999 1000000000")
+    assert is_gone(f"{host} {space} {number} {start[:-1]}")  # the number belongs to another process now
+    assert is_gone(f"{host} {space} 999999999 {start}")
+    assert not is_gone(f"another {space} 999999999 {start}")
     assert not is_gone("")
+
+
+@pytest.mark.fault(58)
+def test_a_clock_that_is_set_back_ends_no_living_run_and_none_before_its_start(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, boot = record.about["started"], psutil.boot_time()
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot - 3600)  # Linux moves it with the clock
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot - 3600)
+    monkeypatch.setattr(record_module.time, "time", lambda: now - 3600)
+    assert not is_gone(record.about["process"])
+    record.finish("FINISHED")
+    assert record.about["ended"] >= record.about["started"]
+    assert 0 <= record.about["totals"]["seconds"] < 60
 
 
 # --- Around a training -------------------------------------------------------

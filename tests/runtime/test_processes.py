@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -180,6 +181,52 @@ def test_a_rank_that_fails_ends_all_and_is_named_first(start: Any, kind: str, ca
     assert seconds < (10 if kind == "hang" else 0) + 15
     report = next(line for line in ranks.read().splitlines() if line.startswith("told: "))
     assert report.startswith(f"told: {cause}")
+
+
+@pytest.mark.slow
+@pytest.mark.fault(53)
+def test_a_rank_that_would_train_something_else_is_refused_by_name_on_every_rank(start: Any) -> None:
+    ranks = start(["points"], kind="other", rank=1, step=-1)
+    assert ranks.finish() == 1, ranks.read()
+    said = "the processes would train different things: models.points.learning_rate is 0.1 on rank 0 and 0.5 on rank 1"
+    assert re.search(f"told: rank [01]: HardwareError: {said}\n", ranks.read())
+    assert ranks.read().count(f"error: {said}\n") == 2
+    assert not list(ranks.out.glob("*.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.fault(56)
+def test_processes_whose_disk_is_full_at_their_end_have_done_their_work(start: Any, tmp_path: Path) -> None:
+    ranks = start(["points"], kind="full", rank=-1, step=-1)
+    assert ranks.finish() == 0, ranks.read()
+    require_close(ranks.weights(0), uninterrupted(["points"], tmp_path), 1e-6)
+
+
+@pytest.mark.fault(56)
+def test_a_report_arrives_where_no_file_can_be_written_and_nobody_waits_for_its_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    group = processes.Group()
+    group.reports[0], group.pulses[0] = report, pulse = processes.Pipe(), processes.Pipe()
+    monkeypatch.setenv("PIPELINE_REPORTS", f"{report.other},{pulse.other}")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        beats = processes.Pulse()
+        for step in range(10_000):  # more than a pipe holds
+            beats.beat(step)
+        assert pulse.read()[-1] != b"10000 9999"
+        beats.beat(10_000)
+        processes.report("OSError: " + "x" * 100_000)
+        processes.report("a consequence")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert pulse.read() == [b"1 0", b"10001 10000"]
+    group.ended = {0: (1, 0.0)}
+    assert group.find_cause().startswith("rank 0: OSError: xxx")
+    group.close()
+    for pipe in (report, pulse):
+        os.close(pipe.other)
 
 
 @pytest.mark.slow

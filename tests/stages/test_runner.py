@@ -70,6 +70,18 @@ def test_an_expected_error_is_one_line(stage: SimpleNamespace) -> None:
         runner.main(["train", "x"])
 
 
+@pytest.mark.fault(57)
+@pytest.mark.parametrize(("name", "value"), [("PIPELINE_CHECKPOINT_SECONDS", "nan"), ("PIPELINE_STRATEGY", "")])
+def test_a_variable_with_nonsense_is_refused_before_any_stage_begins(
+    stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    for key in ("train", "sample"):
+        with pytest.raises(SystemExit, match=f"error: {name}: expected .*, got '{value}'"):
+            runner.main([key, "gan"])
+    assert stage.calls == []
+
+
 @pytest.mark.fault(22)
 def test_only_trainings_run_in_several_processes(stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
