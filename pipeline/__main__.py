@@ -12,7 +12,6 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def summarize(path: Path) -> str:
     return text[:1].upper() + text[1:]
 
 
-def list_keys(section: str) -> Iterable[str]:
+def list_keys(section: str) -> list[str]:
     """Return the keys of a section of params.yaml; none if it cannot be read."""
     try:
         return list(params.read_mapping(params.PATH, "", "")[section])

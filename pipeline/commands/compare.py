@@ -24,7 +24,7 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import RESULTS, make_parser
+from pipeline.commands import RESULTS, align_table, make_parser
 from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, format_refusals
 from pipeline.evidence.uncertainty import (
     LEAST,
@@ -286,7 +286,7 @@ def format_table(groups: dict[str, list[Evaluation]], wanted: Sequence[str], all
     metrics, notes = choose_metrics(runs, wanted, allowed)
     titles = [f"{name} ({len(members)} seed{'s' * (len(members) > 1)})" for name, members in groups.items()]
     versus = [f"{name} against {names[0]}" for name in names[1:]]
-    lines = [f"| metric | {' | '.join(titles + versus)} |", "|---" * (1 + len(titles) + len(versus)) + "|"]
+    rows = []
     for metric in metrics:
         value = find_value(runs[0].values, metric)
         tables = [[member.numbers[metric] for member in members] for members in groups.values()]
@@ -294,10 +294,11 @@ def format_table(groups: dict[str, list[Evaluation]], wanted: Sequence[str], all
         cells = [format_summary(summarize(table)) + flaw for table, flaw in zip(tables, flaws, strict=True)]
         cells += [format_verdict(value.direction, tables[0], table) for table in tables[1:]]
         unit = f" ({value.unit})" if value.unit else ""
-        lines.append(f"| {metric}{unit} | {' | '.join(cells)} |")
+        rows.append([f"{metric}{unit}", *cells])
     means = "Mean and 95 % t-interval over seeds; with one seed, over its sample sets."
     meaning = f"{means} Fewer than {LEAST} seeds decide nothing."
-    return "\n".join(lines + [line for note in (*notes, meaning) for line in ("", note)]) + "\n"
+    table = align_table(["metric", *titles, *versus], rows)
+    return table + "".join(f"\n{note}\n" for note in (*notes, meaning))
 
 
 def list_others(runs: Sequence[Evaluation], common: Sequence[str]) -> list[str]:

@@ -149,11 +149,11 @@ def choose_new(runs: dict[str, Run], text: str, settings: Params) -> tuple[list[
     Raises:
         ArtifactError: if a name is taken by a run of other settings.
     """
-    absent = {name: run for name, run in runs.items() if name not in settings.runs}
-    models = check_text(insert_lines(text, absent)).models
+    free = {name: f"{name}-new" if name in settings.runs else name for name in runs}
+    models = check_text(insert_lines(text, {free[name]: run for name, run in runs.items()})).models
     known: dict[str, str] = {}
     for name, run in runs.items():
-        about = describe(run, models[name])
+        about = describe(run, models[free[name]])
         equal = [other for other in settings.runs if describe(settings.runs[other], settings.models[other]) == about]
         if equal:
             known[name] = equal[0]

@@ -28,6 +28,7 @@ import psutil
 
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import DVC, make_parser
+from pipeline.history import costs
 from pipeline.history.dvc_plan import Plan
 from pipeline.runtime import preemption
 
@@ -45,6 +46,7 @@ class Queue:
     needs: by instance the instances that it needs, in an order in which they could run one after another.
     is_stale: whether an instance has to run; asked when all that it needs is done.
     start: begins an instance. Its name comes in `ended` when it ends, with the reason if it has failed.
+    fits: whether the memory is enough for one more.
     stopped: the signal that stopped the work; nothing is started any more.
     running: when each one was started. done: whether it has run, or was up to date. failed: the reasons.
     skipped: the failed instance that each one needs.
@@ -54,6 +56,7 @@ class Queue:
     jobs: int
     is_stale: Callable[[str], bool]
     start: Callable[[str], None]
+    fits: Callable[[str], bool] = lambda _: True
     ended: queue.Queue[tuple[str, str]] = field(default_factory=queue.Queue)
     stopped: str = ""
     running: dict[str, float] = field(default_factory=dict)
@@ -87,7 +90,7 @@ class Queue:
                 self.skipped[name] = self.skipped.get(bad, bad)
             elif needed - self.done.keys() or len(self.running) >= self.jobs:
                 continue
-            else:
+            elif not self.running or self.fits(name):
                 self._begin_one(name)
 
     def _begin_one(self, name: str) -> None:
@@ -157,6 +160,12 @@ def find_stages(started: list[subprocess.Popen[str]]) -> Iterator[psutil.Process
             continue
 
 
+def has_memory(name: str) -> bool:
+    """Say whether as much memory is free as an instance needed when it ran the last time; yes if that is not known."""
+    needed = costs.read_known()["stages"].get(name, {}).get("peak_memory_mib", 0)
+    return bool(psutil.virtual_memory().available >= needed * 2**20)
+
+
 def say(name: str, line: str) -> None:
     """Print a line in one piece: several threads print."""
     sys.stdout.write(f"{name} | {line}\n")
@@ -174,7 +183,7 @@ def main(arguments: list[str]) -> int:
     plan = Plan(options.targets)
     ended: queue.Queue[tuple[str, str]] = queue.Queue()
     processes = Processes(max(map(len, plan.needs), default=0), ended.put)
-    work = Queue(plan.needs, options.jobs, plan.is_stale, processes.start, ended)
+    work = Queue(plan.needs, options.jobs, plan.is_stale, processes.start, has_memory, ended)
 
     def stop(number: int, frame: FrameType | None) -> None:
         del frame
@@ -188,14 +197,16 @@ def main(arguments: list[str]) -> int:
         for number, handler in former.items():
             signal.signal(number, handler)
     print("\n".join(describe_end(work)))
-    return preemption.PREEMPTED if work.stopped else int(bool(work.failed))
+    return preemption.PREEMPTED if work.stopped and len(work.done) < len(plan.needs) else int(bool(work.failed))
 
 
 def describe_end(work: Queue) -> Iterator[str]:
     """Yield the sentences that say what ran, what failed, and what was not started because of it."""
     ran = sum(work.done.values())
     yield f"{len(work.needs)} stages: {ran} ran, {len(work.done) - ran} were up to date"
-    if work.stopped:
+    if len(work.done) == len(work.needs):
+        yield "next: `pipeline status`"
+    elif work.stopped:
         left = [name for name in work.needs if name not in work.done]
         yield f"stopped by {work.stopped}, {len(left)} are left; the same command goes on"
         return

@@ -28,7 +28,7 @@ class Plan:
         """
         from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
-        with _explain():
+        with explain():
             self.repo = open_repo()
             with self.repo.lock:
                 stages = collect_stages(self.repo, targets or ["dvc.yaml"])
@@ -45,7 +45,7 @@ class Plan:
         Raises:
             ArtifactError: if DVC cannot tell, for example because a foreign process writes the instance's files.
         """
-        with _explain(), self.repo.lock:
+        with explain(), self.repo.lock:
             self.repo._reset()  # noqa: SLF001 - as DVC itself does under its lock: other processes write dvc.lock
             (stage,) = self.repo.stage.collect(name)
             return bool(stage.changed())
@@ -54,7 +54,7 @@ class Plan:
         """Give dvc.lock the order that `dvc repro` leaves: the entries that it had, then the new ones as planned."""
         from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 
-        with _explain(), self.repo.lock:
+        with explain(), self.repo.lock:
             if not dvc_lock.PATH.exists():
                 return
             lock = parse_yaml_for_update(dvc_lock.PATH.read_text(encoding="utf-8"), str(dvc_lock.PATH))
@@ -66,16 +66,21 @@ class Plan:
                 artifacts.write_bytes(dvc_lock.PATH, dumps_yaml(lock).encode())
 
 
-def open_repo() -> Any:
-    """Return DVC's project of the working folder; its lock waits for other processes of DVC."""
+def open_repo(*, waits: bool = True) -> Any:
+    """Return DVC's project of the working folder; `waits`: whether its lock waits for other processes of DVC.
+
+    Raises:
+        ArtifactError: if there is no project.
+    """
     from dvc.repo import Repo  # half a second, which only those need who ask
 
     logging.getLogger("dvc").setLevel(logging.WARNING)
-    return Repo(_wait_for_lock=True)
+    with explain():
+        return Repo(_wait_for_lock=waits)
 
 
 @contextlib.contextmanager
-def _explain() -> Iterator[None]:
+def explain() -> Iterator[None]:
     """Turn an error of DVC into one of ours."""
     from dvc.exceptions import DvcException
 

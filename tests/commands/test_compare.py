@@ -11,6 +11,7 @@ from pipeline import artifacts
 from pipeline.__main__ import main
 from pipeline.evidence.protocol import describe_values
 from pipeline.evidence.values import load_values, match_name
+from tests.conftest import squeeze
 
 PROTOCOL: dict[str, Any] = {
     "code": {"metric": "1", "network": "2"},
@@ -81,7 +82,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def compare(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     status = main(["compare", *arguments])
     shown = capsys.readouterr()
-    return status, shown.out, shown.err
+    return status, squeeze(shown.out), shown.err
 
 
 @pytest.mark.usefixtures("folder")
@@ -441,7 +442,7 @@ def test_seeds_that_come_along_obey_the_rules_of_named_ones(capsys: pytest.Captu
     assert "| gan (3 seeds) |" in compare(capsys, "gan", "gan_hinge")[1]
     assert "the same training counts twice" in compare(capsys, "gan_1", "twin")[2]
     hashes = {"pipeline/models/gan.py": "1"}
-    write_lock(**{name: hashes for name in ("gan", "gan_1", "gan_hinge_0")}, gan_2={"pipeline/models/gan.py": "2"})
+    write_lock(**dict.fromkeys(("gan", "gan_1", "gan_hinge_0"), hashes), gan_2={"pipeline/models/gan.py": "2"})
     out = compare(capsys, "gan")[1]
     assert "| metric | gan (2 seeds) |" in out
     assert out.endswith("\n\nNot counted as seeds: gan_2, twin: other code or data in dvc.lock\n")

@@ -49,9 +49,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_other_layouts_keep_each_of_their_bytes(
-    workdir: Path, layout: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_layouts_keep_each_of_their_bytes(workdir: Path, layout: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = workdir / "params.yaml"
     text, (old, new, end) = path.read_bytes().decode(), LAYOUTS[layout]
     head, middle, tail = text.rpartition("runs:")
