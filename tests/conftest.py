@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import socket
 import sys
@@ -100,6 +101,11 @@ def prepared(workdir: Path, digits: Path) -> Path:
     """A working folder whose pictures are prepared."""
     shutil.copytree(digits, workdir / "data")
     return workdir
+
+
+def squeeze(text: str) -> str:
+    """Return text without what aligns its tables."""
+    return re.sub("-{3,}", "---", re.sub(" +", " ", text))
 
 
 def set_value(values: Any, key: str, value: object) -> None:

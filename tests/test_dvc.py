@@ -15,7 +15,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from tests import forks
-from tests.conftest import ROOT, TINY, set_value
+from tests.conftest import ROOT, TINY, set_value, squeeze
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
@@ -210,10 +210,26 @@ def test_forced_training_gives_the_same_lock(clone: Path) -> None:
     assert read_model() == before
 
 
+def test_stages_side_by_side_give_the_lock_and_the_bits_of_one_after_another(clone: Path, tmp_path: Path) -> None:
+    copy_project(tmp_path)
+    output = run(tmp_path, "python", "-m", "pipeline", "repro", "-j", "2", "sample@vae", "sample@transformer")
+    assert output.endswith("9 stages: 9 ran, 0 were up to date\nnext: `pipeline status`\n")
+
+    def read(folder: Path) -> dict[str, Any]:
+        stages: dict[str, Any] = YAML(typ="safe").load(folder / "dvc.lock")["stages"]
+        for entry in stages.values():  # a record has the times at which its training ran
+            entry["outs"] = [out for out in entry["outs"] if not out["path"].endswith("/record")]
+        return stages
+
+    together, alone = read(tmp_path), read(clone)
+    assert list(together) == [name for name in alone if name in together]
+    assert together == {name: alone[name] for name in together}
+
+
 def test_committed_numbers_are_reproduced_bit_for_bit_from_the_raw_data_and_from_the_weights(clone: Path) -> None:
     for options in ([], ["--evaluate"]):
         output = run(clone, sys.executable, "-m", "pipeline", "reproduce", "vae", *options, cold=not options)
-        rows = [line for line in output.splitlines() if line.startswith("| vae |")]
+        rows = [line for line in squeeze(output).splitlines() if line.startswith("| vae |")]
         assert len(rows) == 10  # seven of images, three of the likelihood
         assert all(row.endswith("| bit for bit |") for row in rows), output
 
@@ -223,7 +239,7 @@ def test_numbers_that_the_code_does_not_give_are_named_with_the_first_stage_that
     set_params(clone, {"models.transformer.learning_rate": 1e-4})
     run(clone, "git", "commit", "-qam", "numbers of another learning rate")
     output = run(clone, sys.executable, "-m", "pipeline", "reproduce", "transformer", status=1)
-    (row,) = [line for line in output.splitlines() if line.startswith("| transformer | test_nats |")]
+    (row,) = [line for line in squeeze(output).splitlines() if line.startswith("| transformer | test_nats |")]
     assert row.endswith("| **not**, first different: train@transformer |")
     (clone / "params.yaml").write_text(text)
     run(clone, "git", "commit", "-qam", "back")

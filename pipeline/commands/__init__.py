@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from pipeline.artifacts import ArtifactError
@@ -21,6 +22,28 @@ def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def align_table(titles: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[str] = ()) -> str:
+    """Return a Markdown table whose columns are aligned, so that it can be read in a terminal too.
+
+    Args:
+        titles: of the columns.
+        rows: a cell per column.
+        numbers: titles of the columns that are aligned to the right.
+    """
+    rows = [titles, *rows]
+    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(titles))]
+    right = [title in numbers for title in titles]
+    lines = [
+        " | ".join(
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(row, widths, right, strict=True)
+        )
+        for row in rows
+    ]
+    rule = "|".join("-" * (width + 1) + ("-:"[is_right]) for width, is_right in zip(widths, right, strict=True))
+    return "".join(f"{line}\n" for line in [f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
 
 
 def call(command: list[str], folder: Path) -> str:

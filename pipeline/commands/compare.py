@@ -1,16 +1,19 @@
 """Compares evaluated runs: means, intervals, p-values, and "inconclusive" for a difference within the noise.
 
-    pipeline compare gan vae
+    pipeline compare gan gan_hinge                   # each with all of its seeds
+    pipeline compare 'gan*' --metric fid_classifier  # all runs of that pattern, by experiment
     pipeline compare gan main:gan brave-fox:gan      # other commits, branches, tags or DVC experiments
 
 Runs that differ only in the seed are seeds of one experiment and are averaged. They have the same model, config and
-weights, and dvc.lock has the same code and prepared data for their training and sampling. Revisions may differ in
-everything else. A run of two revisions, such as of two machines, is two columns.
+weights, and dvc.lock has the same code and prepared data for their training and sampling. The other seeds of a run
+come along by themselves, except with --only. The beginning of names stands for all runs that begin so, if no run has
+that name. Revisions may differ in everything else. A run of two revisions, such as of two machines, is two columns.
 
 The table is Markdown and has the measurements that all runs have by the same protocol. Below it are the values whose
 protocols differ, with the field that differs. `--metric` refuses such a value.
 """
 
+import fnmatch
 import json
 import math
 import subprocess
@@ -21,7 +24,7 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import RESULTS, make_parser
+from pipeline.commands import RESULTS, align_table, make_parser
 from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, format_refusals
 from pipeline.evidence.uncertainty import (
     LEAST,
@@ -55,6 +58,21 @@ class Evaluation:
     content: dict[str, Any]
     inputs: dict[str, dict[str, str]]
 
+    @property
+    def seed(self) -> int:
+        """The seed of the training."""
+        return int(self.content["run"]["seed"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything else of the run's settings."""
+        return {key: value for key, value in self.content["run"].items() if key != "seed"}
+
+    @property
+    def experiment(self) -> str:
+        """A text that is equal for the seeds of one experiment."""
+        return json.dumps([self.settings, self.inputs], sort_keys=True)
+
     def list_measurements(self) -> list[str]:
         """List the metrics that are compared."""
         return [name for name in self.numbers if is_measurement(self.values, name)]
@@ -63,14 +81,82 @@ class Evaluation:
 def main(arguments: list[str]) -> int:
     """Print the comparison."""
     parser = make_parser("compare", __doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="name of a run, or <revision>:<name>")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run, a beginning or pattern, or <revision>:<run>")
+    parser.add_argument("--only", action="store_true", help="compare only these runs, without their other seeds")
     parser.add_argument("--metric", action="append", default=[], help="show only this metric; may be repeated")
     parser.add_argument("--allow", action="append", default=[], help="protocol field that may differ, such as versions")
     options = parser.parse_args(arguments)
     locks = {revision: read_lock(revision) for revision in {name.rpartition(":")[0] for name in options.runs}}
-    evaluations = [read_evaluation(name, locks) for name in options.runs]
-    print(format_table(group_seeds(evaluations), options.metric, options.allow), end="")
+    names = {word: expand_name(word) for word in options.runs}
+    evaluations = [read_evaluation(name, locks) for word in options.runs for name in names[word]]
+    others, notes = ([], []) if options.only else find_seeds(evaluations, locks)
+    groups = group_seeds([*evaluations, *others])
+    print(format_table(name_groups(groups, names), options.metric, options.allow), end="")
+    print("".join(f"\n{note}\n" for note in notes), end="")
     return 0
+
+
+def expand_name(word: str) -> list[str]:
+    """Return the runs that a word of the command line names: a run, or those that begin so or fit the pattern."""
+    revision, colon, name = word.rpartition(":")
+    known = list_runs(revision)
+    if name in known:
+        return [word]
+    found = [run for run in known if fnmatch.fnmatchcase(run, name) or fnmatch.fnmatchcase(run, f"{name}_*")]
+    return [f"{revision}{colon}{run}" for run in found] or [word]  # reading it says what is missing
+
+
+def list_runs(revision: str) -> list[str]:
+    """Return the runs that have numbers in the working folder, or in a revision."""
+    if not revision:
+        return sorted(path.parent.name for path in (artifacts.REPORTS / "runs").glob("*/metrics.json"))
+    listed = _call_git_show(revision, f"{artifacts.REPORTS}/runs").stdout.splitlines()  # a folder's names end in /
+    return sorted(line[:-1] for line in listed if line.endswith("/"))
+
+
+def name_groups(
+    groups: Mapping[str, list[Evaluation]], names: Mapping[str, Sequence[str]]
+) -> dict[str, list[Evaluation]]:
+    """Name a group after the word of the command line that stands for it and for no other run."""
+    titles = {name: word for word, found in names.items() for name in found}
+    named: dict[str, list[Evaluation]] = {}
+    for first, members in groups.items():
+        word = titles[first]
+        named[word if {*names[word]} <= {member.name for member in members} else first] = members
+    return named
+
+
+def find_seeds(
+    evaluations: Sequence[Evaluation], locks: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Evaluation], list[str]]:
+    """Return the other seeds of the experiments, by seed, and a sentence on those of other code or data."""
+    found: list[Evaluation] = []
+    unlike: list[str] = []
+    for revision in dict.fromkeys(evaluation.name.rpartition(":")[0] for evaluation in evaluations):
+        mine = [each for each in evaluations if each.name.rpartition(":")[0] == revision]
+        settings = [each.settings for each in mine]
+        counted = {(each.experiment, each.seed) for each in mine}
+        for run in list_runs(revision):
+            name = f"{revision}:{run}" if revision else run
+            if name in {each.name for each in mine} or read_settings(revision, run) not in settings:
+                continue
+            other = read_evaluation(name, locks)
+            if other.experiment not in {each.experiment for each in mine}:
+                unlike.append(name)
+            elif (other.experiment, other.seed) not in counted:
+                counted.add((other.experiment, other.seed))
+                found.append(other)
+    notes = [f"Not counted as seeds: {', '.join(unlike)}: other code or data in dvc.lock"] if unlike else []
+    return sorted(found, key=lambda each: each.seed), notes
+
+
+def read_settings(revision: str, run: str) -> dict[str, Any] | None:
+    """Return the settings of a run but its seed, or None if it has none that can be read."""
+    try:
+        content = check_content(read_file(revision, f"{artifacts.REPORTS}/runs/{run}/protocol.json"), run)
+    except ArtifactError:
+        return None
+    return {key: value for key, value in content["run"].items() if key != "seed"}
 
 
 def read_lock(revision: str) -> dict[str, Any]:
@@ -146,9 +232,7 @@ def group_seeds(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]
     """
     groups: dict[tuple[str, int], dict[int, Evaluation]] = {}
     for evaluation in evaluations:
-        settings = {key: value for key, value in evaluation.content["run"].items() if key != "seed"}
-        experiment = json.dumps([settings, evaluation.inputs], sort_keys=True)
-        seed = evaluation.content["run"]["seed"]
+        experiment, seed = evaluation.experiment, evaluation.seed
         earlier = [members[seed] for (known, _), members in groups.items() if known == experiment and seed in members]
         for other in earlier:
             if (other.numbers, other.content) == (evaluation.numbers, evaluation.content):
@@ -202,7 +286,7 @@ def format_table(groups: dict[str, list[Evaluation]], wanted: Sequence[str], all
     metrics, notes = choose_metrics(runs, wanted, allowed)
     titles = [f"{name} ({len(members)} seed{'s' * (len(members) > 1)})" for name, members in groups.items()]
     versus = [f"{name} against {names[0]}" for name in names[1:]]
-    lines = [f"| metric | {' | '.join(titles + versus)} |", "|---" * (1 + len(titles) + len(versus)) + "|"]
+    rows = []
     for metric in metrics:
         value = find_value(runs[0].values, metric)
         tables = [[member.numbers[metric] for member in members] for members in groups.values()]
@@ -210,10 +294,11 @@ def format_table(groups: dict[str, list[Evaluation]], wanted: Sequence[str], all
         cells = [format_summary(summarize(table)) + flaw for table, flaw in zip(tables, flaws, strict=True)]
         cells += [format_verdict(value.direction, tables[0], table) for table in tables[1:]]
         unit = f" ({value.unit})" if value.unit else ""
-        lines.append(f"| {metric}{unit} | {' | '.join(cells)} |")
+        rows.append([f"{metric}{unit}", *cells])
     means = "Mean and 95 % t-interval over seeds; with one seed, over its sample sets."
     meaning = f"{means} Fewer than {LEAST} seeds decide nothing."
-    return "\n".join(lines + [line for note in (*notes, meaning) for line in ("", note)]) + "\n"
+    table = align_table(["metric", *titles, *versus], rows)
+    return table + "".join(f"\n{note}\n" for note in (*notes, meaning))
 
 
 def list_others(runs: Sequence[Evaluation], common: Sequence[str]) -> list[str]:

@@ -6,7 +6,6 @@
 Each stage notes its own cost in data/costs/, and each training in its record.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,16 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
+from pipeline.commands import align_table, make_parser
 from pipeline.history import costs
 from pipeline.params import Params
 
-PATH = artifacts.REPORTS / "costs.json"
+PATH = costs.COMMITTED
 
 
 def main(arguments: list[str]) -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        prog="pipeline costs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("costs", __doc__)
     parser.add_argument("--save", action="store_true", help=f"write {PATH}")
     options = parser.parse_args(arguments)
     known = gather(params.load())
@@ -42,9 +40,7 @@ def gather(settings: Params) -> dict[str, Any]:
 
     Costs of runs and stages that params.yaml or dvc.yaml no longer names are left out.
     """
-    known: dict[str, Any] = artifacts.read_json(PATH) if PATH.exists() else {"stages": {}, "runs": {}}
-    for path in sorted(costs.FOLDER.glob("*.json")):
-        known["stages"][path.stem] = artifacts.read_json(path)
+    known = costs.read_known()
     for run in settings.runs:
         path = artifacts.RUNS / run / "record" / "run.json"
         if path.exists():
@@ -69,10 +65,12 @@ def list_stages(settings: Params) -> set[str]:
 
 def render(stages: dict[str, Any]) -> str:
     """Return the Markdown table of the stages, the most expensive first, and their total in one sentence."""
-    lines = ["| stage | seconds | memory, MiB |", "|---|---:|---:|"]
-    for name, cost in sorted(stages.items(), key=lambda item: -item[1]["seconds"]):
-        lines.append(f"| {name} | {cost['seconds']:.0f} | {cost['peak_memory_mib']:,.0f} |")
+    rows = [
+        [name, f"{cost['seconds']:.0f}", f"{cost['peak_memory_mib']:,.0f}"]
+        for name, cost in sorted(stages.items(), key=lambda item: -item[1]["seconds"])
+    ]
+    table = align_table(["stage", "seconds", "memory, MiB"], rows, numbers=["seconds", "memory, MiB"])
     minutes = sum(cost["seconds"] for cost in stages.values()) / 60
     memory = max(cost["peak_memory_mib"] for cost in stages.values()) / 1024
     total = f"{len(stages)} stages took {minutes:.1f} minutes and at most {memory:.1f} GiB of memory."
-    return "\n".join([*lines, "", total]) + "\n"
+    return f"{table}\n{total}\n"

@@ -14,7 +14,7 @@ import torch
 
 from pipeline import artifacts, code, params, plugins
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import make_parser
+from pipeline.commands import align_table, make_parser
 from pipeline.evidence import selftest
 from pipeline.evidence.selftest import Check
 from pipeline.history import leftovers
@@ -107,9 +107,5 @@ def check_network(name: str, plug_in: str, data: str, config: Config) -> list[Ch
 
 def format_checks(name: str, checks: Sequence[Check]) -> str:
     """Return the Markdown table of one network."""
-    lines = [f"| {name} | expected | found | |", "|---|---|---|---|"]
-    lines += [
-        f"| {check.name} | {check.expected} | {check.found} | {'ok' if check.holds else '**fails**'} |"
-        for check in checks
-    ]
-    return "\n".join(lines) + "\n\n"
+    rows = [[check.name, check.expected, check.found, "ok" if check.holds else "**fails**"] for check in checks]
+    return align_table([name, "expected", "found", ""], rows) + "\n"

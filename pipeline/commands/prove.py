@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts, code, params
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import DVC, call, make_parser, run_in_clone
+from pipeline.commands import DVC, align_table, call, make_parser, run_in_clone
 from pipeline.evidence.protocol import check_content, describe_values
 from pipeline.evidence.values import load_values
 from pipeline.history import dvc_lock
@@ -130,12 +130,11 @@ def compare(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 def format_table(before: dict[str, str], after: dict[str, str]) -> str:
     """Return the Markdown table of results, with the first digits of their hashes."""
-    lines = ["| result | before | after | |", "|---|---|---|---|"]
+    rows = []
     for name in sorted(before.keys() | after.keys()):
         hashes = [side.get(name, "")[:12] or "missing" for side in (before, after)]
-        verdict = "equal" if before.get(name) == after.get(name) else "**differs**"
-        lines.append(f"| {name} | {' | '.join(hashes)} | {verdict} |")
-    return "\n".join(lines) + "\n"
+        rows.append([name, *hashes, "equal" if before.get(name) == after.get(name) else "**differs**"])
+    return align_table(["result", "before", "after", ""], rows)
 
 
 def enter_code(settings: Params) -> int:

@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import DVC, RESULTS, call, make_parser, run_in_clone
+from pipeline.commands import DVC, RESULTS, align_table, call, make_parser, run_in_clone
 from pipeline.evidence.protocol import check_content, find_differences
 from pipeline.evidence.uncertainty import format_interval, summarize
 from pipeline.evidence.values import (
@@ -239,13 +239,13 @@ def find_first(claimed: Mapping[str, Any], found: Mapping[str, Any], run: str, s
 
 def format_table(rows: list[tuple[str, str, float, str, float, str]], notes: list[str]) -> str:
     """Return the Markdown table, the notes, a paragraph each, and one line of totals."""
-    lines = ["| run | metric | claimed | interval | reproduced | verdict |", "|---|---|---:|---|---:|---|"]
-    lines += [
-        f"| {run} | {metric} | {value:.6g} | {interval} | {now:.6g} | {verdict} |"
+    cells = [
+        [run, metric, f"{value:.6g}", interval, f"{now:.6g}", verdict]
         for run, metric, value, interval, now, verdict in rows
     ]
+    titles = ["run", "metric", "claimed", "interval", "reproduced", "verdict"]
+    table = align_table(titles, cells, numbers=["claimed", "reproduced"])
     counts = [f"{sum(row[-1].startswith(kind) for row in rows)} {kind.strip('*')}" for kind in (EXACT, WITHIN, NOT)]
     undecided = sum(row[-1].startswith(OPEN) for row in rows)
     counts += [f"{undecided} without a verdict"] if undecided else []
-    lines += [line for note in notes for line in ("", note)]
-    return "\n".join([*lines, "", f"{len(rows)} claims: {', '.join(counts)}"]) + "\n"
+    return table + "".join(f"\n{line}\n" for line in [*notes, f"{len(rows)} claims: {', '.join(counts)}"])

@@ -7,17 +7,27 @@ import contextlib
 import resource
 import sys
 import time
+from typing import Any
 
 import psutil
 
 from pipeline import artifacts
 
 FOLDER = artifacts.RAW.parent / "costs"
+COMMITTED = artifacts.REPORTS / "costs.json"
 
 
 def measure_memory(who: int = resource.RUSAGE_SELF) -> float:
     """Return the peak memory in MiB of this process, or of its largest child (RUSAGE_CHILDREN)."""
     return resource.getrusage(who).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # bytes; KiB on Linux
+
+
+def read_known() -> dict[str, Any]:
+    """Return the costs of stages and of trainings by name: those noted in this folder, and the committed ones."""
+    known: dict[str, Any] = artifacts.read_json(COMMITTED) if COMMITTED.exists() else {"stages": {}, "runs": {}}
+    for path in sorted(FOLDER.glob("*.json")):
+        known["stages"][path.stem] = artifacts.read_json(path)
+    return known
 
 
 def note(stage: str) -> None:

@@ -57,6 +57,8 @@ def list_entries(outs: list[Any]) -> Iterator[Entry]:
 def read_index() -> Any:
     """Return what DVC reads of the working folder's project: its stages, those of .dvc files too, and their outputs.
 
+    DVC's lock is held meanwhile: another stage may end, and its dvc does not write dvc.lock in one piece.
+
     Raises:
         ArtifactError: if DVC cannot read it: no project, no git repository, a dvc.yaml or .dvc file that is not valid.
     """
@@ -65,7 +67,9 @@ def read_index() -> Any:
 
     logging.getLogger("dvc").setLevel(logging.WARNING)
     try:
-        return Repo().index
+        repo = Repo(_wait_for_lock=True)
+        with repo.lock:
+            return repo.index
     except DvcException as error:
         msg = f"DVC cannot read the project in {Path.cwd()}: {error}"
         raise ArtifactError(msg) from error

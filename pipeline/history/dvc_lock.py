@@ -1,6 +1,8 @@
 """Reads dvc.lock: the hashes of what each stage instance has read and made."""
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,18 @@ from ruamel.yaml.error import YAMLError
 from pipeline.artifacts import ArtifactError
 
 PATH = Path("dvc.lock")
+
+
+@contextlib.contextmanager
+def hold() -> Iterator[None]:
+    """Keep other processes of DVC from writing dvc.lock, which they do not do in one piece; only in a stage of DVC."""
+    if "DVC_STAGE" not in os.environ:
+        yield
+        return
+    from dvc.repo import Repo  # half a second, which only stages need
+
+    with Repo(_wait_for_lock=True).lock:
+        yield
 
 
 def read_stages(path: Path = PATH) -> dict[str, Any]:

@@ -56,30 +56,36 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def follow() -> None:
-    """End this process when the supervisor or the `dvc` that started it is gone, or was already gone.
+    """End this process when the supervisor, the `dvc` or the `pipeline repro` that started it is gone.
 
     DVC leaves its stages running when it is killed, and a second trainer would start next to the orphan at the next
     `dvc repro`. The process gets SIGTERM, which lets a training save.
     """
     parents = psutil.Process().parents()
     if supervisor := environment.read_number(SUPERVISOR, 0):
-        followed = next((parent for parent in parents if parent.pid == supervisor), None)
-        orphan = followed is None
+        followed = [parent for parent in parents if parent.pid == supervisor]
+        orphan = not followed
     elif environment.is_set("DVC_STAGE"):
-        followed = next((parent for parent in parents if names_dvc(parent.cmdline())), None)
-        orphan = followed is None and _is_adopted(parents)
+        followed = [parent for parent in parents if names_dvc(parent.cmdline())][:1]
+        orphan = not followed and _is_adopted(parents)
+        followed += [parent for parent in parents if names_repro(parent.cmdline())]
     else:
         return
     if orphan:
         print("the process that started this one is gone: nothing was done", file=sys.stderr)
         sys.exit(PREEMPTED)
-    if followed is not None:
-        threading.Thread(target=_wait_for, args=(followed,), daemon=True).start()
+    for parent in followed:
+        threading.Thread(target=_wait_for, args=(parent,), daemon=True).start()
 
 
 def names_dvc(words: list[str]) -> bool:
     """Say whether a command line is dvc's: `dvc ...`, `python .../bin/dvc ...` or `python -m dvc ...`."""
     return any(Path(word).name in {"dvc", "dvc.exe"} for word in words[:3])
+
+
+def names_repro(words: list[str]) -> bool:
+    """Say whether a command line is that of `pipeline repro`, which starts a dvc for each stage."""
+    return "repro" in words[:4] and any(Path(word).name in {"pipeline", "pipeline.exe"} for word in words[:3])
 
 
 def names_stage(words: list[str]) -> bool:

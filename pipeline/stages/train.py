@@ -225,7 +225,7 @@ def _open_record(state: Path, key: str, settings: Params, pool: Pool) -> Record:
 
 def _md5_of(data: str) -> str:
     """Return DVC's md5 of the prepared data from dvc.lock, or of the manifest before DVC has written it."""
-    with contextlib.suppress(OSError, artifacts.ArtifactError, TypeError, KeyError):  # another `dvc` may be writing it
+    with contextlib.suppress(OSError, artifacts.ArtifactError, TypeError, KeyError), dvc_lock.hold():
         for md5 in dvc_lock.list_hashes(dvc_lock.read_stages(), f"prepare@{data}", "outs").values():
             return md5
     return artifacts.digest(artifacts.PREPARED / data / "manifest.json")[:32]

@@ -11,6 +11,7 @@ from pipeline import artifacts
 from pipeline.__main__ import main
 from pipeline.evidence.protocol import describe_values
 from pipeline.evidence.values import load_values, match_name
+from tests.conftest import squeeze
 
 PROTOCOL: dict[str, Any] = {
     "code": {"metric": "1", "network": "2"},
@@ -81,7 +82,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def compare(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     status = main(["compare", *arguments])
     shown = capsys.readouterr()
-    return status, shown.out, shown.err
+    return status, squeeze(shown.out), shown.err
 
 
 @pytest.mark.usefixtures("folder")
@@ -401,3 +402,58 @@ def test_seeds_share_their_code_though_its_file_is_named_after_the_run(capsys: p
     assert "| metric | a (2 seeds) |" in compare(capsys, "a", "b")[1]
     write_lock(a={"data/code/train/a.json": "1"}, b={"data/code/train/b.json": "2"})
     assert "| metric | a (1 seed) | b (1 seed) |" in compare(capsys, "a", "b")[1]
+
+
+def write_grid() -> None:
+    for seed in range(3):
+        write(f"gan_{seed}" if seed else "gan", seed=seed, fid=(5.0 + 0.1 * seed,))
+        write(f"gan_hinge_{seed}", seed=seed, fid=(3.0 - 0.1 * seed,), config=2)
+    write("vae", config=3)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("words", "titles"),
+    [
+        (["gan", "gan_hinge"], ["gan (3 seeds)", "gan_hinge (3 seeds)"]),
+        (["gan_hinge_1", "gan"], ["gan_hinge_1 (3 seeds)", "gan (3 seeds)"]),
+        (["gan*"], ["gan (3 seeds)", "gan_hinge_0 (3 seeds)"]),
+        (["gan", "vae"], ["gan (3 seeds)", "vae (1 seed)"]),
+        (["gan", "gan_hinge_0", "--only"], ["gan (1 seed)", "gan_hinge_0 (1 seed)"]),
+    ],
+)
+def test_the_other_seeds_of_a_run_come_along(
+    words: list[str], titles: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_grid()
+    _, out, _ = compare(capsys, *words)
+    assert out.startswith(f"| metric | {' | '.join(titles)} | {titles[1].rpartition(' (')[0]} against ")
+
+
+@pytest.mark.usefixtures("folder")
+def test_seeds_that_come_along_obey_the_rules_of_named_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    write_grid()
+    named = compare(capsys, "gan", "gan_1", "gan_2", "gan_hinge_0", "gan_hinge_1", "gan_hinge_2")[1]
+    assert compare(capsys, "gan", "gan_hinge")[1] == named.replace("gan_hinge_0", "gan_hinge")
+    assert "better" in named
+    write("gan_hinge_2", seed=2, fid=(9.0,), config=2)  # now the noise is larger than the difference
+    assert "inconclusive" in compare(capsys, "gan", "gan_hinge")[1]
+    write("twin", seed=1, fid=(5.1,))  # equal to gan_1: a training counts once
+    assert "| gan (3 seeds) |" in compare(capsys, "gan", "gan_hinge")[1]
+    assert "the same training counts twice" in compare(capsys, "gan_1", "twin")[2]
+    hashes = {"pipeline/models/gan.py": "1"}
+    write_lock(**dict.fromkeys(("gan", "gan_1", "gan_hinge_0"), hashes), gan_2={"pipeline/models/gan.py": "2"})
+    out = compare(capsys, "gan")[1]
+    assert "| metric | gan (2 seeds) |" in out
+    assert out.endswith("\n\nNot counted as seeds: gan_2, twin: other code or data in dvc.lock\n")
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_seeds_of_a_revision_come_along_too(capsys: pytest.CaptureFixture[str]) -> None:
+    git("init", "-q")
+    write_grid()
+    commit()
+    for seed in range(3):
+        write(f"gan_{seed}" if seed else "gan", seed=seed, fid=(6.0 + 0.1 * seed,))
+    assert "| metric | gan (3 seeds) | HEAD:gan (3 seeds) |" in compare(capsys, "gan", "HEAD:gan")[1]
+    assert "| metric | HEAD:gan_hinge (3 seeds) |" in compare(capsys, "HEAD:gan_hinge")[1]

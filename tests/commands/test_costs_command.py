@@ -9,7 +9,7 @@ from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import costs as command
 from pipeline.history.costs import FOLDER
-from tests.conftest import ROOT
+from tests.conftest import ROOT, squeeze
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_the_table_has_the_most_expensive_stage_first_and_the_total_last() -> No
         "report": {"seconds": 30.0, "peak_memory_mib": 300.0},
         "train@gan": {"seconds": 90, "peak_memory_mib": 922},
     }
-    assert command.render(stages).splitlines() == [
+    assert squeeze(command.render(stages)).splitlines() == [
         "| stage | seconds | memory, MiB |",
         "|---|---:|---:|",
         "| train@gan | 90 | 922 |",

@@ -13,6 +13,7 @@ from pipeline.commands import doctor
 from pipeline.evidence.selftest import Check
 from pipeline.metrics import points
 from pipeline.stages import fetch, networks, prepare
+from tests.conftest import squeeze
 
 
 @pytest.mark.usefixtures("tiny", "prepared")
@@ -23,7 +24,7 @@ def test_the_metrics_of_a_trained_feature_network_hold_and_the_status_says_so(
     networks.main("classifier")
     capsys.readouterr()
     assert main(["doctor", "metrics"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = squeeze(capsys.readouterr().out).splitlines()
     assert lines[0] == "| classifier | expected | found | |"
     assert len(lines) > 7
     assert all(line.endswith("| ok |") for line in lines[2:] if line)
@@ -36,7 +37,7 @@ def test_a_check_that_fails_is_said() -> None:
     text = doctor.format_checks(
         "net", [Check("identity", "0", "0", holds=True), Check("noise", "more", "less", holds=False)]
     )
-    assert text.splitlines()[2:4] == ["| identity | 0 | 0 | ok |", "| noise | more | less | **fails** |"]
+    assert squeeze(text).splitlines()[2:4] == ["| identity | 0 | 0 | ok |", "| noise | more | less | **fails** |"]
 
 
 def test_params_without_what_is_checked_or_without_its_settings_are_said(
@@ -76,7 +77,7 @@ def test_a_metric_of_any_run_that_depends_on_the_samples_order_is_said(
     artifacts.write_tensors(folder / "generated.safetensors", {"0": samples[samples[:, 0].argsort()]})
     artifacts.seal(folder)
     assert main(["doctor", "metrics"]) == 0
-    assert capsys.readouterr().out.splitlines()[-2:] == [
+    assert squeeze(capsys.readouterr().out).splitlines()[-2:] == [
         "| points, gan | 10 values unchanged | unchanged | ok |",
         "",
     ]

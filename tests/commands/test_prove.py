@@ -10,7 +10,7 @@ from pipeline import artifacts, params
 from pipeline.commands import prove
 from pipeline.evidence.protocol import describe_values
 from pipeline.evidence.values import load_values
-from tests.conftest import ROOT
+from tests.conftest import ROOT, squeeze
 from tests.test_dvc import copy_project, run, set_params
 
 
@@ -59,7 +59,7 @@ def test_a_result_that_differs_or_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "b" / "reports" / "runs" / "x" / "sets.json").touch()
     before, after = (prove.hash_results(tmp_path / side, ["x"]) for side in "ab")
     assert prove.compare(before, after) == ["data/networks/c/model.safetensors", "reports/runs/x/sets.json"]
-    table = prove.format_table(before, after)
+    table = squeeze(prove.format_table(before, after))
     assert table.count("**differs**") == 2
     assert table.count("| equal |") == 1
     assert table.count("| missing |") == 1

@@ -29,7 +29,7 @@ from pipeline.commands.reproduce import (
     note_versions,
 )
 from pipeline.metrics import images, text
-from tests.conftest import ROOT
+from tests.conftest import ROOT, squeeze
 
 CLAIM: dict[str, Any] = {
     "metrics": {"fid_x": 4.0, "iw5_nats": 100.0, "iw5_nats_se": 0.5, "fid_x_floor": 1.0, "samples": 1000},
@@ -258,10 +258,10 @@ def test_a_project_in_a_subfolder_is_evaluated_from_its_own_cache_with_its_own_o
     (tmp_path / "elsewhere" / "files" / "md5" / digest[:2] / digest[2:]).unlink()
     monkeypatch.chdir(folder)
     assert main(["reproduce", "transformer", "--evaluate", "--save"]) == 0
-    table = capfd.readouterr().out
+    table = squeeze(capfd.readouterr().out)
     rows = [line for line in table.splitlines() if line.startswith("| transformer |")]
     assert [row.rpartition(" | ")[2] for row in rows] == [f"{EXACT} |"] * 2
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True).stdout
     made, _, saved = (folder / "reports" / "reproduction.md").read_text().partition("\n\n")
     assert made.startswith(f"`pipeline reproduce transformer --evaluate` of commit {commit[:12]}, ")
-    assert saved == table
+    assert squeeze(saved) == table
