@@ -180,6 +180,14 @@ def log_normal(z: Tensor, mean: Tensor | float, log_variance: Tensor | float) ->
     return -0.5 * terms.sum(dim=-1)
 
 
+@torch.inference_mode()
+def decode(model: Any, latents: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    """Return the pixels' means of standard normal latents (N, Z), uint8 (N, C, H, W), as `sample` draws them."""
+    del given
+    network = model.kept.eval()
+    return _to_bytes(network.decode(network.prior.draw(latents)))
+
+
 class Model(LightningModule):
     """Trains the network on the evidence lower bound or its importance-weighted form."""
 
