@@ -141,7 +141,6 @@ def test_a_constant_of_the_flow_changes_what_the_vae_trains_and_draws_only(packa
         ),
         ("models/vae.py", "prior.draw(latents)", "prior.draw(-latents)", {"audit@vae"}),
         ("pages/components.css", "--paper:", "--page:", {"report@"}),
-        ("pages/show.html", "<main>", "<main class='wide'>", set()),
         ("stages/report.md", "# Results", "# Numbers", {"report@"}),
         ("runtime/saver.py", "REPEATS = 5.0", "REPEATS = 6.0", set()),
         ("params.py", "NONE = ", "UNUSED = 1\nNONE = ", set()),

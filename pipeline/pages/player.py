@@ -42,7 +42,7 @@ class Player:
     @property
     def writes(self) -> bool:
         """Whether the samples are texts, which grow piece by piece."""
-        return hasattr(self.loaded.kind, "compose")
+        return hasattr(self.loaded.kind, "stream")
 
     @property
     def walks(self) -> bool:
@@ -101,22 +101,15 @@ class Player:
         return self.show("walk", values)[0]
 
     def write(self, seed: int, adjusted: Mapping[str, Any]) -> Iterator[str]:
-        """Yield the pieces of a text, the prompt first.
+        """Return the pieces of a text, the prompt first.
 
         Raises:
             ArtifactError: if the model cannot read the prompt.
         """
-        kind, context = self.loaded.kind, self.loaded.config.context
         sampling = self.sampling.model_copy(update=dict(adjusted))
-        text = kind.choose_prompt(self.loaded.tokenizer, adjusted["prompt"])
         generator = make_generator(seed, "show", device=self.loaded.model.device)
-        yield text
-        for _ in range(PIECES):
-            before = text[-context:]
-            known = sampling.model_copy(update={"prompt": before})
-            [longer] = kind.compose(self.loaded, 1, generator, known, PIECE)
-            yield longer[len(before) :]
-            text += longer[len(before) :]
+        pieces: Iterator[str] = self.loaded.kind.stream(self.loaded, generator, sampling, PIECE, PIECES)
+        return pieces
 
     def find_nearest(self, sample: Tensor) -> tuple[Exhibit, float]:
         """Return the training example nearest to a sample (1, ...), and how near it is: 0 for a copy."""
