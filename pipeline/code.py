@@ -127,6 +127,7 @@ def find_roots(stage: str, key: str, settings: Params) -> Roots:
         roots |= _find_network(key, settings, "examples")
     elif stage == "report":
         roots |= {_name("metrics", run.metric): () for run in settings.runs.values()}
+        roots |= {_name("kinds", config.KIND): ("question_data",) for config in settings.data.values()}
     elif stage == "evaluate":
         for part in find_parts(key, settings).values():
             roots |= part

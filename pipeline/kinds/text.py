@@ -393,7 +393,7 @@ def compose(loaded: Any, count: int, generator: torch.Generator, sampling: Any, 
 def stream(
     loaded: Any, generator: torch.Generator, sampling: Any, piece: int, pieces: int, unknown: str = "\ufffd"
 ) -> Iterator[str]:
-    """Yield the prompt of `sampling`, and then its continuation in pieces of `piece` tokens, each as soon as it is there.
+    """Yield the prompt of `sampling`, and then its continuation in pieces of `piece` tokens, each when it is there.
 
     A character that is not complete yet, or that the tokenizer does not know, comes with the next piece.
 

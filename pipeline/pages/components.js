@@ -22,7 +22,7 @@ function findTicks(low, high) {
 
 function drawChart(figure) {
   const {title, series} = JSON.parse(figure.dataset.chart);
-  const [width, height, left, right, top, bottom] = [400, 220, 48, 8, 8, 24];
+  const [width, height, left, right, top, bottom] = [400, 220, 48, 18, 8, 24];
   const svg = make("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0,
     "aria-label": `${title} of ${series.map((each) => each.name).join(", ")} over the training steps; arrow keys read values`});
   const readout = make("div", {class: "readout", "aria-live": "polite"});

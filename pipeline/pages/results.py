@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,8 @@ class Page:
     values: what the metric declares of its values.
     content: of the run's protocol.json.
     about: the record's run.json; empty where git has the numbers, and DVC's cache no record.
-    frames: previews by training step. exhibits: of the finished model. verdicts: of the stage `audit`, if it ran.
+    frames: previews by training step. exhibits: of the finished model.
+    verdicts: of the stage `audit`; None if it did not run.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Page:
     about: dict[str, Any]
     frames: list[Frame]
     exhibits: list[Shown]
-    verdicts: dict[str, Any] = field(default_factory=dict)
+    verdicts: dict[str, Any] | None
 
     @property
     def model(self) -> str:
@@ -101,7 +102,7 @@ class Page:
     @property
     def copies(self) -> str:
         """What the audit says, in words."""
-        if not self.verdicts:
+        if self.verdicts is None:
             return "not audited"
         parts = []
         if found := self.verdicts.get("copies"):
@@ -234,7 +235,7 @@ def make_page(name: str, settings: Params) -> Page:
         about=artifacts.read_json(about) if about.exists() else {},
         frames=read_frames(record / "exhibits" / "samples", name, prompt, MOST_FRAMES // len(settings.runs)),
         exhibits=[show_exhibit(path, prompt) for path in paths if path != verdicts],
-        verdicts=artifacts.read_json(verdicts) if verdicts.exists() else {},
+        verdicts=artifacts.read_json(verdicts) if verdicts.exists() else None,
     )
 
 

@@ -1,6 +1,7 @@
 """Looks into a model against what is known of it: samples, torch's own attention, the lengths of normal vectors."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from torch import Tensor
 from pipeline import params, plugins
 from pipeline.evidence.attention import capture_attention
 from pipeline.evidence.looks import pick_sentence, walk
-from pipeline.formats.tokenizers import train_tokenizer
+from pipeline.formats.tokenizers import ByteTokenizer, train_tokenizer
+from pipeline.kinds import text
 from pipeline.kinds.images import make_fields
 from pipeline.randomness import make_generator, normal
+from pipeline.weights import Loaded
 from tests.models.conftest import make_model
 
 
@@ -65,6 +68,33 @@ def tokens() -> Tensor:
     return torch.randint(17, (3, 12), generator=torch.Generator().manual_seed(0))
 
 
+def test_a_text_in_pieces_is_the_text_in_one() -> None:
+    letters = "abcdefghijklmnop"
+    tokenizer = train_tokenizer([letters], "character", 0)
+    assert tokenizer.size == 17  # with the unknown character, which nothing continues
+    loaded = Loaded(make_model(), text.make_fields(17), make_model().config, tokenizer)
+    sampling = SimpleNamespace(prompt="abc", temperature=0.0, top_k=0, top_p=1.0)
+    pieces = list(text.stream(loaded, make_generator(0, "x"), sampling, 3, 3))
+    [whole] = text.compose(loaded, 1, make_generator(0, "x"), sampling, 9)
+    assert pieces[0] == "abc"
+    assert "".join(pieces) == whole
+
+
+def test_a_character_that_is_not_complete_comes_with_the_next_piece() -> None:
+    tokenizer = ByteTokenizer("any")
+    rest = iter(tokenizer.encode("\U0001f642\U0001f643").tolist())
+
+    def sample(_: int, __: object, given: dict[str, Tensor], *, length: int, **___: object) -> dict[str, Tensor]:
+        new = torch.tensor([next(rest) for _ in range(length)])
+        return {"tokens": torch.cat([given["prompt"], new])[None]}
+
+    model = SimpleNamespace(makes="tokens", config=SimpleNamespace(context=100), sample=sample)
+    loaded = Loaded(model, {}, None, tokenizer)
+    sampling = SimpleNamespace(prompt="a", temperature=1.0, top_k=0, top_p=1.0)
+    pieces = list(text.stream(loaded, torch.Generator(), sampling, 2, 4))
+    assert pieces == ["a", "", "\U0001f642", "", "\U0001f643"]
+
+
 def test_a_walk_keeps_the_length_that_normal_vectors_have() -> None:
     first, last = (normal(1, 10_000, generator=make_generator(0, name)) for name in ("first", "last"))
     way = walk(first, last, torch.tensor([0.0, 0.5, 1.0]))
@@ -74,8 +104,8 @@ def test_a_walk_keeps_the_length_that_normal_vectors_have() -> None:
 
 
 def test_a_sentence_is_a_line_of_the_text_or_else_its_beginning() -> None:
-    text = "begins in the middle\nshort\nThis is a sentence of its own.\n"
-    tokenizer = train_tokenizer([text], "character", 0)
-    tokens = torch.from_numpy(tokenizer.encode(text).copy())
+    document = "begins in the middle\nshort\nThis is a sentence of its own.\n"
+    tokenizer = train_tokenizer([document], "character", 0)
+    tokens = torch.from_numpy(tokenizer.encode(document).copy())
     assert tokenizer.decode(pick_sentence(tokenizer, tokens).tolist()) == "This is a sentence of its own."
-    assert tokenizer.decode(pick_sentence(tokenizer, tokens[:20]).tolist()) == text[:20]
+    assert tokenizer.decode(pick_sentence(tokenizer, tokens[:20]).tolist()) == document[:20]
