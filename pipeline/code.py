@@ -38,7 +38,8 @@ CALLED_OF_SOURCES: dict[str, tuple[str, ...]] = {  # of the source's kind
     "fetch": (),
     "prepare": ("write", "question_data", "show_data"),
 }
-CALLED_OF_KINDS = {"train": ("examples", "look"), "sample": ("draw",)}
+CALLED_OF_KINDS = {"train": ("examples", "look"), "sample": ("draw",), "audit": ("show",)}
+LOOKS = ("decode",)  # functions of a model that are only for the eye: no training and no sample stands on them
 Roots = dict[str, tuple[str, ...]]  # module: the definitions that are called; none named: all of them
 
 
@@ -110,7 +111,7 @@ def list_instances(settings: Params) -> Iterator[tuple[str, str]]:
     """List (stage, key) of every stage instance after `check`; the report has no key."""
     yield from ((stage, key) for stage in ("fetch", "prepare") for key in settings.data)
     yield from (("networks", key) for key in settings.networks)
-    yield from ((stage, key) for stage in ("train", "sample", "evaluate") for key in settings.runs)
+    yield from ((stage, key) for stage in ("train", "sample", "evaluate", "audit") for key in settings.runs)
     yield "report", ""
 
 
@@ -126,6 +127,7 @@ def find_roots(stage: str, key: str, settings: Params) -> Roots:
         roots |= _find_network(key, settings, "examples")
     elif stage == "report":
         roots |= {_name("metrics", run.metric): () for run in settings.runs.values()}
+        roots |= {_name("kinds", config.KIND): ("question_data",) for config in settings.data.values()}
     elif stage == "evaluate":
         for part in find_parts(key, settings).values():
             roots |= part
@@ -133,6 +135,10 @@ def find_roots(stage: str, key: str, settings: Params) -> Roots:
     else:
         run = settings.runs[key]
         roots |= _find_model("models", run.model, settings.data[run.data].KIND, *CALLED_OF_KINDS[stage])
+        if stage == "audit":
+            roots[_name("models", run.model)] = ()
+            if run.network != params.NONE:
+                roots |= {name: () for name in _find_network(run.network, settings) if name not in roots}
     return roots
 
 
@@ -157,7 +163,9 @@ def _find_network(name: str, settings: Params, *called: str) -> Roots:
 
 def _find_model(family: str, name: str, kind: str, *called: str) -> Roots:
     """Return a model or network, what it takes from the backbone of a kind, and what is called of the kind."""
-    roots: Roots = {_name(family, name): (), _name("kinds", kind): ("Spec", "make_fields", *called)}
+    module = read_module(_name(family, name))
+    own = tuple(each for each in module.names if each not in LOOKS)
+    roots: Roots = {_name(family, name): own, _name("kinds", kind): ("Spec", "make_fields", *called)}
     roots |= {_name("kinds", other): () for other in getattr(plugins.load("kinds", kind), "WITH", ())}
     if taken := getattr(plugins.load(family, name), "BACKBONE", ()):
         roots[_name("backbones", kind)] = taken
@@ -172,7 +180,8 @@ def describe(roots: Roots) -> dict[str, Any]:
     """Return the digest of the reached definitions, and each definition with its own hash."""
     lines: set[str] = set()
     definitions: set[str] = set()
-    for statement in reach(roots):
+    reached = reach(roots)
+    for statement in reached:
         module = read_module(statement.module)
         own = _hash(module.texts[statement.position])
         lines.add(own)
@@ -182,7 +191,7 @@ def describe(roots: Roots) -> dict[str, Any]:
             first = name.partition(".")[0]
             if first in module.foreign:
                 lines.add(f"{own} {module.foreign[first]}")
-    for path in (file for name in roots for file in list_templates(name)):
+    for path in (file for name in {*roots, *(each.module for each in reached)} for file in list_templates(name)):
         lines.add(f"{path.suffix} {_hash(path.read_text(encoding='utf-8'))}")
         definitions.add(f"{path.name} {_hash(path.read_text(encoding='utf-8'))[:8]}")
     text = "\n".join(sorted(lines))
@@ -273,7 +282,7 @@ def find_file(name: str) -> Path:
 
 
 def list_templates(module: str) -> list[Path]:
-    """Return the files next to a module that have its name and are no Python: the report's templates."""
+    """Return the files next to a module that have its name and are no Python, such as the report's templates."""
     path = find_file(module)
     return sorted(each for each in path.parent.glob(f"{path.stem}.*") if each.suffix != ".py")
 

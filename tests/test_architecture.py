@@ -32,6 +32,7 @@ RANKS = {  # of a folder, a file in the root, or one file of a folder
     "evidence.selftest": 8,
     "training": 4,
     "history": 8,
+    "pages": 8,
     "stages": 9,
     "commands": 10,
     "server": 9,

@@ -265,7 +265,7 @@ def test_a_comment_in_the_code_runs_check_and_nothing_else(clone: Path) -> None:
 
 
 @pytest.mark.parametrize("project", [".", "benchmarks"])
-def test_an_edit_of_the_flow_concerns_the_vae_s_training_and_samples_only(clone: Path, project: str) -> None:
+def test_an_edit_of_the_flow_concerns_what_the_vae_trains_and_draws_only(clone: Path, project: str) -> None:
     path = clone / "pipeline" / "layers" / "flow.py"
     text = path.read_text()
     folder = clone / project
@@ -278,14 +278,14 @@ def test_an_edit_of_the_flow_concerns_the_vae_s_training_and_samples_only(clone:
         after = read_codes(folder)
         if project == ".":
             status = json.loads(run(folder, "dvc", "status", "--json"))
-            assert set(status) == {"train@vae", "sample@vae"}
+            assert set(status) == {"train@vae", "sample@vae", "audit@vae"}
     finally:
         path.write_text(text)
         run(folder, "dvc", "repro", "check")
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {f"{stage}/{vae}.json" for stage in ("train", "sample") for vae in vaes}
+    assert changed == {f"{stage}/{vae}.json" for stage in ("train", "sample", "audit") for vae in vaes}
     assert set(re.findall(r"code of (\S+):", output)) == {
-        f"{stage}@{vae}" for stage in ("train", "sample") for vae in vaes
+        f"{stage}@{vae}" for stage in ("train", "sample", "audit") for vae in vaes
     }
 
 

@@ -6,18 +6,22 @@ makes every name from its template, and refuses a name that would be read as ano
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pipeline import plugins
 from pipeline.artifacts import ArtifactError
+from pipeline.evidence.uncertainty import summarize
 
 Role = Literal["measurement", "description", "count", "floor", "real", "error", "spread", "check"]
 ALONE = ("measurement", "description", "count")  # roles of values with a row of their own
 SETS = "sets of samples"  # what most intervals are over
 FIELD = re.compile(r"\{(\w+)\}")
+HALF_ERRORS = 1.96  # standard errors in half of a 95 % interval
+LEAST_OF_ERROR = 20  # things that a standard error is over, for these to be enough
 EVERY = ("code.metric", "versions.torch")  # fields of the protocol that every number depends on
 
 
@@ -175,6 +179,26 @@ def find_followed(values: Values, name: str) -> str:
     """Return the name of the value that `name` is a function of; empty if it is none."""
     match = match_name(values, name)
     return _fill(values[match.template].follows, match) if match else ""
+
+
+def find_interval(values: Values, metric: str, claim: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the interval of a claim, or not a number.
+
+    It is Student's over the sample sets, or 1.96 standard errors over enough test data. A function of another value has
+    the other value's interval under that function.
+    """
+    if metric in claim["sets"]:
+        summary = summarize([claim["sets"][metric]])
+        return summary.low, summary.high
+    metrics, declared = claim["metrics"], find_value(values, metric)
+    source = find_followed(values, metric) or metric
+    half = HALF_ERRORS * metrics.get(find_companion(values, source, "error"), math.nan)
+    if metrics.get(find_count(values, source), LEAST_OF_ERROR) < LEAST_OF_ERROR:
+        return math.nan, math.nan
+    if declared.rescale is None:
+        return metrics[metric] - half, metrics[metric] + half
+    share = half / (metrics.get(source) or math.nan)  # 0 has no ratio
+    return declared.rescale(metrics[metric], 1 - share), declared.rescale(metrics[metric], 1 + share)
 
 
 def list_fields(values: Values, name: str) -> tuple[str, ...]:

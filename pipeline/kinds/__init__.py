@@ -11,6 +11,8 @@ require          optional: refuses, before anything is computed, data that a mod
 check            refuses values that would give a plausible number for nonsense
 show             many values as one thing to look at or listen to: an Exhibit
 encode           one value as text, for the served model
+stream           optional: one value in pieces, for a page that shows it while it is made
+TOGETHER         optional: number of values that are shown as one, where a single one shows nothing
 draw             makes the files of the stage `sample`: for the metrics, and exhibits for the eye
 look, find_alarms   what is shown and measured eight times per training, and what in it is alarming
 make_pool        what a field is drawn from where a model is given it; without it, rows of the test split

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 PREVIEW = 2000  # samples of a preview
 SIDE = 256  # pixels of the picture
 BORDER = 1.5  # of the coordinates that the picture shows
+TOGETHER = PREVIEW  # samples that are shown as one: a single point shows nothing
 WITHIN = 3  # standard deviations around a mode that cover it
 
 

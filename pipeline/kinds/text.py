@@ -415,6 +415,32 @@ def compose(loaded: Any, count: int, generator: torch.Generator, sampling: Any, 
     return [loaded.tokenizer.decode(row) for row in tokens.tolist()]
 
 
+def stream(
+    loaded: Any, generator: torch.Generator, sampling: Any, piece: int, pieces: int, unknown: str = "\ufffd"
+) -> Iterator[str]:
+    """Yield the prompt of `sampling`, and then its continuation in pieces of `piece` tokens, each when it is there.
+
+    A character that is not complete yet, or that the tokenizer does not know, comes with the next piece.
+
+    Raises:
+        ArtifactError: as choose_prompt does, before anything is yielded.
+    """
+    import torch
+
+    text = choose_prompt(loaded.tokenizer, sampling.prompt)
+    yield text
+    tokens = torch.tensor(loaded.tokenizer.encode(text), dtype=torch.int64)
+    choice = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
+    for index in range(pieces):
+        known = tokens[-loaded.model.config.context :]
+        longer = loaded.model.sample(1, generator, {"prompt": known}, length=piece, **choice)[loaded.model.makes]
+        tokens = torch.cat([tokens, longer[0, len(known) :].cpu()])
+        now = loaded.tokenizer.decode(tokens.tolist())
+        now = now if index == pieces - 1 else now.rstrip(unknown)
+        yield now[len(text) :]
+        text = now
+
+
 def show(name: str, texts: Sequence[str], loaded: Any) -> Exhibit:
     """Show texts as a YAML list, printable ones as literal blocks: `dvc plots` stumbles over a .txt."""
     from ruamel.yaml import YAML

@@ -187,6 +187,16 @@ def gradient_norms(
     return gradient.square().flatten(1).sum(dim=1)
 
 
+@torch.inference_mode()
+def decode(model: Any, latents: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    """Return the values of standard normal latents (N, Z), such as images uint8 (N, C, H, W), as `sample` draws them.
+
+    given: labels int64 (N,) when conditional.
+    """
+    labels = given["labels"].to(model.device) if model.config.conditional else None
+    return model.backbone.from_unit(model.kept.eval()(model.config.latent_scale * latents, labels))
+
+
 class Model(LightningModule):
     """Trains generator and discriminator by manual optimization; keeps the averaged generator."""
 

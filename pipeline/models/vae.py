@@ -194,6 +194,14 @@ class Network(nn.Module):
         return mean + z * (0.5 * log_variance).exp()
 
 
+@torch.inference_mode()
+def decode(model: Any, latents: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    """Return the pixels' means of standard normal latents (N, Z), uint8 (N, C, H, W), as `sample` draws them."""
+    del given
+    network = model.kept.eval()
+    return _to_bytes(network.decode(network.prior.draw(latents)))
+
+
 class Model(LightningModule):
     """Trains the network on the evidence lower bound or its importance-weighted form."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline import artifacts, params, plugins
 from pipeline.__main__ import main
-from pipeline.commands import audit
+from pipeline.evidence import audit
 from pipeline.evidence.exposure import Secret
 from pipeline.formats.tokenizers import ByteTokenizer, train_tokenizer
 from pipeline.kinds import read_fields

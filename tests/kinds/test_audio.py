@@ -19,7 +19,7 @@ from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
 from pipeline.kinds import Pool, audio, parse_fields
 from pipeline.kinds.audio import AudioConfig, Clips
-from pipeline.stages.report import show_exhibit
+from pipeline.pages.exhibits import show_exhibit
 
 RATE = 8000
 CONFIG = AudioConfig(source="x", path="x", split_seed=0, validation=0.1, test=0.2, samples=400, rate=RATE)
