@@ -61,7 +61,7 @@ def find_stored() -> list[Path]:
         stored = {(entry.name, entry.md5) for entry in entries if not entry.explain(hashed=False)}
     except ArtifactError:  # no project of DVC's, or one that it cannot read now
         return []
-    return [state for state in marked if stored.issuperset(artifacts.read_json(state / MARK).items())]
+    return [state for state in marked if _read_mark(state).items() <= stored]
 
 
 def remove_stored() -> None:
@@ -71,6 +71,15 @@ def remove_stored() -> None:
         with suppress(OSError, Timeout), FileLock(lock, timeout=0):
             remove(state)
             lock.unlink(missing_ok=True)
+
+
+def _read_mark(state: Path) -> dict[str, str]:
+    """Return the outputs of a state; of a mark that a power cut broke one that nothing has, so that the state stays."""
+    try:
+        files: dict[str, str] = artifacts.read_json(state / MARK)
+    except ArtifactError:
+        return {MARK: ""}
+    return files
 
 
 def _hash(path: Path) -> str:

@@ -117,7 +117,11 @@ class Record:
         with self.writing:
             for path, content in list(self.waiting.items()):
                 write = append_lines if path.suffix == ".jsonl" else write_durably
-                write(path, content)
+                try:
+                    write(path, content)
+                except OSError as error:
+                    error.filename = str(path)  # which a failed write does not have
+                    raise
                 del self.waiting[path]
 
     def _warn(self, what: str, message: str) -> None:

@@ -169,7 +169,7 @@ def close_failed(state: Path, cause: str) -> None:
     if not (state / "record" / "run.json").exists():
         return
     with (
-        contextlib.suppress(artifacts.ArtifactError),
+        contextlib.suppress(artifacts.ArtifactError, OSError),  # a full disk; the cause is said anyway
         checkpoints.hold_run(state, waits=False),
     ):  # else it is another trainer's
         record = Record(state / "record")

@@ -1,8 +1,10 @@
 """DVC's cache on a full disk, and with flipped bits: the next stage stops, with file and hash."""
 
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,38 @@ def test_a_damaged_object_stops_the_stage_that_reads_it_and_can_be_made_again(
     assert path.read_bytes() == cached.read_bytes() == whole
     lock = YAML(typ="safe").load(project / "dvc.lock")["stages"]
     assert "prepare@text" not in lock
+
+
+NO_LINKS = """import errno, os, sys
+def refuse(*arguments, **options):
+    raise OSError(errno.EPERM, "Operation not permitted")
+os.link = refuse
+from dvc.cli import main
+sys.exit(main(sys.argv[1:]))
+"""  # a dvc on a file system such as vfat
+
+
+@pytest.mark.fault(61)
+def test_a_cache_on_a_file_system_without_hard_links_stores_and_brings_back(project: Path, tmp_path: Path) -> None:
+    clone, dvc = tmp_path / "clone", tmp_path / "dvc"
+    shutil.copytree(project, clone)
+    dvc.write_text(NO_LINKS)
+    run(clone, "dvc", "cache", "dir", "--local", str(tmp_path / "cache"))
+    run(clone, "python", str(dvc), "repro", "--force", "--no-run-cache", "fetch@text")
+    assert "none missing or broken" in run(clone, "python", "-m", "pipeline", "verify")
+    shutil.rmtree(clone / "data" / "raw")
+    run(clone, "python", str(dvc), "checkout", "fetch@text")
+    assert list((clone / "data" / "raw" / "text").iterdir())
+
+
+@pytest.mark.fault(60)
+def test_two_clones_that_reproduce_at_once_over_one_cache_both_find_it_whole(project: Path, tmp_path: Path) -> None:
+    clones = [tmp_path / name for name in ("one", "two")]
+    for clone in clones:
+        shutil.copytree(project, clone)
+        run(clone, "dvc", "cache", "dir", "--local", str(tmp_path / "cache"))
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda clone: run(clone, "dvc", "repro", "--force", "--no-run-cache", "fetch@text"), clones))
+    assert len({(clone / "dvc.lock").read_text() for clone in clones}) == 1
+    for clone in clones:
+        assert "none missing or broken" in run(clone, "python", "-m", "pipeline", "verify")
