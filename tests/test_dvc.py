@@ -213,7 +213,7 @@ def test_forced_training_gives_the_same_lock(clone: Path) -> None:
 def test_stages_side_by_side_give_the_lock_and_the_bits_of_one_after_another(clone: Path, tmp_path: Path) -> None:
     copy_project(tmp_path)
     output = run(tmp_path, "python", "-m", "pipeline", "repro", "-j", "2", "sample@vae", "sample@transformer")
-    assert output.endswith("9 stages: 9 ran, 0 were up to date\nnext: `pipeline status`\n")
+    assert "9 stages: 9 ran, 0 were up to date\n" in output
 
     def read(folder: Path) -> dict[str, Any]:
         stages: dict[str, Any] = YAML(typ="safe").load(folder / "dvc.lock")["stages"]

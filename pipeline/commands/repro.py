@@ -26,6 +26,7 @@ from types import FrameType
 
 import psutil
 
+from pipeline import params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import DVC, make_parser
 from pipeline.history import costs
@@ -180,7 +181,11 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         parser.error(f"-j: expected a number of 1 or more, got {options.jobs}")
-    plan = Plan(options.targets)
+    try:
+        plan = Plan(options.targets)
+    except ArtifactError:
+        params.load()  # it names a wrong key, which DVC does not
+        raise
     ended: queue.Queue[tuple[str, str]] = queue.Queue()
     processes = Processes(max(map(len, plan.needs), default=0), ended.put)
     work = Queue(plan.needs, options.jobs, plan.is_stale, processes.start, has_memory, ended)

@@ -7,6 +7,7 @@
 done            the number comes from the present parameters, data and code
 stale           it comes from others: the first ones that changed are named
 training        a process trains it now, with the time that is left at its present pace
+working         a process makes one of its other stages now
 interrupted     `pipeline repro` goes on from the step
 not here        its number is committed; `dvc pull` or `pipeline repro` brings its files
 never run       it has no number
@@ -18,7 +19,7 @@ import ast
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -38,16 +39,20 @@ CAUSES = 2  # that are named per run
 STAGES = 5  # that are named
 ABSENT = ("deleted", "not in cache")  # what DVC says of files that a clone lacks
 LINES = 50  # of a training's record, from which its pace is taken
-DONE, NEVER, ABSENT_RUN = "done", "never run", "not here"
+DONE, NEVER, ABSENT_RUN, WORKING = "done", "never run", "not here", "working"
 PORT = 5000  # of `make ui`
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What DVC says is not up to date: by stage instance (thing, how) pairs; and the instances that each one needs."""
+    """What DVC says is not up to date: by stage instance (thing, how) pairs; the instances that each one needs.
+
+    busy: instances that are being made now, or whose inputs are.
+    """
 
     found: Mapping[str, Sequence[tuple[str, str]]]
     needs: Mapping[str, set[str]]
+    busy: Collection[str]
 
     def find_all_needed(self, instance: str) -> set[str]:
         """Return an instance and all that it needs, but the stage check, which every one needs."""
@@ -109,10 +114,18 @@ def read_changes() -> Changes:
     Raises:
         ArtifactError: if it cannot read the project, or another of its commands keeps it locked.
     """
+    from dvc.lock import LockError
+
     repo = dvc_plan.open_repo(waits=False)
-    with dvc_plan.explain():
-        listed = repo.status()
+    listed: dict[str, Any] = {}
+    busy = set()
+    with dvc_plan.explain(), repo.lock:
         graph = repo.index.graph
+        for stage in graph:
+            try:
+                listed |= stage.status(check_updates=True)
+            except LockError:  # `dvc status` would end here
+                busy.add(stage.addressing)
     needs = {stage.addressing: {other.addressing for other in graph.successors(stage)} for stage in graph}
     settings = params.read_mapping(params.PATH, params.SECTIONS_SAID, params.FOLDER)
     locked = dvc_lock.read_stages()
@@ -120,7 +133,7 @@ def read_changes() -> Changes:
         name: [leaf for change in flatten(entries) for leaf in split_change(*change, locked.get(name) or {}, settings)]
         for name, entries in listed.items()
     }
-    return Changes(found, needs)
+    return Changes(found, needs, busy)
 
 
 def split_change(
@@ -148,6 +161,8 @@ def describe_run(name: str, run: Any, changes: Changes) -> Row:
     number = read_number(name, run.get("metric", "") if isinstance(run, dict) else "")
     if training := find_training(name):
         return Row(name, *training, number)
+    if working := sorted(changes.find_all_needed(f"evaluate@{name}") & {*changes.busy}):
+        return Row(name, WORKING, ", ".join(working[:CAUSES]), number)
     causes = changes.list_causes(f"evaluate@{name}")
     real = [thing for thing, how in causes if how not in ABSENT]
     if not number:
@@ -262,7 +277,7 @@ def find_ui() -> str:
 
 def choose_next(counts: Mapping[str, int], changes: Changes) -> str:
     """Return the next command, and for `pipeline repro` the time that its stages took the last time."""
-    if counts.get("training"):
+    if counts.get("training") or counts.get(WORKING):
         return "wait, or `pipeline status` again"
     if changes.is_code_changed:
         return "`pipeline repro check`, then `pipeline status`"

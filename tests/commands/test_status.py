@@ -1,12 +1,15 @@
 """pipeline status: the state of each run, DVC's reasons in words, and the next command."""
 
+import contextlib
 import json
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from dvc.lock import LockError
 from filelock import FileLock
 
 from pipeline import artifacts, plugins
@@ -15,6 +18,7 @@ from pipeline.commands import status
 from pipeline.evidence.values import is_measurement, load_values, sort_names
 from pipeline.history import dvc_plan
 
+BUSY = "busy"
 GRAPH = {
     "prepare@x": set(),
     **{f"train@{run}": {"prepare@x"} for run in ("gan", "vae", "transformer")},
@@ -24,10 +28,18 @@ GRAPH = {
 
 
 class Graph:
-    """What DVC's graph is to the command: an iterable of stages that knows what each needs."""
+    """What DVC's graph is to the command: stages that tell what changed, and what each of them needs."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        self.answer = answer
 
     def __iter__(self) -> Any:
-        return iter(SimpleNamespace(addressing=name) for name in GRAPH)
+        return iter(SimpleNamespace(addressing=name, status=partial(self.tell, name)) for name in GRAPH)
+
+    def tell(self, name: str, **_: bool) -> dict[str, Any]:
+        if self.answer.get(name) == BUSY:
+            raise LockError(BUSY)
+        return {name: self.answer[name]} if name in self.answer else {}
 
     def successors(self, stage: Any) -> Any:
         return (SimpleNamespace(addressing=name) for name in GRAPH[stage.addressing])
@@ -39,7 +51,7 @@ def said(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     for run, numbers in (("gan", {"samples": 100, "fid_x": 6.0451, "precision_x": 0.5}), ("vae", {"elbo_nats": 99.0})):
         artifacts.write_json(workdir / artifacts.REPORTS / "runs" / run / "metrics.json", numbers)
     answer: dict[str, Any] = {}
-    repo = SimpleNamespace(status=lambda: answer, index=SimpleNamespace(graph=Graph()))
+    repo = SimpleNamespace(lock=contextlib.nullcontext(), index=SimpleNamespace(graph=Graph(answer)))
     monkeypatch.setattr(dvc_plan, "open_repo", lambda **_: repo)
     monkeypatch.setattr(status, "PORT", 1)  # nobody answers there
     return answer
@@ -94,6 +106,16 @@ def test_a_clone_has_numbers_and_no_files(said: dict[str, Any], capsys: pytest.C
     said["train@gan"] = [{"changed outs": {"data/runs/gan/model": "deleted", "data/runs/gan/record": "not in cache"}}]
     rows, _ = ask(capsys)
     assert rows["gan"] == ["not here", "fid_x 6.045"]
+
+
+def test_a_stage_that_works_now_is_named_where_dvc_status_fails(
+    said: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said["evaluate@vae"] = BUSY
+    rows, rest = ask(capsys)
+    assert rows["vae"] == ["working: evaluate@vae", "elbo_nats 99"]
+    assert rows["gan"][0] == "done"
+    assert rest[-1] == "next: wait, or `pipeline status` again"
 
 
 def test_changed_code_is_said_once_and_makes_no_run_stale(
