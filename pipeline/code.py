@@ -137,8 +137,8 @@ def find_roots(stage: str, key: str, settings: Params) -> Roots:
         roots |= _find_model("models", run.model, settings.data[run.data].KIND, *CALLED_OF_KINDS[stage])
         if stage == "audit":
             roots[_name("models", run.model)] = ()
-            if run.network != params.NONE:
-                roots |= {name: () for name in _find_network(run.network, settings) if name not in roots}
+            for name, called in (_find_network(run.network, settings) if run.network != params.NONE else {}).items():
+                roots[name] = tuple(dict.fromkeys([*roots.get(name, ()), *called]))  # model and network share backbones
     return roots
 
 
