@@ -25,6 +25,10 @@ repro: .venv/installed  ## install the locked environment, then run every stage 
 	@dvc repro || { status=$$?; python -m pipeline.params > /dev/null; exit $$status; }  # a wrong key's name
 	pipeline verify
 	pipeline claims
+	@echo
+	@python -c 'import pathlib; print("The report:          ", pathlib.Path("reports/index.html").resolve().as_uri())'
+	@echo "Curves and pictures:  make ui, then http://127.0.0.1:$(PORT)"
+	@echo "Your own files:       source $(BIN)/activate, then pipeline own FOLDER"
 
 test: .venv/installed  ## run the default tests, without a network
 	OMP_NUM_THREADS=1 python -m pytest -m "not slow" --faults --numprocesses 2

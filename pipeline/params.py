@@ -91,6 +91,11 @@ class Run(Section):
     changes: dict[str, Any] = Field(description="keys of the model's section that this run changes")
     freeze: list[str] = Field(default=[], description="patterns of weights that stay as the start has them")
     skip: list[str] = Field(default=[], description="patterns of weights that are not taken from the start")
+    resume: bool = Field(
+        default=False,
+        exclude_if=lambda resumes: not resumes,
+        description="go on with the training of the start, to more steps: with its optimizers, averages and data order",
+    )
 
 
 class Known(NamedTuple):
@@ -152,6 +157,7 @@ def load(path: Path = PATH) -> Params:
         if run.start == NONE and name in models and not models[name].steps:
             problems.append(f"runs.{name}: steps 0 keeps the weights of a start, which is {NONE}")
         problems += [] if problems else _check_kinds(name, run, checked["data"][run.data])
+        problems += [] if problems else _check_resumption(name, runs, models)
     if problems:
         raise _error(path, problems)
     return Params.model_construct(
@@ -285,6 +291,23 @@ def _check_starts(runs: dict[str, Run], problems: list[str]) -> None:
             problems.append(f"runs.{name}.start: the runs start from one another: {' <- '.join([*seen, at])}")
         if run.start == NONE and (run.freeze or run.skip):
             problems.append(f"runs.{name}: freeze and skip are about the weights of a start, which is {NONE}")
+
+
+def _check_resumption(name: str, runs: dict[str, Run], models: dict[str, Trainable]) -> list[str]:
+    """Return the problems of a run that goes on with the training of its start."""
+    run = runs[name]
+    if not run.resume:
+        return []
+    if run.start == NONE:
+        return [f"runs.{name}.resume: there is no training to go on with: start is {NONE}"]
+    if run.skip:
+        return [f"runs.{name}.skip: with resume every weight comes from the start: drop skip, and change no layer"]
+    if run.model != (model := runs[run.start].model):
+        return [f"runs.{name}.model: expected {model}, the model of its start {run.start}, got {run.model}"]
+    if (steps := models[name].steps) <= (done := models[run.start].steps):
+        counted = f"expected more than the {done} of its start {run.start}, which count too"
+        return [f"runs.{name}.changes.steps: {counted}, got {steps}"]
+    return []
 
 
 def _plug_in(

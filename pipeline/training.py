@@ -4,6 +4,7 @@ runtime/environment.py lists the environment variables that choose the hardware.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import random
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from pipeline import artifacts
 from pipeline.batches import Data, Examples
@@ -137,6 +139,51 @@ class StepSeeder(Callback):
         if "does not have a deterministic implementation" in str(exception):
             exception.add_note("PIPELINE_DETERMINISTIC=warn uses it anyway: bits then differ from run to run")
         processes.report(f"{type(exception).__name__}: {exception}")
+
+
+class OwnSettings(Callback):
+    """Lets a training that goes on with the state of another one follow its own config, not that of the checkpoint.
+
+    Learning rates, decays and schedules are in the checkpoint too. A schedule goes on at the step that was reached, as
+    if it had been this one from the first step.
+    """
+
+    def __init__(self) -> None:
+        self.stored: list[list[set[str]]] = []  # names of the checkpoint's settings, by optimizer and group
+        self.groups: list[list[dict[str, Any]]] = []
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note which settings the checkpoint has."""
+        self.stored = [[{*group} for group in each["param_groups"]] for each in checkpoint["optimizer_states"]]
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Note the settings of every optimizer before the checkpoint's replace them.
+
+        Raises:
+            ArtifactError: if the checkpoint is of another optimizer.
+        """
+        names = [[{*group} for group in each.param_groups] for each in trainer.optimizers]
+        if self.stored and self.stored != names:
+            found, expected = (", ".join(sorted(set().union(*itertools.chain(*side)))) for side in (self.stored, names))
+            msg = f"the start was trained by another optimizer: expected the settings {expected}; its state has {found}"
+            raise artifacts.ArtifactError(msg)
+        self.groups = [
+            [{name: value for name, value in group.items() if name != "params"} for group in each.param_groups]
+            for each in trainer.optimizers
+        ]
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Put them back."""
+        for optimizer, groups in zip(trainer.optimizers, self.groups, strict=True):
+            for group, own in zip(optimizer.param_groups, groups, strict=True):
+                group.update(own)
+        for config in trainer.lr_scheduler_configs:
+            if isinstance(scheduler := config.scheduler, LambdaLR):
+                settings = scheduler.optimizer.param_groups
+                scheduler.base_lrs = [group["initial_lr"] for group in settings]
+                factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+                for group, base, factor in zip(settings, scheduler.base_lrs, factors, strict=True):
+                    group["lr"] = base * factor
 
 
 class Guard(Callback):

@@ -157,7 +157,7 @@ def test_the_code_of_a_feature_network_is_apart_from_that_of_the_metric(package:
     before = code.digest_parts("vae", SETTINGS)
     assert before == code.digest_parts("gan", SETTINGS)
     assert code.digest_parts("transformer", SETTINGS).keys() == {"metric"}
-    edit(package / "networks" / "classifier.py", "F.dropout(features, 0.3", "F.dropout(features, 0.4")
+    edit(package / "layers" / "features.py", "F.dropout(features, 0.3", "F.dropout(features, 0.4")
     read_module.cache_clear()
     after = code.digest_parts("vae", SETTINGS)
     assert after["metric"] == before["metric"]
@@ -229,14 +229,16 @@ def test_check_writes_each_instance_once_and_says_what_changed(workdir: Path, pa
     assert not path.with_name("gone.json").exists()
 
 
-def test_freeze_and_skip_are_in_the_file_that_the_training_depends_on(workdir: Path) -> None:
-    run = SETTINGS.runs["gan"].model_copy(update={"start": "vae", "freeze": ["layers.*"]})
+def test_freeze_and_resume_are_in_the_file_that_the_training_depends_on(workdir: Path) -> None:
+    run = SETTINGS.runs["gan"].model_copy(update={"start": "vae", "freeze": ["layers.*"], "resume": True})
     settings = SETTINGS.model_copy(
         update={"runs": {**SETTINGS.runs, "tuned": run}, "models": {**SETTINGS.models, "tuned": SETTINGS.models["gan"]}}
     )
     code.write_all(settings)
-    assert json.loads((workdir / code.FOLDER / "train" / "tuned.json").read_text())["freeze"] == ["layers.*"]
-    assert "freeze" not in json.loads((workdir / code.FOLDER / "train" / "gan.json").read_text())
+    folder = workdir / code.FOLDER / "train"
+    tuned, gan = (json.loads((folder / f"{name}.json").read_text()) for name in ("tuned", "gan"))
+    assert (tuned["freeze"], tuned["resume"]) == (["layers.*"], ["vae"])
+    assert not gan.keys() & {"freeze", "resume"}
 
 
 @pytest.mark.slow

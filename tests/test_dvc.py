@@ -15,7 +15,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from tests import forks
-from tests.conftest import ROOT, TINY, set_value, squeeze
+from tests.conftest import ROOT, TINY, set_value, squeeze, write_pictures
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
@@ -77,6 +77,62 @@ def test_a_second_repro_does_nothing(clone: Path) -> None:
     assert run(clone, "git", "status", "--porcelain") == ""  # DVC and git agree on who owns what
 
 
+def list_stages(output: str) -> list[str]:
+    return re.findall(r"Running stage '(.*?)'", output)
+
+
+def test_a_colleague_gets_every_run_from_a_folder_and_trains_one_of_them_longer(clone: Path, tmp_path: Path) -> None:
+    pipeline = (sys.executable, "-m", "pipeline")
+    run(clone, "dvc", "remote", "add", "--local", "store", str(tmp_path / "store"))
+    run(clone, "dvc", "push", "--remote", "store")
+    folder = tmp_path / "project"
+    run(tmp_path, "git", "clone", "-q", str(clone), str(folder))
+    assert "No remote provided and no default remote set" in run(folder, "dvc", "pull", status=1)
+    assert "nothing to send" in run(folder, *pipeline, "sync")
+    run(folder, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
+    run(folder, "dvc", "pull")
+    assert "3 of 3 runs are in MLflow now" in run(folder, *pipeline, "sync")
+    assert count_runs(folder) == 3
+    for name, kind in (("gan", "png"), ("vae", "png"), ("transformer", "txt")):
+        assert list((folder / "data" / "runs" / name / "record" / "exhibits").glob(f"*/*.{kind}"))
+    assert list((folder / "mlartifacts").rglob("*.png"))
+    assert set(list_stages(run(folder, "dvc", "repro"))) <= {"check"}
+
+    yaml = YAML(typ="safe", pure=True)
+    runs = yaml.load(folder / "params.yaml")["runs"]
+    longer = {**runs["vae"], "start": "vae", "resume": True, "changes": {"steps": 15}}
+    set_params(folder, {"runs": {**runs, "longer": longer}})
+    output = run(folder, "dvc", "repro", "train@longer")
+    assert list_stages(output) == ["check", "train@longer"]
+    assert "resuming at step 12 of 15" in output
+
+
+def test_own_pictures_without_classes_are_trained_on_and_nothing_else(tmp_path: Path) -> None:
+    copy_project(tmp_path)
+    set_params(tmp_path, {"metrics.images.sampling.count": 50, "metrics.images.kid_subset_size": 20})
+    kept = tmp_path / "reports" / "runs" / "transformer" / "metrics.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    own = tmp_path / "mine"
+    write_pictures(own / "all", 200, side=12)
+    output = run(tmp_path, sys.executable, "-m", "pipeline", "own", "mine", "folders=none", "--steps", "3")
+    assert {stage.partition("@")[2] for stage in list_stages(output)} == {
+        "",
+        "mine",
+        "mine-rotation",
+        "mine-gan",
+        "mine-vae",
+    }
+    for name in ("gan", "vae"):
+        assert f"mine-{name}: samples and numbers in reports/runs/mine-{name}" in output
+        metrics = json.loads((tmp_path / "reports" / "runs" / f"mine-{name}" / "metrics.json").read_text())
+        assert metrics["fid_mine-rotation"] > 0
+        assert metrics["isc_mine-rotation"] == 1
+    assert "test_accuracy" in json.loads((tmp_path / "reports" / "networks" / "mine-rotation.json").read_text())
+    assert kept.exists()
+    assert "no report, because gan, vae, transformer have no results here" in output
+
+
 def test_metrics_plots_and_params_show_without_further_flags(clone: Path, tmp_path: Path) -> None:
     metrics = json.loads(run(clone, "dvc", "metrics", "show", "--json"))
     assert "fid_classifier" in json.dumps(metrics)
@@ -118,12 +174,12 @@ def test_a_further_picture_runs_fetch_and_prepare_of_the_pictures_alone(tmp_path
     copy_project(tmp_path)
     set_params(tmp_path, {"data.images.source": "image_folder"})
     pictures = tmp_path / "data" / "own" / "pictures"
-    pictures.mkdir()
     for number in range(60):
-        Image.new("L", (4, 4), number).save(pictures / f"{number}.png")
+        (pictures / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), number).save(pictures / "ab"[number % 2] / f"{number}.png")
     targets = ("prepare@images", "prepare@text")
     run(tmp_path, "dvc", "repro", *targets)
-    Image.new("L", (4, 4), 200).save(pictures / "new.png")
+    Image.new("L", (4, 4), 200).save(pictures / "a" / "new.png")
     output = run(tmp_path, "dvc", "repro", *targets)
     assert re.findall(r"Running stage '(.*)'", output) == ["fetch@images", "prepare@images"]
 

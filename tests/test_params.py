@@ -316,7 +316,7 @@ def test_a_mistyped_link_names_the_nearest_section(write: Write) -> None:
 
 def test_a_feature_network_must_be_one_and_look_at_images(write: Write) -> None:
     assert problems(write({"networks.classifier.network": "gan"})) == [
-        "networks.classifier.network: no networks plug-in 'gan': pipeline/networks/ has classifier, inception"
+        "networks.classifier.network: no networks plug-in 'gan': pipeline/networks/ has classifier, inception, rotation"
     ]
     assert problems(write({"networks.classifier.data": "text"})) == [
         "networks.classifier.data: expected audio or images, data.text holds text"

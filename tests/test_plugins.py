@@ -22,7 +22,7 @@ def run_python(code: str, folder: Path) -> str:
     ("family", "expected"),
     [
         ("models", {"gan", "vae", "transformer"}),
-        ("networks", {"classifier", "inception"}),
+        ("networks", {"classifier", "inception", "rotation"}),
         ("kinds", {"images", "text", "points", "labels"}),
         ("data", {"mnist5k", "numpy_docs", "mnist", "shakespeare"}),
         ("metrics", {"images", "text"}),

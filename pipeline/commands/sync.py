@@ -9,7 +9,7 @@ the disk. A run that was deleted in MLflow is restored.
 
 from pathlib import Path
 
-from pipeline import artifacts
+from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
 from pipeline.evidence.protocol import check_content, make_tags
@@ -29,7 +29,16 @@ def main(arguments: list[str]) -> int:
     if missing := set(options.runs) - {record.about["name"] for record in records}:
         msg = f"no record of {', '.join(sorted(missing))} in {artifacts.RUNS} or {artifacts.STATE}"
         raise ArtifactError(msg)
-    failed = 0
+    known = {record.about["name"] for record in records}
+    for name in name_absent(known):
+        print(f"{name}: no record here; `dvc pull train@{name}` brings it, or `dvc repro train@{name}` makes it")
+    if not records:
+        print(
+            f"nothing to send: {artifacts.RUNS} and {artifacts.STATE} have no record of a run. A project with a remote"
+        )
+        print("has them there: `dvc pull` brings them (docs/share.md). Without a remote `dvc repro` trains the runs")
+        return 0
+    failed = done = 0
     for record in records:
         name = record.about["name"]
         if (options.runs and name not in options.runs) or "ended" not in record.about:  # a training sends by itself
@@ -40,8 +49,18 @@ def main(arguments: list[str]) -> int:
         mirror = MlflowSync(record)
         mirror.finish(values, int(record.about["parameters"]["model.steps"]), tags=tags, model=model)
         failed += mirror.failed
+        done += not mirror.failed
         print(f"{name}: {'not sent' if mirror.failed else 'MLflow run ' + mirror.run_id}{lack}")
+    print(f"{done} of {done + failed} runs are in MLflow now; `make ui` shows them")
     return int(failed > 0)
+
+
+def name_absent(known: set[str]) -> list[str]:
+    """List the runs of params.yaml, if there is one, that have no record here."""
+    if not params.PATH.exists():
+        return []
+    runs = params.read_mapping(params.PATH, params.SECTIONS_SAID, params.FOLDER).get("runs") or {}
+    return [name for name in runs if name not in known]
 
 
 def read_results(record: Record) -> tuple[dict[str, float], dict[str, str], Path | None]:

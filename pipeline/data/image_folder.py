@@ -17,7 +17,7 @@ import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from hashlib import file_digest, sha256
@@ -34,15 +34,16 @@ from pipeline.formats.folders import Folders, Layout, Place, is_litter, name_oth
 from pipeline.formats.own_files import FileReport, examine, list_files, map_in_threads, open_file, read_reports, refuse_if_broken, write_reports
 from pipeline.formats.pictures import ENDINGS, WHITE, Look, Picture, Survey, decode
 from pipeline.kinds import FieldSpec
-from pipeline.kinds.images import ImageConfig, ImageSplits, make_fields
+from pipeline.kinds.images import LEAST, ImageConfig, ImageSplits, make_fields
 from pipeline.randomness import derive_seed
 
 HELD_OUT = ("test", "validation")
 RANKS = {name: rank for rank, name in enumerate([*HELD_OUT, "train", ""])}  # of two equal pictures the first is used
 PICTURES = set().union(*ENDINGS.values())
 STRAY = "next to class folders: its class is not known; `folders: none` takes all pictures without classes"
-
-
+LOOKED_AT = 30  # pictures by which `suggest` judges a folder
+SIDES = (32, 28, 24, 16, 8)  # of the images that it suggests, of which every model can learn
+ENOUGH = 500  # pictures to compare, so that distances are worth measuring
 SHAPED_BY = ("size", "channels")
 
 
@@ -60,8 +61,36 @@ class Config(ImageConfig, Look):
 
 
 def foresee(config: Config) -> dict[str, FieldSpec]:
-    """Return the fields of the images; there may be two classes, until they are counted."""
-    return make_fields((config.channels, config.size, config.size), 2)
+    """Return the fields of the images; there may be two classes, until they are counted, unless no folder names one."""
+    folders = not Path(config.path).is_dir() or any(path.is_dir() for path in Path(config.path).glob("[!.]*"))
+    classes = 2 if folders and config.folders in {"auto", "classes"} else 1
+    return make_fields((config.channels, config.size, config.size), classes)
+
+
+def suggest(path: Path) -> tuple[int, dict[str, Any], str] | None:
+    """Return for the pictures of a folder their number, keys of a section, and what was seen; None without any.
+
+    The pictures stay small, so that two cores can learn them. The share of the test is one tenth, or what leaves ENOUGH
+    pictures in it if that is a quarter at most, or else the LEAST that metrics compare.
+    """
+    if not path.is_dir():
+        return None
+    files = [(name, file) for name, file in list_files(path) if Path(name).suffix.lower() in PICTURES]
+    seen = []
+    for name, file in files[:: len(files) // LOOKED_AT + 1]:
+        with suppress(OSError), open_file(file) as opened:
+            seen.append(decode(opened, name, Look(size=8)))
+    pixels = [picture.pixels for picture in seen if picture.pixels is not None]
+    if not pixels:
+        return None
+    sides = sorted(min(map(int, picture.mode.split()[1].split("x"))) for picture in seen if picture.pixels is not None)
+    size = next((side for side in SIDES if side <= sides[len(sides) // 2]), SIDES[-1])
+    is_grey = all((each == each[:1]).all() for each in pixels)
+    shares = [round(1.2 * ENOUGH / len(files), 2), round(1.5 * LEAST / len(files), 2)]  # the split is drawn
+    test = max(0.1, shares[0] if shares[0] <= 0.25 else min(shares[1], 0.4))
+    keys = {"split_seed": 0, "validation": 0.1, "test": test, "size": size, "channels": 1 if is_grey else 3}
+    colour = "grey" if is_grey else "in colour"
+    return len(files), keys, f"{len(files)} pictures, {colour}, about {sides[len(sides) // 2]} pixels high or wide"
 
 
 def fetch(folder: Path, config: Config) -> None:

@@ -13,12 +13,13 @@ used.
 import codecs
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BufferedReader, IncrementalNewlineDecoder
 from pathlib import Path, PurePosixPath
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -41,6 +42,7 @@ BYTE_ORDER_MARKS = {  # the one of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
+SUFFIXES = {".txt", ".md", ".rst", ".tex", ".html", ".py", ".c", ".csv"}  # of the texts that `suggest` looks for
 LINE_ENDS = {"\n": "LF", "\r\n": "CRLF", "\r": "CR"}
 
 
@@ -139,6 +141,18 @@ class Judged:
     report: FileReport
     part: Part | None = None
     sha256: str = ""
+
+
+def suggest(path: Path) -> tuple[int, dict[str, Any], str] | None:
+    """Return for a text, or the texts of a folder, their number, keys of a section, and what was seen; None without."""
+    names = [path.name] if path.is_file() else [name for name, _ in list_files(path) if not is_litter(name)]
+    counts = Counter(suffix for name in names if (suffix := PurePosixPath(name).suffix.lower()) in SUFFIXES)
+    if not counts:
+        return None
+    ((suffix, count),) = counts.most_common(1)
+    keys = {"split_seed": 0, "validation": 0.05, "test": 0.1, "tokenizer": "character", "vocabulary": 1024}
+    keys |= {} if path.is_file() else {"pattern": f"**/*{suffix}"}
+    return count, keys, f"{count} {'text' if count == 1 else 'texts'} named *{suffix}"
 
 
 def fetch(folder: Path, config: Config) -> None:

@@ -10,7 +10,7 @@ Dimensions: B batch, C H W image, D features, K classes.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,13 @@ from pipeline import plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields, find_field
 from pipeline.layers.blocks import warmup_cosine
+from pipeline.layers.features import Layers
 from pipeline.params import Network
 from pipeline.randomness import make_generator, seed_global, seeded, this_part
 from pipeline.weights import choose_device, load_model
 
 BACKBONE = ("make_features", "require_features", "shift", "to_unit")
 LEARNS = plugins.find_providers("backbones", BACKBONE)
-FEATURES = 128
 PREPROCESSING = "uint8 to [-1, 1], no resize"
 
 
@@ -63,21 +63,6 @@ def require(config: Config, fields: Fields) -> None:
         raise ArtifactError(msg)
     spec = fields[find_field(fields, LEARNS)]
     plugins.load("backbones", spec.kind).require_features(spec)
-
-
-class Layers(nn.Module):
-    """Maps values in the backbone's range, such as images in [-1, 1], to features (B, 128) and class logits (B, K)."""
-
-    def __init__(self, width: int, backbone: Any, spec: Any, classes: int) -> None:
-        super().__init__()
-        self.layers, flat = backbone.make_features(spec, width)
-        self.features = nn.Linear(flat, FEATURES)
-        self.head = nn.Linear(FEATURES, classes)
-
-    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features (B, 128) after ReLU, and logits (B, K)."""
-        features = F.relu(self.features(self.layers(values)))
-        return features, self.head(F.dropout(features, 0.3, self.training))
 
 
 class Model(LightningModule):

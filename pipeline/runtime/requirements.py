@@ -44,9 +44,12 @@ def require_network(name: str, settings: Params, known: Mapping[str, Known]) -> 
         ArtifactError: with the key to change.
     """
     section = settings.networks[name]
-    data = known[section.data] if section.data in known else _foresee(settings.data[section.data])
+    source = settings.data[section.data]
+    data = known[section.data] if section.data in known else _foresee(source)
+    ending = f"; `pipeline own {source.path}` writes sections that fit" if source.READS_PATH else ""
     if data.fields:
-        with _naming(f"networks.{name}.data: {section.network} cannot take {_describe_shape(section.data, settings)}"):
+        beginning = f"networks.{name}.data: {section.network} cannot take {_describe_shape(section.data, settings)}"
+        with _naming(beginning, ending):
             plugins.load("networks", section.network).require(section, data.fields)
 
 
@@ -65,10 +68,10 @@ def _describe_shape(data: str, settings: Params) -> str:
 
 
 @contextlib.contextmanager
-def _naming(beginning: str) -> Iterator[None]:
-    """Put the key in front of what a plug-in refuses."""
+def _naming(beginning: str, ending: str = "") -> Iterator[None]:
+    """Put the key in front of what a plug-in refuses, and advice behind it."""
     try:
         yield
     except ArtifactError as error:
-        msg = f"{beginning}: {error}"
+        msg = f"{beginning}: {error}{ending}"
         raise ArtifactError(msg) from error

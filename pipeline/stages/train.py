@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline import artifacts, code, params, plugins
 from pipeline.formats.tokenizers import restore_tokenizer
-from pipeline.history import alarms, dvc_lock, finished, inputs, leftovers
+from pipeline.history import alarms, continuation, dvc_lock, finished, inputs, leftovers
 from pipeline.history.inputs import Inputs
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment, describe_lineage
@@ -32,7 +32,7 @@ from pipeline.runtime.agreement import Agreement
 from pipeline.runtime.preemption import PreemptedError
 from pipeline.runtime.processes import get_rank
 from pipeline.runtime.requirements import require_run
-from pipeline.training import fingerprint, fit
+from pipeline.training import OwnSettings, fingerprint, fit
 from pipeline.weights import WEIGHTS, Learnt, Loaded, read_learnt, save_model, start_from
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def main(key: str) -> None:
     run, config = settings.runs[key], settings.models[key]
     manifest = artifacts.read_manifest(run.data)
     require_run(key, settings, {run.data: read_known(run.data)})
-    parts = (run, config, manifest, read_start(run))
+    parts = (run, config, manifest, *read_start(run))
     state = checkpoints.locate(f"train-{key}") / fingerprint(*parts, code.digest("train", key, settings))
     if config.steps and processes.are_to_be_started():
         if sharding.is_named():  # what it cannot train is refused before the processes start
@@ -72,9 +72,10 @@ def describe(key: str, settings: Params) -> dict[str, str]:
     )
 
 
-def read_start(run: Run) -> str:
-    """Return the SHA-256 of the weights that a run starts from, or none."""
-    return NONE if run.start == NONE else artifacts.digest(artifacts.RUNS / run.start / "model" / WEIGHTS)
+def read_start(run: Run) -> list[str]:
+    """Return the SHA-256 of the weights that a run starts from, or none, and of the state that it goes on with."""
+    weights = NONE if run.start == NONE else artifacts.digest(artifacts.RUNS / run.start / "model" / WEIGHTS)
+    return [weights, continuation.read_state(run.start)["sha256"]] if run.resume else [weights]
 
 
 def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
@@ -92,7 +93,10 @@ def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
     fields, tokenizer = learnt.fields, learnt.tokenizer
     make = partial(make_pool, fields, model.given, manifest=manifest, read=partial(artifacts.read_split, run.data))
     pool = make(sampling)
+    begins = run.resume and continuation.lend_state(run.start, state, model)
     record = _open_record(state, key, settings, pool) if get_rank() == 0 else None
+    if record:
+        print(f"{key}: previews appear in {record.folder / 'exhibits'}", flush=True)
     sync = MlflowSync(record).start() if record else None
     whole = sharding.copy_whole(model)
     loaded = Loaded(whole, fields, config, restore_tokenizer(tokenizer) if tokenizer else None, pool)
@@ -108,7 +112,11 @@ def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
                 seed=run.seed,
                 clip_norm=config.clip_norm,
                 state=state,
-                callbacks=[Agreement(describe(key, settings)), Recorder(record, config.steps, preview, whole)],
+                callbacks=[
+                    Agreement(describe(key, settings)),
+                    Recorder(record, config.steps, preview, whole),
+                    *([OwnSettings()] if begins else []),
+                ],
             )
         sharding.gather(model, whole)
         if record:
@@ -126,6 +134,7 @@ def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
         sync.finish(model=folder)
         write_curves(record, artifacts.REPORTS / "runs" / key / "curves")
         seen.require_same()  # MLflow may have taken minutes
+        continuation.keep_state(record, state, config.steps, folder)
         _publish(record, state, folder)
         print(f"{key}: {config.steps} steps in {record.about['totals']['seconds']:.0f} s, weights in {folder}")
 
@@ -207,7 +216,7 @@ def _open_record(state: Path, key: str, settings: Params, pool: Pool) -> Record:
         },
         "config": resolved | measured,
         "given": pool.dump(),
-        "tags": describe_lineage(),
+        "tags": describe_lineage() | continuation.name_parent(run),
         "datasets": datasets,
         "environment": describe_environment(),
     }

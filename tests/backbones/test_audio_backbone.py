@@ -11,6 +11,7 @@ from pipeline import plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.backbones.audio import BANDS, LogMel, make_features, make_mel, shift, to_unit
 from pipeline.kinds.audio import Spec, make_fields
+from pipeline.layers.features import FEATURES
 from pipeline.networks import classifier
 from pipeline.randomness import Part, make_generator
 
@@ -92,7 +93,7 @@ def test_the_classifier_learns_audio_and_its_weights_have_no_spectrogram() -> No
     config = classifier.Config(**values, learning_rate=1e-3, weight_decay=0.0, shift=0)
     model = classifier.Model(config, make_fields(8192, RATE, 10), 0)
     features, logits = model.eval()(torch.zeros(2, 8192, dtype=torch.int16))
-    assert (features.shape, logits.shape) == ((2, classifier.FEATURES), (2, 10))
+    assert (features.shape, logits.shape) == ((2, FEATURES), (2, 10))
     assert [name for name in model.kept.state_dict() if "mel" in name or "window" in name] == []
 
 

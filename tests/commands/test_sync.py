@@ -137,8 +137,18 @@ def test_files_that_are_gone_from_the_disk_are_sent_again(workdir: Path, capsys:
     shutil.rmtree(workdir / "mlartifacts")
     assert main(["sync"]) == 0
     assert config.exists()
-    lack = "; its model is not in data/runs/gan/model: `dvc pull` brings it\n"
-    assert capsys.readouterr().out.endswith(lack)
+    said = capsys.readouterr().out
+    assert "; its model is not in data/runs/gan/model: `dvc pull` brings it\n" in said
+    assert "vae: no record here; `dvc pull train@vae` brings it, or `dvc repro train@vae` makes it\n" in said
+    assert said.endswith("1 of 1 runs are in MLflow now; `make ui` shows them\n")
+
+
+@pytest.mark.usefixtures("workdir")
+def test_without_records_it_says_where_they_come_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sync"]) == 0
+    said = capsys.readouterr().out
+    assert "nothing to send: data/runs and .state have no record of a run" in said
+    assert "`dvc pull` brings them (docs/share.md)" in said
 
 
 def test_a_run_that_was_deleted_in_mlflow_is_restored_and_not_made_again(record: Record) -> None:

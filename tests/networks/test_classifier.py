@@ -12,7 +12,8 @@ from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.batches import Rows
 from pipeline.kinds.images import make_fields as image_fields
-from pipeline.networks.classifier import FEATURES, Config, Model, load_features
+from pipeline.layers.features import FEATURES
+from pipeline.networks.classifier import Config, Model, load_features
 from pipeline.stages import networks
 from pipeline.training import fit
 from pipeline.weights import choose_device, save_model

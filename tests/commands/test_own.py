@@ -1,0 +1,147 @@
+"""pipeline own: sections of params.yaml that fit the user's files, and everything else as it was."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pipeline import params
+from pipeline.__main__ import main
+from pipeline.artifacts import ArtifactError
+from pipeline.commands import own
+from pipeline.stages import check, fetch, prepare
+from tests.conftest import ROOT, write_pictures
+
+LEAST = {"metrics.images.kid_subset_size": 20, "metrics.images.sampling.count": 50}
+
+
+@pytest.fixture
+def project(workdir: Path, edit_params: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder in which `dvc repro prepare@...` is a call, and pictures of few examples can be compared."""
+    edit_params(LEAST)
+
+    def repro(*targets: str) -> None:
+        name = targets[0].partition("@")[2]
+        fetch.main(name)
+        prepare.main(name)
+
+    monkeypatch.setattr(own, "repro", repro)
+    return workdir
+
+
+def look(path: Path, *others: str) -> params.Params:
+    assert main(["own", str(path), "--look", *others]) == 0
+    return params.load()
+
+
+def flatten(folder: Path) -> None:
+    for path in sorted(folder.glob("*/*")):
+        path.rename(folder / f"{path.parent.name}{path.name}")
+    for path in folder.glob("*/"):
+        path.rmdir()
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_pictures_get_a_network_and_models_with_the_classes_that_they_have(
+    project: Path, labelled: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pictures(project / "Mine 1", 200, side=20)
+    if not labelled:
+        flatten(project / "Mine 1")
+    settings = look(project / "Mine 1", "--steps", "5")
+    data: Any = settings.data["mine-1"]
+    assert (data.path, data.size, data.channels, data.test) == ("Mine 1", 16, 1, 0.38)
+    network = "mine-1-classifier" if labelled else "mine-1-rotation"
+    assert network == f"mine-1-{settings.networks[network].network}"
+    added = {name: run for name, run in settings.runs.items() if run.data == "mine-1"}
+    assert list(settings.runs)[:2] == list(added) == ["mine-1-gan", "mine-1-vae"]
+    assert {run.network for run in added.values()} == {network}
+    gan, vae = (settings.models[name].model_dump() for name in added)
+    assert (gan["conditional"], gan["augment"]) == (labelled, ["translation", "cutout"])
+    assert vae["likelihood"] == "discretized_logistic"
+    assert (gan["steps"], vae["steps"]) == (5, 5)
+    assert "200 pictures, grey, about 20 pixels" in (said := capsys.readouterr().out)
+    assert "dvc repro evaluate@mine-1-gan evaluate@mine-1-vae" in said
+
+
+def test_the_same_command_again_replaces_the_sections(workdir: Path) -> None:
+    for steps in (5, 6):
+        own.write({"runs": {"x": {"model": "gan", "changes": {"steps": steps}}}})
+    content = (workdir / "params.yaml").read_text()
+    assert "  x: {model: gan, changes: {steps: 6}}\n  gan: {" in content
+    assert "steps: 5}" not in content
+
+
+def test_a_text_gets_the_models_that_learn_texts(project: Path) -> None:
+    (project / "novel.txt").write_text("It was a dark and stormy night; the rain fell in torrents. " * 400)
+    settings = look(project / "novel.txt", "tokenizer=byte")
+    assert settings.data["novel"].source == "text_file"
+    assert settings.data["novel"].tokenizer == "byte"  # type: ignore[attr-defined]
+    assert [name for name, run in settings.runs.items() if run.data == "novel"] == ["novel-transformer"]
+
+
+def test_pictures_that_are_too_few_to_compare_get_no_network_and_the_reason(
+    project: Path, edit_params: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_params({"metrics.images.kid_subset_size": 50})
+    write_pictures(project / "few", 250)
+    flatten(project / "few")
+    edit_params({"metrics.images.sampling.count": 500, "metrics.images.kid_subset_size": 500})
+    assert look(project / "few").runs["few-gan"].network == "none"
+    assert "no features are compared: metrics.images.kid_subset_size: expected at most" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_a_failure_leaves_the_committed_files_as_they_were(
+    count: int, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "dvc.lock").write_text("schema: '2.0'\n")
+    before = {path: path.read_bytes() for path in (project / "params.yaml", project / "dvc.lock")}
+    (project / "some").mkdir()
+    if count:
+        write_pictures(project / "some", count)
+    assert main(["own", str(project / "some"), "--look"]) == 1
+    assert {path: path.read_bytes() for path in before} == before
+    expected = (
+        "every split needs a picture"
+        if count
+        else "expected a folder of pictures or texts, or one text; found no such file"
+    )
+    assert expected in capsys.readouterr().err
+
+
+def test_keys_of_a_section_are_checked_before_dvc_runs(project: Path) -> None:
+    write_pictures(project / "some", 4)
+    with pytest.raises(params.ParamsError, match=r"data\.some\.sise: unknown key, did you mean 'size'\?"):
+        own.main([str(project / "some"), "sise=64", "--look"])
+    with pytest.raises(ArtifactError, match="expected KEY=VALUE, such as size=64, got '64'"):
+        own.main([str(project / "some"), "64", "--look"])
+
+
+def test_all_comments_of_the_shipped_params_stay(workdir: Path) -> None:
+    own.write({"runs": {"x": {"model": "gan", "changes": {}}}}, workdir / "other.yaml")
+    lines = (ROOT / "params.yaml").read_text().splitlines()
+    place = next(index for index, line in enumerate(lines) if line.startswith("runs:"))
+    lines.insert(place + 1, "  x: {model: gan, changes: {}}")
+    assert (workdir / "other.yaml").read_text().splitlines() == lines
+
+
+def test_a_flat_folder_is_refused_by_check_before_a_stage_removes_its_outputs(
+    workdir: Path, edit_params: Callable[..., None]
+) -> None:
+    write_pictures(workdir / "flat", 4)
+    flatten(workdir / "flat")
+    edit_params({"data.images": {"source": "image_folder", "path": "flat", "split_seed": 0, "validation": 0.1}})
+    with pytest.raises(ArtifactError, match="the data have 1"):
+        check.main()
+    with pytest.raises(ArtifactError, match="`pipeline own flat` writes sections that fit"):
+        check.main()
+
+
+def test_a_colour_picture_stays_in_colour(project: Path) -> None:
+    (project / "red").mkdir()
+    Image.new("RGB", (40, 30), "red").save(project / "red" / "a.png")
+    found = own.find_source(project / "red")
+    assert (found.keys["channels"], found.keys["size"]) == (3, 28)
