@@ -67,6 +67,15 @@ TITLES = (
     "two seeds that differ by 1 % in FID",
     "defaults of MLflow that fail at a training's end",
     "read-only output, missing folder, port in use, no permission",
+    *("(taken by another change)",) * 13,  # 51 to 63
+    "YAML file that asks for hours or for all memory: nesting, aliases, long values",
+    "model of somebody else whose code would run",
+    "seal that does not name a file; weights of another size or type, or not finite",
+    "record of somebody else: names that are paths, links, huge pictures, broken ones",
+    "login of a mirror or of MLflow's server in a message",
+    "https redirected to plain http on this machine",
+    "DVC's table of hashes, a pickle in a folder that every account can write",
+    "mirror that drips sizes of chunks or trailers, or lies about a range",
 )
 
 outcomes: dict[str, list[tuple[str, str]]] = defaultdict(list)  # of each test function that ran: outcome and reason

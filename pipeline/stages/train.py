@@ -183,7 +183,7 @@ def _open_record(state: Path, key: str, settings: Params, pool: Pool) -> Record:
         },
         "config": resolved | measured,
         "given": pool.dump(),
-        "tags": describe_lineage(),
+        "tags": describe_lineage() | {code.TAG: code.digest_model(run.model, settings.data[run.data].KIND)},
         "datasets": datasets,
         "environment": describe_environment(),
     }
