@@ -65,6 +65,18 @@ def test_an_absent_server_is_status_1_and_a_later_sync_completes(
     assert len(client.search_runs([experiment])) == 1
 
 
+@pytest.mark.fault(68)
+@pytest.mark.usefixtures("record")
+def test_a_login_in_the_servers_address_is_in_no_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:s3cret@127.0.0.1:9")
+    assert main(["sync"]) == 1
+    assert "MLflow is not reachable" in caplog.text
+    assert "s3cret" not in caplog.text + "".join(capsys.readouterr())
+
+
 @pytest.mark.usefixtures("record")
 def test_each_value_comes_with_the_hash_of_its_protocol_and_a_newer_one_replaces_it() -> None:
     folder = artifacts.REPORTS / "runs" / "gan"
