@@ -19,7 +19,15 @@ help:  ## list the targets
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes --no-deps -r requirements.lock
 	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # on all cores, where pip takes one; some files are for other Pythons
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
+	$(MAKE) --no-print-directory .venv/dvc
 	touch $@
+
+# DVC's table of hashes is unpickled, and /var/tmp/dvc, where it would be, is every account's. DVC's config takes no path
+# relative to the project, so every Python of the environment sets the variable as it starts: `dvc` alone does too.
+.venv/dvc:
+	mkdir -m 700 $@
+	echo 'import os, sys; os.environ.setdefault("DVC_SITE_CACHE_DIR", os.path.join(sys.prefix, "dvc"))' \
+		> "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dvc_site_cache_dir.pth"
 
 repro: .venv/installed  ## install the locked environment, then run every stage that is not up to date
 	@dvc repro || { status=$$?; python -m pipeline.params > /dev/null; exit $$status; }  # a wrong key's name

@@ -5,8 +5,10 @@ wherever it comes from, so are versions with known holes, before they are import
 it runs. MLflow does that in every training, except under pytest and CI, where no test would notice.
 """
 
+import importlib
 import os
 from pathlib import Path
+from typing import Any
 
 from pipeline import versions
 
@@ -25,3 +27,18 @@ if (project / "params.yaml").exists():
 # cuBLAS needs it for equal bits from run to run; PyTorch reads it at the first product, before Lightning may set it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 versions.require()
+
+
+def load(address: str | Path) -> Any:
+    """Load a trained model by its address, and run no code but this package's; see pipeline/history/trained.py.
+
+    Args:
+        address: a run of this project, a folder, models:/<id>, models:/<name>@<alias> or runs:/<run id>.
+
+    Returns:
+        A model whose `draw([0, 1])` returns one sample per seed.
+
+    Raises:
+        ArtifactError: if there is no such model, or a file of it is missing, unsealed, damaged or unfit for this code.
+    """
+    return importlib.import_module("pipeline.history.trained").load(address)  # torch takes seconds to import

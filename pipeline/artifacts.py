@@ -227,14 +227,22 @@ def seal(folder: Path) -> None:
 
 
 def verify(folder: Path) -> None:
-    """Check that a folder holds what was sealed.
+    """Check that a folder holds what was sealed, and nothing else but hidden files: an unsealed file proves nothing.
+
+    A seal is against rot, not against forgery: who can write a folder can seal it again.
 
     Raises:
-        ArtifactError: if the manifest or a file is missing, or a file is not the sealed one.
+        ArtifactError: if the manifest or a file is missing, or a file is not the sealed one, or not sealed.
     """
-    for name, expected in read_json(folder / SEAL).items():
-        path = folder / name
-        found = digest(path) if path.is_file() else "no file"
+    sealed = read_json(folder / SEAL)
+    if not isinstance(sealed, dict):
+        msg = f"{folder / SEAL}: expected a hash for each file, got {type(sealed).__name__}"
+        raise ArtifactError(msg)
+    paths = [path for path in folder.rglob("*") if path.is_file() and path != folder / SEAL]
+    present = {path.relative_to(folder).as_posix(): path for path in paths if not path.name.startswith(".")}
+    for name in sorted(sealed.keys() | present.keys()):  # a name of the manifest never becomes a path
+        expected = sealed.get(name, "none, as the manifest does not name it")
+        found = digest(present[name]) if name in present else "no file"
         if found != expected:
-            msg = f"{path}: expected SHA-256 {expected}, found {found}; {MEND}"
+            msg = f"{folder / name}: expected SHA-256 {expected}, found {found}; {MEND}"
             raise ArtifactError(msg)

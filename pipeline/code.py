@@ -34,6 +34,7 @@ JUDGES = plugins.PACKAGE / "judges"  # feature networks whose weights git keeps
 # Modules that check, find, start, record or show, and never change a number.
 MACHINERY = ("versions", "params", "plugins", "code", "stages", "runtime", "history", "commands")
 ENTRY = "main"  # of a stage
+TAG = "code.model"  # of a record, and of a LoggedModel: the digest of the model's code when it was trained
 CALLED_OF_SOURCES: dict[str, tuple[str, ...]] = {  # of the source's kind
     "fetch": (),
     "prepare": ("write", "question_data", "show_data"),
@@ -156,6 +157,11 @@ def find_parts(key: str, settings: Params) -> dict[str, Roots]:
 def digest_parts(key: str, settings: Params) -> dict[str, str]:
     """Return the digest of each part of the code that a run's numbers go through, for its protocol."""
     return {name: str(describe(roots)["digest"]) for name, roots in find_parts(key, settings).items()}
+
+
+def digest_model(name: str, kind: str) -> str:
+    """Return the digest of the definitions that a model of a kind reaches, whatever it is trained or sampled with."""
+    return str(describe(_find_model("models", name, kind))["digest"])
 
 
 def _find_network(name: str, settings: Params, *called: str) -> Roots:

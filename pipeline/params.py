@@ -12,17 +12,22 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from pipeline import plugins
 from pipeline.artifacts import RAW
 
 PATH = Path("params.yaml")
+# Bounds of a YAML file. A thousand runs have 100,000 bytes; the reader needs a kilobyte for each of them.
+MAX_BYTES, MAX_DEPTH, MAX_VALUES = 1 << 18, 32, 100_000
+MAX_SAID = 200  # characters of a value that a message quotes
 NONE = "none"  # in a run: no start, or no feature network
 # A key is a folder, a word of the shell, a part of a dotted key of DVC, and a name in MLflow.
 NAME = re.compile("[a-z][a-z0-9_-]{0,63}")
@@ -216,15 +221,61 @@ def read_mapping(path: Path, expected: str, folder: str) -> dict[str, Any]:
     if not path.exists():
         msg = f"{path.resolve()}: not found; run from {folder}"
         raise ParamsError(msg)
-    try:
-        raw = YAML(typ="safe", pure=True).load(path)
-    except YAMLError as error:
-        msg = f"{path}: not valid YAML: {error}"
-        raise ParamsError(msg) from error
+    raw = _read_yaml(path)
     if not isinstance(raw, dict):
-        msg = f"{path}: expected {expected}, got {raw!r}"
+        msg = f"{path}: expected {expected}, got {_say(raw)}"
         raise ParamsError(msg)
     return raw
+
+
+def _read_yaml(path: Path) -> Any:
+    """Read a YAML file within bounds: a short file can ask for hours, or for more memory than there is.
+
+    Raises:
+        ParamsError: if it is no YAML, or exceeds a bound.
+    """
+    problem = ""
+    if (size := path.stat().st_size) > MAX_BYTES:
+        problem = f"expected at most {MAX_BYTES} bytes, got {size}"
+    else:
+        try:
+            text = path.read_text(encoding="utf-8")
+            problem = _find_excess(text) if "&" in text or _count_brackets(text) > MAX_DEPTH else ""
+            if not problem:
+                return YAML(typ="safe", pure=True).load(text)
+        except RecursionError:
+            problem = f"expected at most {MAX_DEPTH} levels, got more"
+        except (YAMLError, UnicodeDecodeError, ValueError) as error:  # such as a date that no calendar has
+            problem = f"not valid YAML: {error}"
+    msg = f"{path}: {problem}"
+    raise ParamsError(msg)
+
+
+def _count_brackets(text: str) -> int:
+    """Return how many brackets are open at once, at most; those of comments and quotes count too."""
+    return max(accumulate((sign in "[{") - (sign in "]}") for sign in text), default=0)
+
+
+def _find_excess(text: str) -> str:
+    """Say which bound a YAML text exceeds, or nothing; an alias counts as much as the values that it repeats."""
+    sizes: dict[str, int] = {}
+    open_nodes: list[list[Any]] = [["", 0]]  # anchor and size
+    for event in YAML(typ="safe", pure=True).parse(text):
+        if isinstance(event, CollectionStartEvent):
+            open_nodes.append([event.anchor, 1])
+            if len(open_nodes) > MAX_DEPTH:
+                return f"expected at most {MAX_DEPTH} levels, line {event.start_mark.line + 1} has more"
+            continue
+        if isinstance(event, AliasEvent) and event.anchor in (anchor for anchor, _ in open_nodes):
+            return f"line {event.start_mark.line + 1}: *{event.anchor} contains itself"
+        size = sizes.get(event.anchor, 1) if isinstance(event, AliasEvent) else 1
+        if isinstance(event, CollectionEndEvent):
+            anchor, size = open_nodes.pop()
+            sizes[anchor] = size
+        open_nodes[-1][1] += size
+        if open_nodes[-1][1] > MAX_VALUES:
+            return f"expected at most {MAX_VALUES} values, line {event.start_mark.line + 1} has more, with its aliases"
+    return ""
 
 
 def _check_names(section: str, names: Iterable[Any]) -> Iterator[str]:
@@ -330,7 +381,7 @@ def _plug_in(
 def _describe_absence(name: str, key: str, values: object) -> str:
     """Say why a section does not name its plug-in: it is no mapping, or the key is missing or mistyped."""
     if not isinstance(values, dict):
-        return f"{name}: no mapping, got {values!r}"
+        return f"{name}: no mapping, got {_say(values)}"
     close = difflib.get_close_matches(key, map(str, values), n=1)
     return f"{name}.{close[0]}: unknown key, did you mean {key!r}?" if close else f"{name}.{key}: missing key"
 
@@ -356,8 +407,13 @@ def _describe(config: type[BaseModel], name: str, item: Any) -> str:
     if item["type"] == "missing":
         return f"{where}: missing key"
     message = item["msg"].removeprefix("Value error, ")
-    came = "" if item["type"] == "value_error" and isinstance(item["input"], dict) else f", got {item['input']!r}"
+    came = "" if item["type"] == "value_error" and isinstance(item["input"], dict) else f", got {_say(item['input'])}"
     return f"{where}: {message[0].lower()}{message[1:]}{came}"
+
+
+def _say(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SAID else f"{text[:MAX_SAID]}... ({len(text)} characters)"
 
 
 def _nearest(key: str, known: Any) -> str:

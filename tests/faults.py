@@ -79,6 +79,14 @@ TITLES = dict(enumerate(FIRST)) | {
     59: "two `dvc repro` at once in one clone",
     60: "two clones that reproduce at once over one cache",
     61: "cache on a file system without hard links",
+    64: "YAML file that asks for hours or for all memory: nesting, aliases, long values",
+    65: "model of somebody else whose code would run",
+    66: "seal that does not name a file; weights of another size or type, or not finite",
+    67: "record of somebody else: names that are paths, links, huge pictures, broken ones",
+    68: "login of a mirror or of MLflow's server in a message",
+    69: "https redirected to plain http on this machine",
+    70: "DVC's table of hashes, a pickle in a folder that every account can write",
+    71: "mirror that drips sizes of chunks or trailers, or lies about a range",
 }
 
 outcomes: dict[str, list[tuple[str, str]]] = defaultdict(list)  # of each test function that ran: outcome and reason

@@ -5,6 +5,7 @@ import datetime as dt
 import json
 import math
 import runpy
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -409,6 +410,53 @@ def test_invalid_yaml_is_a_params_error_that_names_the_file(tmp_path: Path, cont
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
     assert f"{path}: not valid YAML" in refusal(path)
+
+
+def repeat(first: str, pattern: str) -> str:
+    """Write nine lines, each of which has the line before it ten times: 10^9 values."""
+    lines = (f"x{each}: &x{each} " + pattern.format(", ".join([f"*x{each - 1}"] * 10)) for each in range(1, 9))
+    return "\n".join([f"x0: &x0 {first}", *lines])
+
+
+@pytest.mark.fault(64)
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("a: " + "[" * 200 + "]" * 200, "at most 32 levels, line 1 has more"),
+        ("a: " + "{a: " * 5000 + "1" + "}" * 5000, "at most 32 levels, line 1 has more"),
+        ("a:\n" + "- " * 5000 + "1", "at most 32 levels"),
+        (repeat("[1, 1]", "[{}]"), "at most 100000 values, line 6 has more, with its aliases"),
+        (repeat("{a: 1}", "{{<<: [{}]}}"), "at most 100000 values, line 6 has more, with its aliases"),  # in the reader
+        ("a: &a {b: [*a]}", "line 1: *a contains itself"),
+        ("a: " + "a" * 10**6, "at most 262144 bytes, got 1000003"),
+    ],
+    ids=["lists", "mappings", "block", "aliases", "merges", "circle", "long"],
+)
+def test_a_yaml_file_that_asks_for_hours_or_for_all_memory_is_refused_in_one_short_line(
+    tmp_path: Path, content: str, expected: str
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content, encoding="utf-8")
+    begin = time.monotonic()
+    message = refusal(path)
+    assert time.monotonic() - begin < 5
+    assert expected in message
+    assert "\n" not in message
+    assert len(message) < len(str(path)) + 100
+
+
+def test_anchors_and_merge_keys_within_the_bounds_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text("base: &b {a: 1}\nmore: {<<: *b, c: 2}\nlist: [*b, *b]\n", encoding="utf-8")
+    found = params.read_mapping(path, "a mapping", "here")
+    assert found == {"base": {"a": 1}, "more": {"a": 1, "c": 2}, "list": [{"a": 1}, {"a": 1}]}
+
+
+def test_a_long_value_is_quoted_in_part(write: Write) -> None:
+    (problem,) = problems(write({"runs.gan.seed": "7" * 10_000}))
+    assert problem.startswith("runs.gan.seed: input should be a valid integer, got '777")
+    assert problem.endswith("... (10002 characters)")
+    assert len(problem) < 300
 
 
 @pytest.mark.parametrize("content", ["", "- data\n- models\n", "params\n"])

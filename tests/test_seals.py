@@ -64,3 +64,29 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     (write(tmp_path / "one") / name).unlink()
     with pytest.raises(ArtifactError, match=name):
         artifacts.verify(tmp_path / "one")
+
+
+@pytest.mark.fault(66)
+@pytest.mark.parametrize("sealed", [{}, {"inner/empty": hashlib.sha256(b"").hexdigest()}, [], "abc"])
+def test_a_file_that_the_seal_does_not_name_is_refused(tmp_path: Path, sealed: object) -> None:
+    folder = write(tmp_path / "one")
+    artifacts.write_json(folder / artifacts.SEAL, sealed)
+    with pytest.raises(ArtifactError, match=r"abc: expected SHA-256 none|expected a hash for each file"):
+        artifacts.verify(folder)
+
+
+def test_a_name_of_the_seal_is_no_path(tmp_path: Path) -> None:
+    folder = write(tmp_path / "one")
+    outside = tmp_path / "secret"
+    outside.write_text("secret")
+    sealed = artifacts.read_json(folder / artifacts.SEAL)
+    for name in ("../secret", str(outside)):
+        artifacts.write_json(folder / artifacts.SEAL, sealed | {name: hashlib.sha256(b"secret").hexdigest()})
+        with pytest.raises(ArtifactError, match="found no file"):
+            artifacts.verify(folder)
+
+
+def test_hidden_files_that_systems_leave_break_no_seal(tmp_path: Path) -> None:
+    folder = write(tmp_path / "one")
+    (folder / ".DS_Store").touch()
+    artifacts.verify(folder)

@@ -4,7 +4,8 @@
     pipeline sync gan vae
 
 Runs are found by the id in their record; what is there already is not sent again. Files count as there if they are on
-the disk. A run that was deleted in MLflow is restored.
+the disk. A run that was deleted in MLflow is restored. A record that is
+broken, or could do harm, is named and left out.
 """
 
 from pathlib import Path
@@ -12,8 +13,9 @@ from pathlib import Path
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
-from pipeline.evidence.protocol import check_content, make_tags
+from pipeline.evidence.protocol import ProtocolError, check_content, make_tags
 from pipeline.history.finished import is_marked
+from pipeline.history.foreign import require_harmless
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
 
@@ -23,35 +25,34 @@ def main(arguments: list[str]) -> int:
     parser = make_parser("sync", __doc__)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="runs; default: all that have a record")
     options = parser.parse_args(arguments)
-    states = [path for path in sorted(artifacts.STATE.glob("train-*/*/record")) if not is_marked(path.parent)]
-    folders = [*sorted(artifacts.RUNS.glob("*/record")), *states]  # a finished training's is in both
-    records = [Record(folder) for folder in folders if (folder / "run.json").exists()]
-    if missing := set(options.runs) - {record.about["name"] for record in records}:
+    states = [path for path in artifacts.STATE.glob("train-*/*/record/run.json") if not is_marked(path.parents[1])]
+    paths = [*sorted(artifacts.RUNS.glob("*/record/run.json")), *sorted(states)]  # a finished training's is in both
+    failed, sent, known = 0, 0, set()
+    for path in paths:
+        try:
+            record = open_record(path.parent)
+            known.add(record.about["name"])
+            if (options.runs and record.about["name"] not in options.runs) or "ended" not in record.about:
+                continue  # a training sends by itself
+            is_sent = send(record)
+        except (ArtifactError, ProtocolError) as error:  # the other records are sent
+            known.add(path.parent.parent.name)
+            print(f"not sent: {error}")
+            is_sent = False
+        failed += not is_sent
+        sent += is_sent
+    if missing := set(options.runs) - known:
         msg = f"no record of {', '.join(sorted(missing))} in {artifacts.RUNS} or {artifacts.STATE}"
         raise ArtifactError(msg)
-    known = {record.about["name"] for record in records}
     for name in name_absent(known):
         print(f"{name}: no record here; `dvc pull train@{name}` brings it, or `dvc repro train@{name}` makes it")
-    if not records:
+    if not paths:
         print(
             f"nothing to send: {artifacts.RUNS} and {artifacts.STATE} have no record of a run. A project with a remote"
         )
         print("has them there: `dvc pull` brings them (docs/share.md). Without a remote `dvc repro` trains the runs")
         return 0
-    failed = done = 0
-    for record in records:
-        name = record.about["name"]
-        if (options.runs and name not in options.runs) or "ended" not in record.about:  # a training sends by itself
-            continue
-        values, tags, model = read_results(record)
-        is_whole = model is not None or record.about["status"] != "FINISHED"
-        lack = "" if is_whole else f"; its model is not in {artifacts.RUNS / name / 'model'}: `dvc pull` brings it"
-        mirror = MlflowSync(record)
-        mirror.finish(values, int(record.about["parameters"]["model.steps"]), tags=tags, model=model)
-        failed += mirror.failed
-        done += not mirror.failed
-        print(f"{name}: {'not sent' if mirror.failed else 'MLflow run ' + mirror.run_id}{lack}")
-    print(f"{done} of {done + failed} runs are in MLflow now; `make ui` shows them")
+    print(f"{sent} of {sent + failed} runs are in MLflow now; `make ui` shows them")
     return int(failed > 0)
 
 
@@ -63,11 +64,33 @@ def name_absent(known: set[str]) -> list[str]:
     return [name for name in runs if name not in known]
 
 
+def open_record(folder: Path) -> Record:
+    """Open a record that may be somebody else's.
+
+    Raises:
+        ArtifactError: if it could do harm, or is no record.
+    """
+    require_harmless(folder)
+    return Record(folder)
+
+
+def send(record: Record) -> bool:
+    """Send MLflow what it lacks of a record; say so, and whether nothing is lacking now."""
+    name = record.about["name"]
+    values, tags, model = read_results(record)
+    is_whole = model is not None or record.about["status"] != "FINISHED"
+    lack = "" if is_whole else f"; its model is not in {record.folder.with_name('model')}: `dvc pull` brings it"
+    mirror = MlflowSync(record)
+    mirror.finish(values, int(record.about["parameters"]["model.steps"]), tags=tags, model=model)
+    print(f"{name}: {'not sent' if mirror.failed else 'MLflow run ' + mirror.run_id}{lack}")
+    return not mirror.failed
+
+
 def read_results(record: Record) -> tuple[dict[str, float], dict[str, str], Path | None]:
     """Return a finished run's evaluation, the tags that go with it, and its model; of an unfinished run nothing."""
-    name = record.about["name"]
     if not record.folder.is_relative_to(artifacts.RUNS):
         return {}, {}, None
+    name = record.folder.parent.name  # what a file calls itself is no path
     model, reports = artifacts.RUNS / name / "model", artifacts.REPORTS / "runs" / name
     metrics, protocol = reports / "metrics.json", reports / "protocol.json"
     values = artifacts.read_json(metrics) if metrics.exists() else {}

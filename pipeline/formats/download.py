@@ -9,14 +9,16 @@ import gzip
 import hashlib
 import os
 import queue
+import re
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from typing import TypeVar, cast
+from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
 import urllib3
@@ -25,6 +27,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline.artifacts import STATE, ArtifactError
 
+T = TypeVar("T")
 PARTIAL = STATE / "fetch"
 ATTEMPTS = 3  # that one address gets in a row without progress
 PROGRESS = 1 << 16  # new bytes that count as progress; fewer would let a server hold the process forever
@@ -93,7 +96,7 @@ def _fetch(dataset: str, source: Source, target: Path) -> None:
         if problem is None:
             _partial(source).unlink(missing_ok=True)
             return
-        tried.append(f"  {place}: {problem}")
+        tried.append(hide_login(f"  {place}: {problem}", place))
     content = "the decompressed content" if source.gunzip else "the file"
     msg = "\n".join(
         [
@@ -103,6 +106,18 @@ def _fetch(dataset: str, source: Source, target: Path) -> None:
         ]
     )
     raise ArtifactError(msg)
+
+
+def hide_login(text: str, address: str) -> str:
+    """Return a text without the name and the password that an address has between :// and @.
+
+    A message may quote them as they are, decoded, or in part: a password with a slash ends where a host's name would.
+    """
+    login = address.partition("://")[2].rpartition("@")[0]
+    parts = {login, *(part for part in re.split("[:/?#@]", login) if len(part) > 3)} - {""}  # shorter ones are in words
+    for part in sorted({*parts, *map(unquote, parts)}, key=len, reverse=True):
+        text = text.replace(part, "***")
+    return text
 
 
 def _partial(source: Source) -> Path:
@@ -214,8 +229,10 @@ def _open(address: str, start: int) -> requests.Response:
     headers = {"Accept-Encoding": "identity", "User-Agent": AGENT}  # a range counts the bytes that are sent
     if start:
         headers["Range"] = f"bytes={start}-"
+    encrypted = False
     for _ in range(REDIRECTS + 1):
-        require_https(address)
+        require_https(address, even_here=encrypted)
+        encrypted = urlsplit(address).scheme == "https"
         response = _ask(address, headers)
         if response.ok and not response.is_redirect:
             return response
@@ -229,34 +246,47 @@ def _open(address: str, start: int) -> requests.Response:
 def _ask(address: str, headers: dict[str, str]) -> requests.Response:
     """Send one GET with the environment's proxies and certificates; the body is still to be read.
 
-    Raises:
-        TimeoutError: if the headers are not there after HEADERS seconds. No library bounds this, only the time between
-            two bytes, so a thread waits for them, and is left to itself in the end.
-    """
-    answers: queue.Queue[requests.Response | Exception] = queue.Queue()
-    threading.Thread(target=_send, args=(address, headers, answers), daemon=True).start()
-    try:
-        answer = answers.get(timeout=HEADERS)
-    except queue.Empty:
-        msg = f"no answer within {HEADERS:g} s"
-        raise TimeoutError(msg) from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
-def _send(address: str, headers: dict[str, str], answers: "queue.Queue[requests.Response | Exception]") -> None:
-    """Put the answer to a GET, or what went wrong, into the queue.
-
     The adapter is asked itself, because a session reads the body of a redirect, however long it is.
+
+    Raises:
+        TimeoutError: if the headers are not there after HEADERS seconds.
     """
-    try:
+
+    def send() -> requests.Response:
         session = requests.Session()
         request = session.prepare_request(requests.Request("GET", address, headers=headers))
         settings = session.merge_environment_settings(address, {}, stream=True, verify=None, cert=None)
-        answers.put(session.get_adapter(address).send(request, timeout=TIMEOUT, **settings))
-    except Exception as error:  # noqa: BLE001 - whoever waits raises it
-        answers.put(error)
+        return session.get_adapter(address).send(request, timeout=TIMEOUT, **settings)
+
+    return _within(HEADERS, send)
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """Return what a call returns, or raise what it raises.
+
+    No library bounds the time of headers, of a chunk's size line or of a trailer, but only that between two bytes. So
+    a thread waits for them, and is left to itself in the end.
+
+    Raises:
+        TimeoutError: if the call takes longer.
+    """
+    answers: queue.Queue[tuple[T | None, Exception | None]] = queue.Queue()
+
+    def work() -> None:
+        try:
+            answers.put((call(), None))
+        except Exception as error:  # noqa: BLE001 - whoever waits raises it
+            answers.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        value, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        msg = f"no answer within {seconds:g} s"
+        raise TimeoutError(msg) from None
+    if error is not None:
+        raise error
+    return cast("T", value)
 
 
 def _read_blocks(response: requests.Response) -> Iterator[bytes]:
@@ -267,7 +297,7 @@ def _read_blocks(response: requests.Response) -> Iterator[bytes]:
             and then would hold the process for ever.
     """
     since, received = time.monotonic(), 0
-    while block := response.raw.read1(CHUNK):
+    while block := _read_block(response):
         yield block
         received += len(block)
         seconds = time.monotonic() - since
@@ -278,14 +308,24 @@ def _read_blocks(response: requests.Response) -> Iterator[bytes]:
             since, received = time.monotonic(), 0
 
 
-def require_https(address: str) -> None:
-    """Refuse plain http, also after a redirect; this machine's own loopback address is exempt.
+def _read_block(response: requests.Response) -> bytes:
+    try:
+        return _within(TIMEOUT, lambda: response.raw.read1(CHUNK))
+    except TimeoutError:
+        response.raw.shutdown()  # else closing would wait for the thread that still reads
+        raise
+
+
+def require_https(address: str, *, even_here: bool = False) -> None:
+    """Refuse plain http, also after a redirect; this machine's own loopback address is exempt, unless `even_here`.
+
+    A server that was asked through https must not lead to a port of this machine, where anybody may listen.
 
     Raises:
         ValueError: naming the address.
     """
     parts = urlsplit(address)
-    if parts.scheme != "https" and parts.hostname != "127.0.0.1":
+    if parts.scheme != "https" and (even_here or parts.hostname != "127.0.0.1"):
         msg = f"refused {address}: only https is allowed"
         raise ValueError(msg)
 

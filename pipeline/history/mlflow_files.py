@@ -1,6 +1,7 @@
 """Turns what belongs to a run into MLflow's entities: exhibits, data sets, the model that it serves."""
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,17 +11,24 @@ from typing import Any
 import mlflow
 import mlflow.pyfunc
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from PIL import Image
 
-from pipeline import plugins
+from pipeline import code, plugins
+from pipeline.artifacts import ArtifactError
+from pipeline.formats.download import hide_login
+from pipeline.history.mlflow_store import use_store
 from pipeline.history.record import ExhibitId, read_exhibit
+from pipeline.params import read_mapping
 
 # With an example, MLflow would draw samples at the end of each training; without one, it warns.
 warnings.filterwarnings("ignore", message=".*An input example was not provided")
 FOLDERS = ("exhibits", "texts")  # of artifacts; older versions sent texts to a folder of their own
+MODEL = "artifacts/model"  # of a LoggedModel: the folder that was its artifact
 PICTURES, PICTURE = "images/", ".png"  # the folder of log_image, which MLflow shows with a slider of steps
 
 
@@ -89,6 +97,7 @@ def log_model(
             model_config={"sampling": about["config"].get("metric", {}).get("sampling", {}), "given": given},
             signature=make_signature(given.get("values", {})),
             code_paths=[str(plugins.PACKAGE)],
+            metadata={code.TAG: about.get("tags", {}).get(code.TAG, "")},
             pip_requirements=[f"{name}=={about['environment'][name]}" for name in names]
             + ["pydantic", "ruamel.yaml", "safetensors", "tokenizers", "torchvision"],
             step=step,
@@ -102,3 +111,44 @@ def make_signature(given: Iterable[str]) -> ModelSignature:
     """
     parameters = [ParamSpec(name, "long", [], (-1,)) for name in given]
     return ModelSignature(Schema([ColSpec("long")]), Schema([ColSpec("string")]), ParamSchema(parameters))
+
+
+def fetch_model(address: str, names: Iterable[str], folder: Path) -> dict[str, Any]:
+    """Download files of a LoggedModel's own folder, and none of its code; return what it says of its samples.
+
+    Args:
+        address: models:/<id>, models:/<name>/<version>, models:/<name>@<alias> or runs:/<run id>.
+        names: of the files.
+        folder: gets the files.
+
+    Raises:
+        ArtifactError: if there is no such model, or it lacks a file.
+    """
+    uri = use_store()
+    try:
+        repository = get_artifact_repository(_find_model(address))
+        for name in names:
+            found = repository.download_artifacts(f"{MODEL}/{name}", str(folder))
+            os.replace(found, folder / name)
+        description = Path(repository.download_artifacts("MLmodel", str(folder)))
+    except (MlflowException, OSError) as error:
+        msg = f"no such model in {uri}: {' '.join(str(error).split())}"
+        raise ArtifactError(hide_login(msg, uri)) from error
+    about = read_mapping(description, "the description of a model", "MLflow")
+    description.unlink()  # the folder is to have the model's own files only
+    flavor = about.get("flavors", {}).get("python_function", {})
+    return {**flavor.get("config", {}), "code": (about.get("metadata") or {}).get(code.TAG)}
+
+
+def _find_model(address: str) -> str:
+    """Return the address of a run's model; other addresses as they are."""
+    if not address.startswith("runs:/"):
+        return address
+    run_id = address.removeprefix("runs:/").partition("/")[0]
+    client = MlflowClient()
+    experiment = client.get_run(run_id).info.experiment_id
+    models = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+    if not models:
+        msg = "the run has no model"
+        raise ArtifactError(msg)
+    return f"models:/{models[0].model_id}"

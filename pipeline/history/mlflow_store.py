@@ -43,13 +43,7 @@ MAX_TAG_LENGTH = 5000
 def connect() -> tuple[MlflowClient, str]:
     """Return a client and the experiment's id; processes that start at once create store and experiment once."""
     name = environment.read_experiment_name()
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # In a temporary experiment DVC_ROOT is the main repository: its store outlives the temporary folder.
-    root = environment.read_root()
-    uri = environment.read_tracking_uri() or make_uri(root / STORE)
-    mlflow.set_tracking_uri(uri)
+    root, uri = environment.read_root(), use_store()
     is_file = uri.startswith("sqlite")
     with FileLock(root / "mlflow.lock") if is_file else contextlib.nullcontext():
         client = MlflowClient(uri)
@@ -66,6 +60,17 @@ def connect() -> tuple[MlflowClient, str]:
             if found := client.get_experiment_by_name(name):  # another machine was faster
                 return client, str(found.experiment_id)
             raise
+
+
+def use_store() -> str:
+    """Let MLflow use the project's store, or the server that the environment names; return its address."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # In a temporary experiment DVC_ROOT is the main repository: its store outlives the temporary folder.
+    uri = environment.read_tracking_uri() or make_uri(environment.read_root() / STORE)
+    mlflow.set_tracking_uri(uri)
+    return uri
 
 
 def _refuse_deleted(experiment: Experiment) -> None:

@@ -7,6 +7,7 @@ clone all write to the same run, or create it again. Nothing is sent twice.
 
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 from mlflow.entities import Metric, RunTag
 
 from pipeline.artifacts import ArtifactError
+from pipeline.formats.download import hide_login
 from pipeline.history import load, mlflow_files, mlflow_run
 from pipeline.history.mlflow_store import connect, word_key
 from pipeline.history.record import ExhibitId, Record
@@ -111,7 +113,8 @@ class MlflowSync:
         except Exception as error:  # noqa: BLE001 - whatever MLflow raises, a training goes on
             if not self.failed:
                 cause = error if isinstance(error, ArtifactError) else f"MLflow is not reachable ({error})"
-                log.warning("%s; the record %s keeps all", cause, self.record.folder)
+                said = hide_login(str(cause), os.environ.get("MLFLOW_TRACKING_URI", ""))
+                log.warning("%s; the record %s keeps all", said, self.record.folder)
             self.failed = True
             self.run_id = ""
             return False

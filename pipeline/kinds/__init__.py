@@ -13,6 +13,7 @@ show             many values as one thing to look at or listen to: an Exhibit
 encode           one value as text, for the served model
 stream           optional: one value in pieces, for a page that shows it while it is made
 TOGETHER         optional: number of values that are shown as one, where a single one shows nothing
+draw_one         one value, and `to_file` an Exhibit of it, for `pipeline generate`; SAMPLING has the settings it takes
 draw             makes the files of the stage `sample`: for the metrics, and exhibits for the eye
 look, find_alarms   what is shown and measured eight times per training, and what in it is alarming
 make_pool        what a field is drawn from where a model is given it; without it, rows of the test split
@@ -300,6 +301,13 @@ def make_pool(
         raise ArtifactError(msg)
     split = read(rule)
     return Pool({name: split[name] for name in names}, [1.0] * len(split[names[0]]))
+
+
+def draw_one(loaded: Any, generator: torch.Generator, sampling: Any) -> Tensor:
+    """Draw one value, such as an image uint8 (C, H, W), on the CPU."""
+    del sampling
+    value: Tensor = loaded.sample(1, generator)[0]
+    return value
 
 
 def draw_sets(loaded: Any, seed: int, count: int, sets: int) -> dict[str, dict[str, Tensor]]:

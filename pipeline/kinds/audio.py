@@ -27,6 +27,7 @@ from pipeline.kinds import (
     Exhibit,
     FieldSpec,
     Look,
+    draw_one,
     draw_sets,
     dump_fields,
     question_classes,
@@ -189,10 +190,14 @@ def _join(name: str, clips: Tensor, rate: int) -> Exhibit:
     return Exhibit(name, ".wav", encode_wav(F.pad(clips, (0, round(PAUSE * rate))).flatten().numpy(), rate))
 
 
+def to_file(name: str, clip: Tensor, loaded: Any) -> Exhibit:
+    """Return one clip int16 (T,) as WAV."""
+    return Exhibit(name, ".wav", encode_wav(clip.numpy(), _find_rate(loaded)))
+
+
 def encode(loaded: Any, generator: torch.Generator, sampling: Any) -> str:
     """Draw one clip for the served model: WAV as base64."""
-    del sampling
-    return base64.b64encode(encode_wav(loaded.sample(1, generator)[0].numpy(), _find_rate(loaded))).decode()
+    return base64.b64encode(to_file("", draw_one(loaded, generator, sampling), loaded).content).decode()
 
 
 def _find_rate(loaded: Any) -> int:

@@ -31,6 +31,7 @@ from pipeline.kinds import (
     Exhibit,
     FieldSpec,
     Look,
+    draw_one,
     draw_sets,
     dump_fields,
     duplicate_share,
@@ -329,14 +330,19 @@ def show(name: str, images: Tensor, loaded: Any) -> Exhibit:
     return Exhibit(name, ".png", buffer.getvalue())
 
 
-def encode(loaded: Any, generator: torch.Generator, sampling: Any) -> str:
-    """Draw one image for the served model: PNG as base64."""
+def to_file(name: str, image: Tensor, loaded: Any) -> Exhibit:
+    """Return one image uint8 (C, H, W) as PNG."""
     from torchvision.transforms.functional import to_pil_image
 
-    del sampling
+    del loaded
     buffer = io.BytesIO()
-    to_pil_image(loaded.sample(1, generator)[0]).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    to_pil_image(image).save(buffer, "PNG")
+    return Exhibit(name, ".png", buffer.getvalue())
+
+
+def encode(loaded: Any, generator: torch.Generator, sampling: Any) -> str:
+    """Draw one image for the served model: PNG as base64."""
+    return base64.b64encode(to_file("", draw_one(loaded, generator, sampling), loaded).content).decode()
 
 
 def look(loaded: Any, held_out: dict[str, Tensor], manifest: dict[str, Any], seed: int, sampling: Any) -> Look:

@@ -22,6 +22,7 @@ from pipeline.kinds import (
     Exhibit,
     FieldSpec,
     Look,
+    draw_one,
     draw_sets,
     dump_fields,
     images,
@@ -132,10 +133,15 @@ def show(name: str, points: Tensor, loaded: Any) -> Exhibit:
     return images.show(name, (255 * (-counts).exp()).byte()[None, None], loaded)
 
 
+def to_file(name: str, point: Tensor, loaded: Any) -> Exhibit:
+    """Return the coordinates of one point float32 (D,) as a JSON list."""
+    del loaded
+    return Exhibit(name, ".json", json.dumps(point.tolist()).encode())
+
+
 def encode(loaded: Any, generator: torch.Generator, sampling: Any) -> str:
     """Draw one point for the served model: a JSON list of its coordinates."""
-    del sampling
-    return json.dumps(loaded.sample(1, generator)[0].tolist())
+    return to_file("", draw_one(loaded, generator, sampling), loaded).content.decode()
 
 
 def look(loaded: Any, held_out: dict[str, Tensor], manifest: dict[str, Any], seed: int, sampling: Any) -> Look:

@@ -50,6 +50,7 @@ LINE_END = "\n"
 SCORED = ("validation", "test")
 PREVIEW_LENGTH = 400  # tokens of a preview, and of a served sample
 PREVIEW_TOKENS = 20_000  # of the validation split that a preview scores
+SAMPLING = {"prompt": LINE_END, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # of one text, where a run has no others
 LEARNT_NATS = 0.05  # by which a language model must beat a uniform guess
 LEAST_TOKENS = 1000  # of the mean that shows it, whose standard error is then about 0.06 nats
 
@@ -459,9 +460,20 @@ def is_literal(text: str) -> bool:
     return text.translate({ord("\n"): None, ord("\t"): None}).isprintable()
 
 
+def draw_one(loaded: Any, generator: torch.Generator, sampling: Any) -> str:
+    """Write one text."""
+    return compose(loaded, 1, generator, sampling, PREVIEW_LENGTH)[0]
+
+
+def to_file(name: str, text: str, loaded: Any) -> Exhibit:
+    """Return one text as UTF-8."""
+    del loaded
+    return Exhibit(name, ".txt", text.encode("utf-8", "replace"))
+
+
 def encode(loaded: Any, generator: torch.Generator, sampling: Any) -> str:
     """Write one text for the served model."""
-    return compose(loaded, 1, generator, sampling, PREVIEW_LENGTH)[0]
+    return draw_one(loaded, generator, sampling)
 
 
 def look(loaded: Any, held_out: dict[str, Tensor], manifest: dict[str, Any], seed: int, sampling: Any) -> Look:

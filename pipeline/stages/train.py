@@ -216,7 +216,11 @@ def _open_record(state: Path, key: str, settings: Params, pool: Pool) -> Record:
         },
         "config": resolved | measured,
         "given": pool.dump(),
-        "tags": describe_lineage() | continuation.name_parent(run),
+        "tags": {
+            **describe_lineage(),
+            **continuation.name_parent(run),
+            code.TAG: code.digest_model(run.model, settings.data[run.data].KIND),
+        },
         "datasets": datasets,
         "environment": describe_environment(),
     }

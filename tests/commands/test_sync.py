@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +14,7 @@ import mlflow
 import mlflow.pyfunc
 import pytest
 from mlflow.entities import LoggedModelStatus, ViewType
+from PIL import Image
 
 from pipeline import artifacts
 from pipeline.__main__ import main
@@ -59,6 +63,18 @@ def test_an_absent_server_is_status_1_and_a_later_sync_completes(
     assert main(["sync", "gan"]) == 0
     client, experiment = connect()
     assert len(client.search_runs([experiment])) == 1
+
+
+@pytest.mark.fault(68)
+@pytest.mark.usefixtures("record")
+def test_a_login_in_the_servers_address_is_in_no_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:s3cret@127.0.0.1:9")
+    assert main(["sync"]) == 1
+    assert "MLflow is not reachable" in caplog.text
+    assert "s3cret" not in caplog.text + "".join(capsys.readouterr())
 
 
 @pytest.mark.usefixtures("record")
@@ -192,3 +208,87 @@ def test_a_finished_run_that_is_gone_for_good_comes_back_with_its_model(
     monkeypatch.setattr(mlflow_files, "log_model", lambda *arguments: logged.append(arguments[3]))
     MlflowSync(record).finish({"fid_classifier": 5.0})  # as the stage evaluate does
     assert logged == ([model] if status == "FINISHED" else [])
+
+
+def change(**values: Any) -> Callable[[Path], None]:
+    """Change run.json."""
+    return lambda folder: artifacts.write_json(folder / "run.json", artifacts.read_json(folder / "run.json") | values)
+
+
+def link(folder: Path) -> None:
+    """Let an exhibit be a file outside of the project."""
+    path = folder / "exhibits" / "samples" / "0000001.txt"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(folder.parents[3] / "secret")
+
+
+def swell(folder: Path) -> None:
+    """Make a picture of 70 megapixels in 270 kB."""
+    path = folder / "exhibits" / "samples" / "0000001.png"
+    path.parent.mkdir(parents=True)
+    Image.new("1", (70_000, 1000)).save(path)
+
+
+def leave_unsealed(folder: Path) -> None:
+    """Add a model with a file that its seal does not name."""
+    model = folder.with_name("model")
+    model.mkdir()
+    artifacts.seal(model)
+    (model / "evil.pkl").touch()
+
+
+HARM = {
+    "text": (lambda folder: (folder / "run.json").write_text("{"), "not a complete JSON file"),
+    "list": (lambda folder: (folder / "run.json").write_text("[]"), "run.json: content: Input should be a valid dict"),
+    "path": (change(name="../../outside"), "run.json: name: String should match pattern"),
+    "escape": (change(name="\x1b[2J"), "run.json: name: String should match pattern"),
+    "time": (change(ended="soon"), "run.json: ended: Input should be a valid number"),
+    "steps": (change(parameters={}), "parameters.model.steps: expected a whole number"),
+    "link": (link, "a link to '.*secret', expected a file"),
+    "pipe": (lambda folder: os.mkfifo(folder / "system.jsonl"), "system.jsonl: neither a file nor a folder"),
+    "picture": (swell, "expected at most 67108864 pixels, got 70000 x 1000"),
+    "html": (lambda folder: (folder / "x.png").write_text("<html>"), "x.png: no PNG picture within bounds"),
+    "large": (lambda folder: os.truncate(folder / "metrics.jsonl", 2**31), "expected at most 1073741824 bytes"),
+    "model": (leave_unsealed, "evil.pkl: expected SHA-256 none"),
+}
+
+
+@pytest.mark.fault(67)
+@pytest.mark.usefixtures("record")
+def test_records_that_are_broken_or_do_harm_are_named_and_the_others_are_sent(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workdir / "secret").write_text("secret")
+    for name, (harm, _) in HARM.items():
+        folder = artifacts.RUNS / f"a-{name}" / "record"  # before the good one
+        shutil.copytree(artifacts.RUNS / "gan" / "record", folder)
+        harm(folder)
+    assert main(["sync"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(HARM) + 1
+    for line, name in zip(lines, sorted(HARM), strict=False):
+        assert line.startswith(f"not sent: data/runs/a-{name}/")
+        assert re.search(HARM[name][1], line), line
+    assert lines[-1].startswith("gan: MLflow run ")
+    client, experiment = connect()
+    assert len(client.search_runs([experiment])) == 1
+
+
+@pytest.mark.fault(67)
+def test_a_record_of_another_name_has_the_numbers_of_its_own_folder(record: Record) -> None:
+    change(name="vae")(record.folder)
+    artifacts.write_json(artifacts.REPORTS / "runs" / "vae" / "metrics.json", {"fid_classifier": 1.0})
+    assert main(["sync"]) == 0
+    client, experiment = connect()
+    (run,) = client.search_runs([experiment])
+    assert run.data.metrics["fid_classifier"] == 5.0
+
+
+def test_links_into_the_cache_of_dvc_are_its_own(record: Record, workdir: Path) -> None:
+    # `dvc config cache.type symlink` makes every output such a link.
+    path = record.folder / "metrics.jsonl"
+    cached = workdir / ".dvc" / "cache" / "files" / "md5" / "ab" / ("c" * 30)
+    cached.parent.mkdir(parents=True)
+    path.rename(cached)
+    path.symlink_to(cached)
+    assert main(["sync"]) == 0

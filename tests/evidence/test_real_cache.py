@@ -95,13 +95,13 @@ def test_a_folder_that_another_process_made_meanwhile_stays(double: Double) -> N
     def race(given: Tensor) -> dict[str, Tensor]:
         real_cache.recall(ABOUT, IMAGES, double)
         (folder,) = real_cache.FOLDER.iterdir()
-        (folder / "theirs").touch()
+        (folder / ".theirs").touch()  # hidden, since a seal names every other file
         return double(given)
 
     real_cache.recall(ABOUT, IMAGES, race)
     real_cache.recall(ABOUT, IMAGES, double)
     assert double.calls == 2
-    assert [path.name for path in real_cache.FOLDER.glob("*/theirs")] == ["theirs"]
+    assert [path.name for path in real_cache.FOLDER.glob("*/.theirs")] == [".theirs"]
     assert len(list(real_cache.FOLDER.iterdir())) == 1
 
 

@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 
 from pipeline.artifacts import ArtifactError
 from pipeline.formats import download
@@ -400,6 +401,29 @@ def test_a_server_that_drips_is_left_for_the_next_long_before_the_file_is_there(
     assert "/one/file.bin: TimeoutError: slower than 10000 bytes a second" in refusal(target, server.address + "one/")
 
 
+@pytest.mark.fault(71)
+@pytest.mark.parametrize("begin", [b"1;", b"1\r\na\r\n0\r\nx: "], ids=["size of a chunk", "trailer"])
+def test_a_server_that_drips_what_is_not_the_file_is_left_for_the_next(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch, begin: bytes
+) -> None:
+    # Python's http.client reads both to the end of the line, up to 65,536 bytes, before anyone sees a byte.
+    monkeypatch.setattr("pipeline.formats.download.TIMEOUT", 0.05)
+    monkeypatch.setattr("pipeline.formats.download.ATTEMPTS", 1)
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        with suppress(OSError):
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + begin)
+            for _ in range(200):
+                handler.wfile.write(b"x")
+                threading.Event().wait(0.02)
+
+    server.answers = {"/one/file.bin": [drip], "/two/file.bin": [whole(CONTENT)]}
+    start = time.monotonic()
+    fetch(target, server.address + "one/", server.address + "two/")
+    assert time.monotonic() - start < 2
+    assert_fetched(target)
+
+
 def test_a_server_of_50_kilobytes_a_second_is_waited_for(
     server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,6 +498,20 @@ def test_another_range_than_was_asked_for_is_not_glued_to_what_is_there(server: 
     fetch(target, server.address)
     assert_fetched(target)
     assert server.starts[2] == 0
+
+
+@pytest.mark.fault(71)
+@pytest.mark.parametrize("said", ["bytes 1000-204799/204800", "bytes 1000-999999999999/5", "bytes 1000-"])
+def test_bytes_under_a_false_range_are_thrown_away_and_the_next_address_asked(
+    server: Server, target: Path, said: str
+) -> None:
+    download.PARTIAL.mkdir(parents=True)
+    (download.PARTIAL / f"{SHA256}.part").write_bytes(CONTENT[:1000])
+    lie: Answer = lambda handler: send(handler, 206, CONTENT[5000:], content_range=said)  # noqa: E731
+    server.answers = {"/one/file.bin": [lie, status(404)], "/two/file.bin": [ranged(CONTENT)]}
+    fetch(target, server.address + "one/", server.address + "two/")
+    assert_fetched(target)
+    assert server.starts == [1000, 0, 0]
 
 
 def test_a_server_that_sends_without_end_is_stopped_at_the_limit(server: Server, target: Path) -> None:
@@ -715,6 +753,52 @@ def test_a_redirect_to_plain_http_leads_to_the_next_address(server: Server, targ
     server.answers = {"/one/file.bin": [redirect(ELSEWHERE + "file.bin")], "/two/file.bin": [whole(CONTENT)]}
     fetch(target, server.address + "one/", server.address + "two/")
     assert_fetched(target)
+
+
+@pytest.mark.fault(69)
+@pytest.mark.parametrize("end", ["http://127.0.0.1:5000/file.bin", "HTTP://127.0.0.1/", "https://192.0.2.1/x"])
+def test_https_never_leads_to_plain_http_on_this_machine(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    asked: list[str] = []
+
+    def answer(address: str, _: dict[str, str]) -> requests.Response:
+        asked.append(address)
+        response = requests.Response()
+        response.status_code = 302 if len(asked) == 1 else 200
+        response.headers["Location"] = end
+        response.raw = io.BytesIO()
+        return response
+
+    monkeypatch.setattr(download, "_ask", answer)
+    if end.startswith("https"):
+        download._open("https://example.com/x", 0)
+        assert asked == ["https://example.com/x", end]
+    else:
+        with pytest.raises(ValueError, match=f"refused {end}: only https is allowed"):
+            download._open("https://example.com/x", 0)
+        assert asked == ["https://example.com/x"]
+
+
+@pytest.mark.fault(68)
+@pytest.mark.parametrize(
+    "mirror",
+    [
+        "http://ada:s3cret%2Fword@{}",
+        "http://ada:s3cret/word@{}",
+        "http://ada:s3cret%2Fword@192.0.2.1",
+        "https://ada:s3cret#word@{}",
+        "ftp://ada:s3cret%2fword@{}",
+    ],
+)
+def test_a_login_in_the_address_of_a_mirror_is_in_no_message(
+    server: Server, target: Path, mirror: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.formats.download.ATTEMPTS", 1)
+    address = mirror.format(server.address.removeprefix("http://").rstrip("/"))
+    monkeypatch.setenv("DATA_MIRROR", address)
+    message = refusal(target)
+    assert "s3cret" not in message
+    assert "word@" not in message
+    assert "://***@" in message
 
 
 def test_a_redirect_in_a_circle_ends(server: Server, target: Path) -> None:

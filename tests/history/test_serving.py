@@ -146,8 +146,8 @@ def versions(tmp_path: Path) -> dict[str, str]:
     other = tmp_path / "other" / "pipeline"
     shutil.copytree(plugins.PACKAGE, other, ignore=shutil.ignore_patterns("__pycache__"))
     points = (other / "kinds" / "points.py").read_text(encoding="utf-8")
-    assert points.count("loaded.sample(1, generator)[0].tolist()") == 1
-    shifted = points.replace("loaded.sample(1, generator)[0]", "(loaded.sample(1, generator)[0] + 1)")
+    assert points.count("json.dumps(point.tolist())") == 1
+    shifted = points.replace("json.dumps(point.tolist())", "json.dumps((point + 1).tolist())")
     (other / "kinds" / "points.py").write_text(shifted, encoding="utf-8")
     packages = {"this": plugins.PACKAGE, "other": other}
     return {name: save_served(tmp_path / name / "saved", code, tmp_path / "model") for name, code in packages.items()}

@@ -1,0 +1,248 @@
+"""Loads a trained model by its address: the weights and the config are taken, and no code but this package's runs.
+
+    import pipeline
+    model = pipeline.load("gan")                  # a run of this project, or a folder such as data/runs/gan
+    model = pipeline.load("models:/digits@best")  # a model or a run of MLflow; also models:/<id> and runs:/<id>
+    model.draw([0, 1])                            # one sample per seed: tensors, or texts
+
+A LoggedModel brings its author's code, which `mlflow.pyfunc.load_model` runs. Here three files are read, each of which
+must be in the seal. The header of the weights is compared with the model that the config describes before memory is
+taken for either. A seal is against rot and not against forgery: who makes a file can make its seal. Therefore a file is
+never more than numbers and settings here.
+"""
+
+import logging
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from pipeline import artifacts, code, plugins
+from pipeline.artifacts import SEAL, ArtifactError
+from pipeline.kinds import Pool, unflatten_fields
+from pipeline.randomness import make_generator
+from pipeline.weights import CONFIG, WEIGHTS, Loaded, load_model
+
+log = logging.getLogger(__name__)
+FILES = (SEAL, CONFIG, WEIGHTS)
+MAX_JSON_BYTES = 64 << 20  # of a config: a tokenizer of 100,000 tokens has 5 MB
+MOST_PARTS = 100  # registered parameters of a whole model for each stored one; a GAN keeps one of its two networks
+MAX_MESSAGE = 500  # characters
+DTYPES = {  # as safetensors calls them
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that was loaded by its address.
+
+    loaded: the model itself, with its fields, config and tokenizer.
+    sampling: how a sample is drawn, such as the prompt of a text; its keys are those of the kind's SAMPLING.
+    data: the section of this project's data that the model learnt from, where its record is here.
+    """
+
+    address: str
+    loaded: Loaded
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    data: str | None = None
+
+    def draw(self, seeds: Sequence[int], *, given: Mapping[str, Any] | None = None, **changes: Any) -> list[Any]:
+        """Return one sample per seed, such as an image uint8 (C, H, W), or a text; equal for equal seeds.
+
+        Args:
+            seeds: of the samples. `model.predict` of the same LoggedModel draws the same ones.
+            given: by the name of a given field the value of all samples, such as {"labels": 3}; others are drawn.
+            changes: keys of `sampling`, such as prompt and temperature.
+
+        Raises:
+            ArtifactError: if the model is given no such field or value, or has no such key.
+        """
+        pool = self.loaded.pool
+        for name, value in (given or {}).items():
+            if name not in self.loaded.model.given:
+                known = ", ".join(self.loaded.model.given) or "nothing"
+                msg = f"{self.address}: the model is given {known}, so it takes no {name}"
+                raise ArtifactError(msg)
+            pool = pool.keep(name, value)
+        if unknown := changes.keys() - self.sampling.keys():
+            known = f"only {', '.join(self.sampling)}" if self.sampling else "no such setting"
+            msg = f"{self.address}: a sample of this model has no {', '.join(sorted(unknown))}; it has {known}"
+            raise ArtifactError(msg)
+        loaded, sampling = replace(self.loaded, pool=pool), SimpleNamespace(**{**self.sampling, **changes})
+        device = loaded.model.device
+        return [loaded.kind.draw_one(loaded, make_generator(seed, "serve", device=device), sampling) for seed in seeds]
+
+    def read_classes(self) -> list[str]:
+        """Return the names of the classes, if this project has prepared the data that the model learnt from."""
+        if not self.data or not (artifacts.PREPARED / self.data / "manifest.json").exists():
+            return []
+        return list(artifacts.read_manifest(self.data).get("classes", ()))
+
+
+def load(address: str | Path) -> Trained:
+    """Load a trained model, verified, without running any code but this package's.
+
+    Args:
+        address: a run of this project, the folder of a run or of its model, models:/<id>, models:/<name>/<version>,
+            models:/<name>@<alias>, or runs:/<run id>.
+
+    Raises:
+        ArtifactError: if there is no such model, or a file of it is missing, unsealed, damaged or unfit for this code.
+    """
+    address = str(address)
+    try:
+        with tempfile.TemporaryDirectory(prefix="model-") as place:
+            return _load(address, *_find_folder(address, Path(place)))
+    except ArtifactError as error:
+        msg = f"{address}: {error}"
+        raise ArtifactError(msg) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
+        msg = f"{address}: no model of this package: {type(error).__name__}: {' '.join(str(error).split())}"
+        raise ArtifactError(msg[:MAX_MESSAGE]) from error
+
+
+def _find_folder(address: str, place: Path) -> tuple[Path, Mapping[str, Any]]:
+    """Return the folder that has a model's files, and what is known about the model from elsewhere.
+
+    Args:
+        address: as in `load`.
+        place: an empty folder, for files that are downloaded.
+    """
+    if re.match("(models|runs):/", address):
+        from pipeline.history import mlflow_files  # MLflow takes seconds to import
+
+        return place, mlflow_files.fetch_model(address, FILES, place)
+    for folder in (Path(address), Path(address) / "model", artifacts.RUNS / address / "model"):
+        if (folder / CONFIG).is_file():
+            return folder, _read_record(folder.with_name("record") / "run.json")
+    msg = f"no model is there; expected a run in {artifacts.RUNS}, a folder with {CONFIG}, models:/... or runs:/..."
+    raise ArtifactError(msg)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Return what a run's record says about its model; nothing without a record."""
+    if not path.is_file():
+        return {}
+    about = _as_mapping(artifacts.read_json(path))
+    config = _as_mapping(about.get("config"))
+    return {
+        "sampling": _as_mapping(config.get("metric")).get("sampling"),
+        "given": about.get("given"),
+        "code": _as_mapping(about.get("tags")).get(code.TAG),
+        "data": _as_mapping(config.get("run")).get("data"),
+    }
+
+
+def _as_mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _load(address: str, folder: Path, about: Mapping[str, Any]) -> Trained:
+    for name in (SEAL, CONFIG):
+        if (folder / name).is_file() and (size := (folder / name).stat().st_size) > MAX_JSON_BYTES:
+            msg = f"{name} has {size} bytes, expected at most {MAX_JSON_BYTES}"
+            raise ArtifactError(msg)
+    artifacts.verify(folder)
+    require_fit(folder)
+    loaded = load_model(folder)
+    state = loaded.model.kept.state_dict()
+    if broken := [name for name, each in state.items() if each.is_floating_point() and not each.isfinite().all()]:
+        msg = f"{WEIGHTS}: weights are not finite: {', '.join(broken[:5])}"
+        raise ArtifactError(msg)
+    if about.get("given"):
+        loaded = replace(loaded, pool=Pool.restore(about["given"]))
+    if any(len(values) != len(loaded.pool.weights) for values in loaded.pool.values.values()):
+        msg = f"given: expected a weight for each value, got {len(loaded.pool.weights)} weights"
+        raise ArtifactError(msg)
+    _compare_code(address, folder, about.get("code"))
+    return Trained(address, loaded, _choose_sampling(loaded.kind, about.get("sampling")), about.get("data"))
+
+
+def require_fit(folder: Path) -> None:
+    """Refuse weights that are not those of the model that the config describes, before memory is taken for either.
+
+    Raises:
+        ArtifactError: if names, shapes or dtypes differ, or the model is larger than the free memory.
+    """
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+        found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+    about = artifacts.read_json(folder / CONFIG)
+    module = plugins.load("models", about["model"])
+    config, fields = module.Config.model_validate(about["config"]), unflatten_fields(about)
+    handle = register_module_parameter_registration_hook(_Budget(len(found)).note)
+    try:
+        with torch.device("meta"):  # shapes without memory
+            expected = module.Model(config, fields, seed=0).kept.state_dict()
+    finally:
+        handle.remove()
+    wanted = {name: (tuple(each.shape), DTYPES.get(each.dtype, str(each.dtype))) for name, each in expected.items()}
+    if wrong := sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)):
+        name = wrong[0]
+        side = [" ".join(map(str, each[name])) if name in each else "nothing" for each in (wanted, found)]
+        msg = f"{WEIGHTS}: {len(wrong)} weights do not fit {CONFIG}: {name}: expected {side[0]}, found {side[1]}"
+        raise ArtifactError(msg)
+
+
+class _Budget:
+    """Ends the building of a model that grows beyond the free memory, or far beyond the weights that are stored."""
+
+    def __init__(self, stored: int) -> None:
+        self.most = MOST_PARTS * (stored + 1)
+        self.free = psutil.virtual_memory().available
+        self.parts = self.bytes = 0
+
+    def note(self, module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        """Count a parameter that a module registers."""
+        del module, name
+        self.parts += 1
+        self.bytes += parameter.numel() * parameter.element_size() if parameter is not None else 0
+        if self.parts > self.most or self.bytes > self.free:
+            msg = (
+                f"{CONFIG}: the model has {self.parts} parts or more with {self.bytes:.3g} bytes; expected at most "
+                f"{self.most}, as the weights' file has {self.most // MOST_PARTS - 1}, and {self.free:.3g} bytes"
+            )
+            raise ArtifactError(msg)
+
+
+def _compare_code(address: str, folder: Path, trained_with: Any) -> None:
+    """Say so where the code of the model was another one when it was trained."""
+    about = artifacts.read_json(folder / CONFIG)
+    here = code.digest_model(about["model"], about["kind"])
+    if trained_with and trained_with != here:
+        log.warning(
+            "%s: trained with other code of pipeline/models/%s.py (%s) than this package has (%s), which is used",
+            *(address, about["model"], trained_with, here),
+        )
+
+
+def _choose_sampling(kind: Any, stored: Any) -> dict[str, Any]:
+    """Return the settings of a sample that the kind has, with the values that go with the model.
+
+    Raises:
+        ArtifactError: if a value is of another type.
+    """
+    chosen: dict[str, Any] = dict(getattr(kind, "SAMPLING", {}))
+    for key, value in chosen.items():
+        new = _as_mapping(stored).get(key, value)
+        if isinstance(new, bool) or not isinstance(new, (int, float) if isinstance(value, float) else type(value)):
+            msg = f"sampling.{key}: expected {type(value).__name__}, got {type(new).__name__}"
+            raise ArtifactError(msg)
+        chosen[key] = new
+    return chosen
