@@ -15,10 +15,10 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts, params, plugins
 from pipeline.__main__ import FOLDER
-from pipeline.commands.reproduce import find_interval
 from pipeline.evidence.uncertainty import format_number
 from pipeline.evidence.values import load_values
 from pipeline.history import dvc_lock
+from pipeline.history.results import find_interval
 from tests.conftest import ROOT
 from tests.test_architecture import MODULES, read_code
 

@@ -27,22 +27,16 @@ from pipeline.commands import DVC, RESULTS, call, make_parser, run_in_clone
 from pipeline.evidence.protocol import check_content, find_differences
 from pipeline.evidence.uncertainty import format_interval, summarize
 from pipeline.evidence.values import (
-    Values,
-    find_companion,
-    find_count,
-    find_followed,
-    find_value,
     is_measurement,
     load_values,
 )
 from pipeline.history import dvc_lock
 from pipeline.history.record import describe_environment
+from pipeline.history.results import find_interval
 from pipeline.params import Params
 
 REPORT = artifacts.REPORTS / "reproduction.md"
 EXACT, WITHIN, NOT, OPEN = "bit for bit", "within the interval", "**not**", "no verdict"
-HALF_ERRORS = 1.96  # standard errors in half of a 95 % interval
-LEAST_OF_ERROR = 20  # things that a standard error is over, for these to be enough
 NOTED = ("versions.", "code.")  # fields of a protocol whose difference is noted, and does not decide
 NETWORK = "network."  # fields of the feature network, which is reproduced too: `find_first` compares it
 
@@ -184,26 +178,6 @@ def note_versions(claim: Mapping[str, Any], found: Mapping[str, Any]) -> Iterato
     for field, before, now in sorted(noted):
         name = field.removeprefix("versions.")
         yield f"evaluated with {name} {now}, claimed with {name} {before}"
-
-
-def find_interval(values: Values, metric: str, claim: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the interval of a claim, or not a number.
-
-    It is Student's over the sample sets, or 1.96 standard errors over enough test data. A function of another value has
-    the other value's interval under that function.
-    """
-    if metric in claim["sets"]:
-        summary = summarize([claim["sets"][metric]])
-        return summary.low, summary.high
-    metrics, declared = claim["metrics"], find_value(values, metric)
-    source = find_followed(values, metric) or metric
-    half = HALF_ERRORS * metrics.get(find_companion(values, source, "error"), math.nan)
-    if metrics.get(find_count(values, source), LEAST_OF_ERROR) < LEAST_OF_ERROR:
-        return math.nan, math.nan
-    if declared.rescale is None:
-        return metrics[metric] - half, metrics[metric] + half
-    share = half / (metrics.get(source) or math.nan)  # 0 has no ratio
-    return declared.rescale(metrics[metric], 1 - share), declared.rescale(metrics[metric], 1 + share)
 
 
 def explain_absence(metric: str, claim: Mapping[str, Any]) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
-from pipeline.evidence.protocol import check_content, make_tags
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
+from pipeline.history.results import Results, read_results
 
 
 def main(arguments: list[str]) -> int:
@@ -32,23 +32,21 @@ def main(arguments: list[str]) -> int:
         name = record.about["name"]
         if (options.runs and name not in options.runs) or "ended" not in record.about:  # a training sends by itself
             continue
-        values, tags, model = read_results(record)
+        results, model = read_run(record)
         is_whole = model is not None or record.about["status"] != "FINISHED"
         lack = "" if is_whole else f"; its model is not in {artifacts.RUNS / name / 'model'}: `dvc pull` brings it"
         mirror = MlflowSync(record)
-        mirror.finish(values, int(record.about["parameters"]["model.steps"]), tags=tags, model=model)
+        mirror.finish(results, model=model)
         failed += mirror.failed
         print(f"{name}: {'not sent' if mirror.failed else 'MLflow run ' + mirror.run_id}{lack}")
     return int(failed > 0)
 
 
-def read_results(record: Record) -> tuple[dict[str, float], dict[str, str], Path | None]:
-    """Return a finished run's evaluation, the tags that go with it, and its model; of an unfinished run nothing."""
+def read_run(record: Record) -> tuple[Results | None, Path | None]:
+    """Return a finished run's evaluation and its model, as far as they are there; of an unfinished run nothing."""
     name = record.about["name"]
     if not record.folder.is_relative_to(artifacts.RUNS):
-        return {}, {}, None
-    model, reports = artifacts.RUNS / name / "model", artifacts.REPORTS / "runs" / name
-    metrics, protocol = reports / "metrics.json", reports / "protocol.json"
-    values = artifacts.read_json(metrics) if metrics.exists() else {}
-    tags = make_tags(check_content(artifacts.read_json(protocol), str(protocol))) if protocol.exists() else {}
-    return values, tags, model if model.exists() else None
+        return None, None
+    model = artifacts.RUNS / name / "model"
+    metric = record.about["config"].get("run", {}).get("metric", "")
+    return read_results(name, metric), model if model.exists() else None

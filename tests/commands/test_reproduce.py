@@ -22,12 +22,12 @@ from pipeline.commands.reproduce import (
     OPEN,
     WITHIN,
     find_first,
-    find_interval,
     format_table,
     judge_claims,
     list_inputs,
     note_versions,
 )
+from pipeline.history.results import find_interval
 from pipeline.metrics import images, text
 from tests.conftest import ROOT
 
