@@ -18,6 +18,7 @@ from pipeline.history import mlflow_files
 from pipeline.history.mlflow_store import connect
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
+from pipeline.history.results import Results
 from tests.history.test_mlflow_sync import ABOUT
 
 
@@ -39,9 +40,9 @@ def test_a_store_without_the_run_gets_it_once(record: Record, capsys: pytest.Cap
     for _ in range(2):
         assert main(["sync"]) == 0
         (run,) = client.search_runs([experiment])
-        history = client.get_metric_history(run.info.run_id, "loss")
+        history = client.get_metric_history(run.info.run_id, "train/loss")
         assert sorted(metric.step for metric in history) == [1, 2, 3]
-        assert len(client.get_metric_history(run.info.run_id, "fid_classifier")) == 1
+        assert len(client.get_metric_history(run.info.run_id, "quality/fid_classifier")) == 1
     assert run.data.tags["record.id"] == record.about["id"]
     assert run.info.status == "FINISHED"
     assert run.info.run_id in capsys.readouterr().out
@@ -71,7 +72,7 @@ def test_each_value_comes_with_the_hash_of_its_protocol_and_a_newer_one_replaces
         assert main(["sync"]) == 0
         client, experiment = connect()
         (run,) = client.search_runs([experiment])
-        assert run.data.metrics["fid_classifier"] == value
+        assert run.data.metrics["quality/fid_classifier"] == value
         assert run.data.tags["protocol.fid_classifier"] == f"hash of {value}"
 
 
@@ -86,7 +87,7 @@ def test_lines_that_an_outage_swallowed_are_sent_and_no_others(
     assert main(["sync"]) == 0
     client, experiment = connect()
     (run,) = client.search_runs([experiment])
-    history = client.get_metric_history(run.info.run_id, "loss")
+    history = client.get_metric_history(run.info.run_id, "train/loss")
     assert sorted(metric.step for metric in history) == [1, 2, 3]
     assert empty_store.exists()
 
@@ -134,9 +135,11 @@ def test_addresses_follow_a_project_that_was_copied(
 def test_files_that_are_gone_from_the_disk_are_sent_again(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sync"]) == 0
     (config,) = (workdir / "mlartifacts").rglob("config.json")
+    (metrics,) = (workdir / "mlartifacts").rglob("evaluation/metrics.json")
     shutil.rmtree(workdir / "mlartifacts")
     assert main(["sync"]) == 0
     assert config.exists()
+    assert metrics.exists()
     lack = "; its model is not in data/runs/gan/model: `dvc pull` brings it\n"
     assert capsys.readouterr().out.endswith(lack)
 
@@ -180,5 +183,6 @@ def test_a_finished_run_that_is_gone_for_good_comes_back_with_its_model(
     model.mkdir()
     logged: list[Path] = []
     monkeypatch.setattr(mlflow_files, "log_model", lambda *arguments: logged.append(arguments[3]))
-    MlflowSync(record).finish({"fid_classifier": 5.0})  # as the stage evaluate does
+    monkeypatch.setattr(mlflow_files, "register_model", lambda *_: None)
+    MlflowSync(record).finish(Results({"fid_classifier": 5.0}))  # as the stage evaluate does
     assert logged == ([model] if status == "FINISHED" else [])
