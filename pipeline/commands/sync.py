@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
+from pipeline.history.mlflow_report import send_report
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
 from pipeline.history.results import Results, read_results
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> int:
     if missing := set(options.runs) - {record.about["name"] for record in records}:
         msg = f"no record of {', '.join(sorted(missing))} in {artifacts.RUNS} or {artifacts.STATE}"
         raise ArtifactError(msg)
-    failed = 0
+    failed, sent = 0, []
     for record in records:
         name = record.about["name"]
         if (options.runs and name not in options.runs) or "ended" not in record.about:  # a training sends by itself
@@ -38,7 +39,11 @@ def main(arguments: list[str]) -> int:
         mirror = MlflowSync(record)
         mirror.finish(results, model=model)
         failed += mirror.failed
+        sent.append(name)
         print(f"{name}: {'not sent' if mirror.failed else 'MLflow run ' + mirror.run_id}{lack}")
+    report = artifacts.REPORTS / "index.html"
+    if report.exists() and not failed:
+        send_report(report, sent)
     return int(failed > 0)
 
 

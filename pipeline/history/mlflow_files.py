@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 # With an example, MLflow would draw samples at the end of each training; without one, it warns.
 warnings.filterwarnings("ignore", message=".*An input example was not provided")
 FOLDER = "exhibits"  # of the artifacts of a training's previews
-IMAGES, PICTURE = "images", ".png"  # the folder of log_image, which MLflow shows with a slider of steps
+IMAGES, PICTURE = "images/", ".png"  # the folder of log_image, which MLflow shows with a slider of steps
 TABLES = "mlflow.loggedArtifacts"  # the tag that names the tables of a run, as log_table writes it
 SENT = "mlflow.pipeline.results"  # the tag with the digest of the evaluation whose files a run has
 
@@ -50,7 +50,7 @@ def list_exhibits(client: MlflowClient, run_id: str) -> set[ExhibitId]:
 def _list_pictures(client: MlflowClient, run_id: str) -> Iterator[ExhibitId]:
     """Yield the previews' pictures, which log_image stores as <group>~<key>+step+<step>+..."""
     pattern = re.compile(rf"{TRAIN.rstrip('/')}~(.+)\+step\+(\d+)\+")
-    for item in client.list_artifacts(run_id, IMAGES):
+    for item in client.list_artifacts(run_id, IMAGES.rstrip("/")):
         if match := pattern.match(PurePosixPath(item.path).name):
             yield ExhibitId(match[1], int(match[2]), PICTURE)
 

@@ -126,11 +126,9 @@ def _show_use(about: Mapping[str, Any]) -> str:
         lines += [f"Repeat it (commit `{commit}`{dirty}; all parameters are in the artifact config.json):", ""]
         lines += [f"    git checkout {commit} && dvc repro evaluate@{name}"]
     if totals := about.get("totals"):
-        parameters = f" {format_number(totals['kept_parameters'])} parameters," if "kept_parameters" in totals else ""
-        lines += [
-            "",
-            f"The training took{parameters} {totals['seconds']:,.0f} s and {totals['peak_memory_mib']:,.0f} MiB.",
-        ]
+        count = totals.get("kept_parameters")
+        size = f"; the model has {format_number(count)} parameters" if count else ""
+        lines += ["", f"The training took {totals['seconds']:,.0f} s and {totals['peak_memory_mib']:,.0f} MiB{size}."]
     return "\n".join(lines)
 
 

@@ -31,6 +31,7 @@ from pipeline.evidence.values import (
     load_values,
     sort_names,
 )
+from pipeline.history.mlflow_report import send_report
 from pipeline.params import Run
 
 mpl.use("svg")
@@ -180,6 +181,7 @@ def main() -> None:
     for template, target in (("report.html", "index.html"), ("report.md", "README.md")):
         text = environment.get_template(template).render(pages=pages, tables=tables)
         (artifacts.REPORTS / target).write_text(text.rstrip() + "\n", encoding="utf-8")
+    send_report(artifacts.REPORTS / "index.html", [page.name for page in pages])
     print(f"report of {len(pages)} runs: {artifacts.REPORTS / 'index.html'}")
 
 
