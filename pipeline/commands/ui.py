@@ -66,7 +66,8 @@ def serve(store: str, port: int) -> int:
     """Run MLflow's server behind the allow list of pipeline/server until it ends, and return its status."""
     command = [sys.executable, "-m", "mlflow", "ui", "--app-name", "ui", "--backend-store-uri", store]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nothing here needs its jobs
-    process = subprocess.Popen([*command, "--host", HOST, "--port", str(port)], env=environment)
+    command += ["--host", HOST, "--port", str(port), "--workers", "1"]  # each takes seconds to start; one person looks
+    process = subprocess.Popen(command, env=environment)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return process.wait()

@@ -1,10 +1,12 @@
 """Finds or creates the MLflow run of a record, and completes its description: name, tags, parameters, data sets."""
 
+import contextlib
 import hashlib
 import logging
 from typing import Any
 
 from mlflow.entities import LifecycleStage, Param, Run, ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipeline.history import mlflow_files
@@ -33,7 +35,8 @@ def find_or_create(client: MlflowClient, experiment: str, about: dict[str, Any])
         if run not in ours and run.info.lifecycle_stage == LifecycleStage.ACTIVE:
             old = "%s: its run %s has names of an older version: it is in MLflow's trash, and a new one has all of it"
             log.warning(old, about["name"], run.info.run_id)
-            client.delete_run(run.info.run_id)
+            with contextlib.suppress(MlflowException):  # on a team's server it may be another person's
+                client.delete_run(run.info.run_id)
     active = [run for run in ours if run.info.lifecycle_stage == LifecycleStage.ACTIVE]
     if active:
         return active[0]

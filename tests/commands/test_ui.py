@@ -70,7 +70,7 @@ def test_the_printed_page_shows_charts_in_groups_and_no_error_and_ends_with_its_
         [address] = [line.strip() for line in (workdir / "log").read_text().splitlines() if "#/experiments" in line]
         with start_browser(("nobody", "")) as browser:
             browser.open(address)
-            browser.wait_for("quality (", "train (", "cost (", "gan fid_x 6.333")
+            browser.wait_for("quality/fid_x", "\ntrain\n", "\ncost\n", "gan fid_x 6.333")
             browser.open(address.replace("compareRunsMode=CHART&", ""))
             page = browser.wait_for("headline", "fid_x 6.333")
             browser.settle()
