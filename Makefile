@@ -3,10 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 5000
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# `mlflow ui` does not import the package, which sets the first two for everything else; nothing here needs its jobs.
-export MLFLOW_DISABLE_TELEMETRY := true
-export DO_NOT_TRACK := true
-export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .PHONY: help repro test test-slow benchmark benchmark-inception benchmark-data ui lint lock clean
 
@@ -53,8 +49,8 @@ benchmark-inception: .venv/installed  ## measure FID with the published Inceptio
 benchmark-data: .venv/installed  ## measure the costs of the data and write benchmarks/data.md
 	python benchmarks/data.py
 
-ui: .venv/installed  ## show the runs in MLflow at http://127.0.0.1:5000 (PORT=5001 for another port)
-	mlflow ui --app-name ui --host 127.0.0.1 --port $(PORT)
+ui: .venv/installed  ## show the runs in MLflow and print the address (PORT=5001 for another port)
+	pipeline ui --port $(PORT)
 
 lint: .venv/installed  ## run ruff and mypy
 	ruff check .

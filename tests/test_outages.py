@@ -182,7 +182,7 @@ def require_complete() -> None:
     """Compare the server's only run with the record: each value at its step once, exhibits, model, status."""
     record = Record(artifacts.RUNS / "vae" / "record")
     expected: dict[str, list[tuple[int, float]]] = {}
-    for name, prefix in (("metrics", ""), ("system", "system/")):
+    for name, prefix in (("metrics", "train/"), ("system", "system/")):
         for row in record.read(name):
             for key, value in row["values"].items():
                 expected.setdefault(prefix + key, []).append((row["step"], value))
@@ -190,11 +190,11 @@ def require_complete() -> None:
     found = {
         key: sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, key))
         for key in run.data.metrics
-        if not key.startswith("cost.")
+        if not key.startswith("cost/")
     }
     assert found == {key: sorted(values) for key, values in expected.items()}
-    assert len(found["loss"]) == 12
-    assert {"learning_rate_0_0", "system/cpu_utilization_percentage"} <= found.keys()
+    assert len(found["train/loss"]) == 12
+    assert {"train/learning_rate_0_0", "system/cpu_utilization_percentage"} <= found.keys()
     assert run.info.status == "FINISHED"
     assert run.data.params["model.steps"] == "12"
     names = [item.path for item in client.list_artifacts(run.info.run_id, "images") if item.path.endswith(".png")]
@@ -311,4 +311,4 @@ def test_four_first_starts_at_once_on_a_fresh_database_all_work(
     (experiment,) = (found for found in client.search_experiments() if found.name == "generative-experiments")
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.info.run_name for run in runs) == [f"run{index}" for index in range(4)]
-    assert all(run.data.metrics["loss"] == 1 and run.info.status == "FINISHED" for run in runs)
+    assert all(run.data.metrics["train/loss"] == 1 and run.info.status == "FINISHED" for run in runs)

@@ -12,6 +12,7 @@ from mlflow.server import get_app_client
 from pipeline.history.mlflow_store import connect
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment
+from pipeline.history.results import Results
 from pipeline.kinds import images
 from pipeline.kinds.images import make_fields as image_fields
 from tests import attacks
@@ -213,7 +214,7 @@ def test_a_training_with_a_login_sends_its_run_and_without_one_keeps_it(
     assert not sync.failed
     client, experiment = connect()
     (run,) = client.search_runs([experiment])
-    assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 0.5)
+    assert (run.info.status, run.data.metrics["train/loss"]) == ("FINISHED", 0.5)
     assert [item.path for item in client.list_artifacts(run.info.run_id, "exhibits/samples")] == [
         "exhibits/samples/0000001.txt"
     ]
@@ -268,7 +269,6 @@ def test_settings_that_are_not_filled_in_or_open_to_others_start_nothing(
 # Parts of MLflow's interface that this server does not offer: it asks for them, and shows its pages without them.
 NOT_OFFERED = (
     "/ajax-api/3.0/mlflow/assistant/",
-    "/ajax-api/2.0/mlflow/gateway-proxy",
     "/ajax-api/3.0/mlflow/ui-telemetry",
 )
 
@@ -295,7 +295,7 @@ def sent(proxy: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, 
         make_generator_of("gan", image_fields((3, 16, 16), 2), folder / "model")
         for _ in range(2):  # the second is what `pipeline sync` does
             sync = MlflowSync(record)
-            sync.finish({"fid": 3.0}, 19, tags={"protocol": "p"}, model=folder / "model")
+            sync.finish(Results({"fid": 3.0}, tags={"protocol": "p"}), model=folder / "model")
             assert not sync.failed
         client, experiment = connect()
         assert len(client.search_runs([experiment])) == 1
@@ -337,7 +337,7 @@ def test_the_interface_shows_runs_charts_pictures_and_models_and_nothing_that_it
         show("runs", f"{page}/runs", "Training runs", "gan")
         drawn = "document.querySelectorAll('.js-plotly-plot .scatterlayer .trace').length"
         show("charts", f"{page}/runs?compareRunsMode=CHART", "loss", until=drawn)
-        show("run", f"{page}/runs/{run}", "validation/loss", "fid", "cost.seconds", "protocol")
+        show("run", f"{page}/runs/{run}", "train/loss", "quality/fid", "cost/seconds", "protocol")
         show("metrics", f"{page}/runs/{run}/model-metrics", "loss", until=drawn)
         show("system", f"{page}/runs/{run}/system-metrics", "cpu_utilization_percentage")
         seen = "[...document.images].some(i => i.src.startsWith('blob:') && i.naturalWidth > 30)"

@@ -13,11 +13,13 @@ from pathlib import Path
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
-from pipeline.evidence.protocol import ProtocolError, check_content, make_tags
+from pipeline.evidence.protocol import ProtocolError
 from pipeline.history.finished import is_marked
 from pipeline.history.foreign import require_harmless
+from pipeline.history.mlflow_report import send_report
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
+from pipeline.history.results import Results, read_results
 
 
 def main(arguments: list[str]) -> int:
@@ -52,6 +54,9 @@ def main(arguments: list[str]) -> int:
         )
         print("has them there: `dvc pull` brings them (docs/share.md). Without a remote `dvc repro` trains the runs")
         return 0
+    report = artifacts.REPORTS / "index.html"
+    if report.exists() and not failed:
+        send_report(report, sorted(known))
     print(f"{sent} of {sent + failed} runs are in MLflow now; `make ui` shows them")
     return int(failed > 0)
 
@@ -77,22 +82,20 @@ def open_record(folder: Path) -> Record:
 def send(record: Record) -> bool:
     """Send MLflow what it lacks of a record; say so, and whether nothing is lacking now."""
     name = record.about["name"]
-    values, tags, model = read_results(record)
+    results, model = read_run(record)
     is_whole = model is not None or record.about["status"] != "FINISHED"
     lack = "" if is_whole else f"; its model is not in {record.folder.with_name('model')}: `dvc pull` brings it"
     mirror = MlflowSync(record)
-    mirror.finish(values, int(record.about["parameters"]["model.steps"]), tags=tags, model=model)
+    mirror.finish(results, model=model)
     print(f"{name}: {'not sent' if mirror.failed else 'MLflow run ' + mirror.run_id}{lack}")
     return not mirror.failed
 
 
-def read_results(record: Record) -> tuple[dict[str, float], dict[str, str], Path | None]:
-    """Return a finished run's evaluation, the tags that go with it, and its model; of an unfinished run nothing."""
+def read_run(record: Record) -> tuple[Results | None, Path | None]:
+    """Return a finished run's evaluation and its model, as far as they are there; of an unfinished run nothing."""
     if not record.folder.is_relative_to(artifacts.RUNS):
-        return {}, {}, None
+        return None, None
     name = record.folder.parent.name  # what a file calls itself is no path
-    model, reports = artifacts.RUNS / name / "model", artifacts.REPORTS / "runs" / name
-    metrics, protocol = reports / "metrics.json", reports / "protocol.json"
-    values = artifacts.read_json(metrics) if metrics.exists() else {}
-    tags = make_tags(check_content(artifacts.read_json(protocol), str(protocol))) if protocol.exists() else {}
-    return values, tags, model if model.exists() else None
+    model = artifacts.RUNS / name / "model"
+    metric = record.about["config"].get("run", {}).get("metric", "")
+    return read_results(name, metric), model if model.exists() else None

@@ -1,6 +1,8 @@
 """Turns what belongs to a run into MLflow's entities: exhibits, data sets, the model that it serves."""
 
+import hashlib
 import json
+import logging
 import os
 import re
 import warnings
@@ -10,35 +12,41 @@ from typing import Any
 
 import mlflow
 import mlflow.pyfunc
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus
+import pandas as pd  # type: ignore[import-untyped]
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from PIL import Image
+from ruamel.yaml import YAML
 
-from pipeline import code, plugins
+from pipeline import artifacts, code, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.formats.download import hide_login
+from pipeline.history.mlflow_names import PICTURES, TRAIN
 from pipeline.history.mlflow_store import use_store
 from pipeline.history.record import ExhibitId, read_exhibit
 from pipeline.params import read_mapping
 
+log = logging.getLogger(__name__)
 # With an example, MLflow would draw samples at the end of each training; without one, it warns.
 warnings.filterwarnings("ignore", message=".*An input example was not provided")
-FOLDERS = ("exhibits", "texts")  # of artifacts; older versions sent texts to a folder of their own
+FOLDER = "exhibits"  # of the artifacts of a training's previews
+IMAGES, PICTURE = "images/", ".png"  # the folder of log_image, which MLflow shows with a slider of steps
 MODEL = "artifacts/model"  # of a LoggedModel: the folder that was its artifact
-PICTURES, PICTURE = "images/", ".png"  # the folder of log_image, which MLflow shows with a slider of steps
+TABLES = "mlflow.loggedArtifacts"  # the tag that names the tables of a run, as log_table writes it
+SENT = "mlflow.pipeline.results"  # the tag with the digest of the evaluation whose files a run has
 
 
 def send_exhibit(client: MlflowClient, run_id: str, exhibit: ExhibitId, path: Path) -> None:
     """Send a picture as MLflow shows pictures, and every other file as an artifact; the suffix decides."""
     if exhibit.suffix == PICTURE:
         with Image.open(path) as picture:
-            client.log_image(run_id, picture, key=exhibit.key, step=exhibit.step)
+            client.log_image(run_id, picture, key=TRAIN + exhibit.key, step=exhibit.step)
     else:
-        client.log_artifact(run_id, str(path), f"{FOLDERS[0]}/{exhibit.key}")
+        client.log_artifact(run_id, str(path), f"{FOLDER}/{exhibit.key}")
 
 
 def list_exhibits(client: MlflowClient, run_id: str) -> set[ExhibitId]:
@@ -47,18 +55,49 @@ def list_exhibits(client: MlflowClient, run_id: str) -> set[ExhibitId]:
 
 
 def _list_pictures(client: MlflowClient, run_id: str) -> Iterator[ExhibitId]:
-    """Yield the pictures, which log_image stores as <key>+step+<step>+..."""
-    for item in client.list_artifacts(run_id, PICTURES.rstrip("/")):
-        if match := re.match(r"(.+)\+step\+(\d+)\+", PurePosixPath(item.path).name):
+    """Yield the previews' pictures, which log_image stores as <group>~<key>+step+<step>+..."""
+    pattern = re.compile(rf"{TRAIN.rstrip('/')}~(.+)\+step\+(\d+)\+")
+    for item in client.list_artifacts(run_id, IMAGES.rstrip("/")):
+        if match := pattern.match(PurePosixPath(item.path).name):
             yield ExhibitId(match[1], int(match[2]), PICTURE)
 
 
 def _list_files(client: MlflowClient, run_id: str) -> Iterator[ExhibitId]:
-    for top in FOLDERS:
-        for folder in client.list_artifacts(run_id, top):
-            for item in client.list_artifacts(run_id, folder.path):
-                if exhibit := read_exhibit(Path(item.path)):
-                    yield exhibit
+    for folder in client.list_artifacts(run_id, FOLDER):
+        for item in client.list_artifacts(run_id, folder.path):
+            if exhibit := read_exhibit(Path(item.path)):
+                yield exhibit
+
+
+def send_results(client: MlflowClient, run: Run, folder: Path) -> None:
+    """Send the files of an evaluation, reports/runs/<run>, unless the run has just these.
+
+    Its numbers, sets and protocol are in evaluation/, and what the model made is in samples/. Pictures are also in the
+    charts at step 0, so that those of several runs are next to each other. A list of texts is also a table.
+    """
+    run_id = run.info.run_id
+    paths = [path for path in (*sorted(folder.glob("*.json")), *sorted(folder.glob("samples/*"))) if path.is_file()]
+    digest = hashlib.sha256("".join(artifacts.digest(path) for path in paths).encode()).hexdigest()
+    if run.data.tags.get(SENT) == digest and client.list_artifacts(run_id, "evaluation"):
+        return
+    tables = []
+    for path in paths:
+        client.log_artifact(run_id, str(path), "evaluation" if path.parent == folder else "samples")
+        if path.suffix == PICTURE:
+            with Image.open(path) as picture:
+                client.log_image(run_id, picture, key=PICTURES + path.stem, step=0)
+        elif path.suffix == ".yaml":
+            texts = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+            # As log_table writes it, which would append to the table of the evaluation before.
+            client.log_text(
+                run_id,
+                pd.DataFrame({"sample": texts}).to_json(orient="split", index=False),
+                name := f"{path.stem}.json",
+            )
+            tables.append({"path": name, "type": "table"})
+    if tables:
+        client.set_tag(run_id, TABLES, json.dumps(tables))
+    client.set_tag(run_id, SENT, digest)
 
 
 def make_dataset(entry: Mapping[str, str]) -> DatasetInput:
@@ -102,6 +141,26 @@ def log_model(
             + ["pydantic", "ruamel.yaml", "safetensors", "tokenizers", "torchvision"],
             step=step,
         )
+
+
+def register_model(client: MlflowClient, experiment: str, run_id: str, name: str) -> None:
+    """Make a run's LoggedModel a version of the registered model `name`: `models:/<name>@latest` is the newest one.
+
+    A name that belongs to somebody else on a team's server is a warning: the run has its model nevertheless.
+    """
+    models = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+    name = re.sub(r"[/:]", "_", name)
+    for model in models:
+        source = f"models:/{model.model_id}"
+        try:
+            versions = client.search_model_versions(f"run_id = '{run_id}'")
+            if any(version.source == source for version in versions):
+                continue
+            if not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name, description=f"The models of the runs named `{name}`.")
+            client.create_model_version(name, source, run_id, model_id=model.model_id)
+        except MlflowException as error:
+            log.warning("%s: its model is not registered: %s", name, error)
 
 
 def make_signature(given: Iterable[str]) -> ModelSignature:

@@ -19,12 +19,14 @@ from mlflow.entities import Metric, RunTag
 from pipeline.artifacts import ArtifactError
 from pipeline.formats.download import hide_login
 from pipeline.history import load, mlflow_files, mlflow_run
+from pipeline.history.mlflow_names import COST, SYSTEM, TRAIN, name_quality
 from pipeline.history.mlflow_store import connect, word_key
 from pipeline.history.record import ExhibitId, Record
+from pipeline.history.results import Results
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_SENDS = 5
-PASSING = ("alarm", "failure", "nonfinite")  # tags that a later attempt or step may take back
+PASSING = ("alarm", "failure", "nonfinite", "process")  # tags that a later attempt or step may take back
 
 
 class MlflowSync:
@@ -60,19 +62,15 @@ class MlflowSync:
 
     def finish(
         self,
-        values: dict[str, float] | None = None,
-        step: int = 0,
+        results: Results | None = None,
         *,
-        tags: dict[str, str] | None = None,
         model: Path | None = None,
         seconds: float = 300,
     ) -> None:
         """Send the rest, then the run's status, end and totals from the record; takes about `seconds` at most.
 
         Args:
-            values: an evaluation's values, stamped with now, so that the latest evaluation is what MLflow shows.
-            step: of these values.
-            tags: further tags.
+            results: an evaluation; its values are stamped with now, so that the latest one is what MLflow shows.
             model: folder of a model that becomes the run's LoggedModel, unless it has one:
                 `mlflow.pyfunc.load_model(uri).predict([seed, ...])`. By default it is next to a finished record.
             seconds: after these a tracker that does not answer is left to `pipeline sync`.
@@ -83,7 +81,7 @@ class MlflowSync:
         stored = self.record.folder.with_name("model")
         if model is None and self.record.about["status"] == "FINISHED" and stored.exists():
             model = stored  # an evaluation or `pipeline sync`, whose run may have been deleted from MLflow for good
-        self.ending = lambda: self._end(values or {}, step, tags or {}, model)
+        self.ending = lambda: self._end(results, model)
         self.finishing.set()
         if not self.threads:
             self.threads = [threading.Thread(target=self._send_on, name="tracker", daemon=True)]
@@ -99,12 +97,12 @@ class MlflowSync:
             self.finishing.wait(SECONDS_BETWEEN_SENDS)
         self.ending()
 
-    def _end(self, values: dict[str, float], step: int, tags: dict[str, str], model: Path | None) -> None:
+    def _end(self, results: Results | None, model: Path | None) -> None:
         done = self._attempt(self.send)
         if done and model is not None:
             done = self._attempt(self._log_model, model)  # it sets a status, so the record's comes after it
             done &= self._attempt(self.send)
-        self.failed = not (self._attempt(self._finish, values, step, tags) and done) if self.run_id else True
+        self.failed = not (self._attempt(self._finish, results) and done) if self.run_id else True
 
     def _attempt(self, action: Callable[..., None], *arguments: Any) -> bool:
         """Call MLflow; an outage is one warning and never stops the work, because the record has everything."""
@@ -126,7 +124,7 @@ class MlflowSync:
         if not self.run_id:
             self._open()
         self._send_tags(self.run_id)
-        for name, prefix in (("metrics", ""), ("system", "system/")):
+        for name, prefix in (("metrics", TRAIN), ("system", SYSTEM)):
             lines, end = self.record.read_on(name, self.read.get(name, 0))
             metrics = [
                 Metric(key, value, int(line["time"] * 1000), line["step"])
@@ -175,17 +173,22 @@ class MlflowSync:
     def _log_model(self, folder: Path) -> None:
         step = max((line["step"] for line in self.record.read()), default=0)
         mlflow_files.log_model(self.client, self.experiment, self.run_id, folder, self.record.about, step)
+        mlflow_files.register_model(self.client, self.experiment, self.run_id, self.record.about["name"])
 
-    def _finish(self, values: dict[str, float], step: int, tags: dict[str, str]) -> None:
+    def _finish(self, results: Results | None) -> None:
         about = self.record.about
-        data = self.client.get_run(self.run_id).data
+        run = self.client.get_run(self.run_id)
         now, ended = int(time.time() * 1000), int(about["ended"] * 1000)
-        costs = mlflow_run.add_prefix("cost", about.get("totals", {}))
+        costs = {f"{COST}{key}": value for key, value in about.get("totals", {}).items()}
         metrics = [
-            Metric(word_key(key), float(value), stamp, step)
-            for given, stamp in ((costs, ended), (values, now))
+            Metric(word_key(key), float(value), stamp, 0)
+            for given, stamp in ((costs, ended), (name_quality(results) if results else {}, now))
             for key, value in given.items()
-            if math.isfinite(value) and data.metrics.get(word_key(key)) != float(value)
+            if math.isfinite(value) and run.data.metrics.get(word_key(key)) != float(value)
         ]
+        tags = mlflow_run.make_result_tags(results) if results else {}
         self.client.log_batch(self.run_id, metrics, tags=[RunTag(word_key(key), value) for key, value in tags.items()])
+        if results and results.folder:
+            mlflow_files.send_results(self.client, run, results.folder)
+        mlflow_run.describe(self.client, self.experiment, self.run_id, about, results)
         self.client.set_terminated(self.run_id, about["status"], end_time=ended)

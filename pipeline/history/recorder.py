@@ -15,7 +15,7 @@ PREVIEWS = 8  # per training
 
 
 class Recorder(Callback):
-    """Writes about 200 lines of values, averaged over all processes, and 8 previews to the record.
+    """Writes about 200 lines of values, averaged over all processes, and 8 previews to the record, and one of step 0.
 
     `whole` receives the weights of a sharded model before each preview.
     """
@@ -34,6 +34,11 @@ class Recorder(Callback):
         self.preview = preview
         self.whole = whole
         self.rates: dict[str, float] = {}
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Show what the model makes before its first step; a slider over the steps begins there."""
+        if not trainer.global_step:  # else the training resumes
+            self._show(0, trainer, module)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
@@ -57,15 +62,19 @@ class Recorder(Callback):
         if broken := {key: value for key, value in values.items() if not math.isfinite(value)}:
             msg = f"step {step}: {broken} is not finite; lower the learning rate or the penalties' weights"
             raise NonFiniteError(msg)
-        is_due = step % self.preview_every < self.every or step == self.steps
-        if is_due and self.whole is not None:
+        if self.record is not None and trainer.is_global_zero:
+            self.record.log(step, values | self.rates)
+        if step % self.preview_every < self.every or step == self.steps:
+            self._show(step, trainer, module)
+
+    def _show(self, step: int, trainer: Trainer, module: LightningModule) -> None:
+        """Write a preview to the record; all processes gather the weights of a sharded model for it."""
+        if self.whole is not None:
             sharding.gather(module, self.whole)
-        if self.record is None or not trainer.is_global_zero:
+        if self.record is None or self.preview is None or not trainer.is_global_zero:
             return
-        self.record.log(step, values | self.rates)
-        if self.preview is not None and is_due:
-            was_training = module.training
-            self.preview(step)
-            module.train(was_training)
-            if self.whole is not None:
-                sharding.release(module, self.whole)
+        was_training = module.training
+        self.preview(step)
+        module.train(was_training)
+        if self.whole is not None:
+            sharding.release(module, self.whole)

@@ -24,7 +24,7 @@ from pipeline import plugins
 from pipeline.kinds import Fields, find_field
 from pipeline.layers.augmentation import cut_out, translate, turn_and_scale
 from pipeline.layers.blocks import warmup_cosine
-from pipeline.networks.classifier import FEATURES
+from pipeline.layers.features import FEATURES
 from pipeline.params import Network
 from pipeline.randomness import make_generator, seeded, this_part
 from pipeline.weights import choose_device, load_model

@@ -1,9 +1,10 @@
 """MLflow's server behind an allow list: `--app-name team` with logins (examples/server.sh), `--app-name ui` without.
 
 routes.txt lists every route of the locked MLflow and who may use it: `anyone`, a `login`, the `administrator`,
-`nobody`. A request whose route is not open ends with 404 before MLflow sees it, whatever its login. MLflow then checks
-the login and its permissions. Last, a request ends with 403 when it needs an administrator, or when it names a place:
-the server decides where files lie, since MLflow reads and writes there with the server's rights.
+`nobody`. A request whose route is not open ends with 404 before MLflow sees it, whatever its login. A route of
+`nothing` is closed too and gets an empty answer, because the interface shows an error where it gets a 404. MLflow then
+checks the login and its permissions. Last, a request ends with 403 when it needs an administrator, or when it names a
+place: the server decides where files lie, since MLflow reads and writes there with the server's rights.
 """
 
 import os
@@ -28,7 +29,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 ROUTES = Path(__file__).with_name("routes.txt")
-WHO = ("anyone", "login", "administrator", "nobody")
+WHO = ("anyone", "login", "administrator", "nothing", "nobody")
+NOTHING = b'{"endpoints": []}'  # what MLflow answers that has no gateway, whose list is the one route of `nothing`
 # A path that could be read in two ways passes under no reading: "%" is left when a path was encoded twice.
 UNCLEAR = re.compile(r"[%\\?\x00-\x1f\x7f]|//|/\.{1,2}(/|$)")
 # Own artifacts of a run or a LoggedModel; that they are its own is checked by MLflow.
@@ -60,25 +62,32 @@ class Gate:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and self.is_open(scope)):
-            await self.app(scope, receive, send)
-        elif scope["type"] == "http":
-            headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
-            await send({"type": "http.response.start", "status": 404, "headers": headers})
-            await send({"type": "http.response.body", "body": b"This server does not offer that.\n"})
-        else:
+        if scope["type"] not in {"http", "lifespan"}:
             await send({"type": "websocket.close"})
+        elif scope["type"] == "lifespan" or (who := self.find_who(scope)) not in {"nobody", "nothing"}:
+            await self.app(scope, receive, send)
+        elif who == "nothing":
+            await answer(send, 200, b"application/json", NOTHING)
+        else:
+            await answer(send, 404, b"text/plain", b"This server does not offer that.\n")
 
-    def is_open(self, scope: Message) -> bool:
-        """Whether somebody may use the route that the request is for."""
+    def find_who(self, scope: Message) -> str:
+        """Return who may use the route that the request is for."""
         method, path = scope["method"], scope["path"]
         if method not in self.methods or scope.get("root_path") or not path.startswith("/") or UNCLEAR.search(path):
-            return False
+            return "nobody"
         try:
             who, _ = self.adapter.match(path, method)
         except HTTPException:  # no such route, or one that would redirect
-            return False
-        return bool(who != "nobody")
+            return "nobody"
+        return str(who)
+
+
+async def answer(send: Send, status: int, kind: bytes, body: bytes) -> None:
+    """Send an answer that does not come from MLflow."""
+    headers = [(b"content-type", kind), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def find_place(route: str) -> str:
@@ -118,7 +127,7 @@ def check(routes: dict[tuple[str, str], str]) -> Response | None:
     """Refuse what is open only to others; MLflow has checked the login by now."""
     route = request.url_rule.rule if request.url_rule else ""
     who = routes.get((request.method, route), "nobody")
-    if who == "nobody":
+    if who in {"nobody", "nothing"}:
         return Response("This server does not offer that.\n", 404)
     if who == "administrator" and not auth.sender_is_admin():
         return Response("Only an administrator may do that.\n", 403)

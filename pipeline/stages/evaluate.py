@@ -3,7 +3,8 @@
     python -m pipeline.stages evaluate gan
 
 In reports/runs/<run>/: metrics.json (means over the sets of samples), sets.json (the value of each set; of floors, of
-each set of training images), protocol.json (what must be equal for the numbers to be comparable, value by value).
+each set of training images), protocol.json (what must be equal for the numbers to be comparable, value by value),
+headline.json (the few numbers that `dvc metrics show` and `dvc exp show` have columns for).
 """
 
 import math
@@ -13,10 +14,11 @@ from typing import Any
 
 from pipeline import artifacts, code, params, plugins
 from pipeline.evidence.features import describe_network
-from pipeline.evidence.protocol import describe_values, make_tags
+from pipeline.evidence.protocol import describe_values
 from pipeline.evidence.values import find_flaw, list_counts
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment
+from pipeline.history.results import list_headlines, read_results
 from pipeline.kinds import read_known
 from pipeline.params import NONE, Params
 from pipeline.runtime.requirements import require_run
@@ -41,13 +43,15 @@ def main(key: str) -> None:
     content = describe(key, settings, values)
     folder = artifacts.REPORTS / "runs" / key
     artifacts.write_json(folder / "metrics.json", values)
+    artifacts.write_json(
+        folder / "headline.json", {name: values[name] for name in list_headlines(module.VALUES, values)}
+    )
     artifacts.write_json(folder / "protocol.json", content)
     artifacts.write_json(folder / "sets.json", {name: sets for name, sets in found.items() if len(sets) > 1})
     # The record is not a dependency: its times differ from run to run, but the numbers do not.
     history = artifacts.RUNS / key / "record"
     if (history / "run.json").exists():
-        sync = MlflowSync(Record(history))
-        sync.finish(values, settings.models[key].steps, tags=make_tags(content))
+        MlflowSync(Record(history)).finish(read_results(key, run.metric))
     for name, value in values.items():
         flaw = find_flaw(module.VALUES, values, name)
         print(f"{key}  {name:36} {value:.6g}{f'  ({flaw})' if flaw else ''}")

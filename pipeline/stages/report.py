@@ -6,6 +6,7 @@ python -m pipeline.stages report
 import shutil
 
 from pipeline import artifacts, params
+from pipeline.history.mlflow_report import send_report
 from pipeline.pages.cards import write_cards
 from pipeline.pages.changes import compare_commit, compare_runs
 from pipeline.pages.charts import draw_curves, gather_curves, make_bars, make_plane, pick_color
@@ -38,4 +39,5 @@ def main() -> None:
     for template, target in (("report.html", "index.html"), ("report.md", "README.md")):
         text = environment.get_template(template).render(shown)
         artifacts.write_bytes(artifacts.REPORTS / target, (text.strip() + "\n").encode())
+    send_report(artifacts.REPORTS / "index.html", runs)
     print(f"report of {len(pages)} runs: {artifacts.REPORTS / 'index.html'}")

@@ -246,7 +246,7 @@ def _md5_of(data: str) -> str:
 
 @dataclass(frozen=True)
 class Preview:
-    """Eight previews per training: samples from fixed noise, and a score on validation data."""
+    """Eight previews per training and one before it: samples from fixed noise, and a score on validation data."""
 
     loaded: Loaded
     validation: dict[str, Tensor]
@@ -257,11 +257,13 @@ class Preview:
     sampling: Section
 
     def __call__(self, step: int) -> None:
-        """Add exhibits and values to the record, and look for alarms."""
+        """Add exhibits and values to the record, and look for alarms; of the untrained model only exhibits."""
         kind = self.loaded.kind
         look = kind.look(self.loaded, self.validation, self.manifest, self.seed, self.sampling)
         for exhibit in look.exhibits:
             self.record.exhibit(exhibit.name, step, exhibit.suffix, exhibit.content)
+        if not step:
+            return
         self.record.log(step, look.values)
         self._look_for_alarms()
 

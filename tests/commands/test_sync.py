@@ -22,6 +22,7 @@ from pipeline.history import mlflow_files
 from pipeline.history.mlflow_store import connect
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
+from pipeline.history.results import Results
 from tests.history.test_mlflow_sync import ABOUT
 
 
@@ -43,9 +44,9 @@ def test_a_store_without_the_run_gets_it_once(record: Record, capsys: pytest.Cap
     for _ in range(2):
         assert main(["sync"]) == 0
         (run,) = client.search_runs([experiment])
-        history = client.get_metric_history(run.info.run_id, "loss")
+        history = client.get_metric_history(run.info.run_id, "train/loss")
         assert sorted(metric.step for metric in history) == [1, 2, 3]
-        assert len(client.get_metric_history(run.info.run_id, "fid_classifier")) == 1
+        assert len(client.get_metric_history(run.info.run_id, "quality/fid_classifier")) == 1
     assert run.data.tags["record.id"] == record.about["id"]
     assert run.info.status == "FINISHED"
     assert run.info.run_id in capsys.readouterr().out
@@ -87,7 +88,7 @@ def test_each_value_comes_with_the_hash_of_its_protocol_and_a_newer_one_replaces
         assert main(["sync"]) == 0
         client, experiment = connect()
         (run,) = client.search_runs([experiment])
-        assert run.data.metrics["fid_classifier"] == value
+        assert run.data.metrics["quality/fid_classifier"] == value
         assert run.data.tags["protocol.fid_classifier"] == f"hash of {value}"
 
 
@@ -102,7 +103,7 @@ def test_lines_that_an_outage_swallowed_are_sent_and_no_others(
     assert main(["sync"]) == 0
     client, experiment = connect()
     (run,) = client.search_runs([experiment])
-    history = client.get_metric_history(run.info.run_id, "loss")
+    history = client.get_metric_history(run.info.run_id, "train/loss")
     assert sorted(metric.step for metric in history) == [1, 2, 3]
     assert empty_store.exists()
 
@@ -150,9 +151,11 @@ def test_addresses_follow_a_project_that_was_copied(
 def test_files_that_are_gone_from_the_disk_are_sent_again(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sync"]) == 0
     (config,) = (workdir / "mlartifacts").rglob("config.json")
+    (metrics,) = (workdir / "mlartifacts").rglob("evaluation/metrics.json")
     shutil.rmtree(workdir / "mlartifacts")
     assert main(["sync"]) == 0
     assert config.exists()
+    assert metrics.exists()
     said = capsys.readouterr().out
     assert "; its model is not in data/runs/gan/model: `dvc pull` brings it\n" in said
     assert "vae: no record here; `dvc pull train@vae` brings it, or `dvc repro train@vae` makes it\n" in said
@@ -206,7 +209,8 @@ def test_a_finished_run_that_is_gone_for_good_comes_back_with_its_model(
     model.mkdir()
     logged: list[Path] = []
     monkeypatch.setattr(mlflow_files, "log_model", lambda *arguments: logged.append(arguments[3]))
-    MlflowSync(record).finish({"fid_classifier": 5.0})  # as the stage evaluate does
+    monkeypatch.setattr(mlflow_files, "register_model", lambda *_: None)
+    MlflowSync(record).finish(Results({"fid_classifier": 5.0}))  # as the stage evaluate does
     assert logged == ([model] if status == "FINISHED" else [])
 
 
@@ -265,11 +269,13 @@ def test_records_that_are_broken_or_do_harm_are_named_and_the_others_are_sent(
         harm(folder)
     assert main(["sync"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(HARM) + 1
+    lines = [line for line in lines if "no record here" not in line]
+    assert len(lines) == len(HARM) + 2
     for line, name in zip(lines, sorted(HARM), strict=False):
         assert line.startswith(f"not sent: data/runs/a-{name}/")
         assert re.search(HARM[name][1], line), line
-    assert lines[-1].startswith("gan: MLflow run ")
+    assert [line for line in lines if line.startswith("gan: MLflow run ")]
+    assert lines[-1].startswith(f"1 of {len(HARM) + 1} runs are in MLflow now")
     client, experiment = connect()
     assert len(client.search_runs([experiment])) == 1
 
@@ -281,7 +287,7 @@ def test_a_record_of_another_name_has_the_numbers_of_its_own_folder(record: Reco
     assert main(["sync"]) == 0
     client, experiment = connect()
     (run,) = client.search_runs([experiment])
-    assert run.data.metrics["fid_classifier"] == 5.0
+    assert run.data.metrics["quality/fid_classifier"] == 5.0
 
 
 def test_links_into_the_cache_of_dvc_are_its_own(record: Record, workdir: Path) -> None:

@@ -21,6 +21,7 @@ from pipeline.history import mlflow_run
 from pipeline.history.mlflow_store import connect
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment, describe_lineage, describe_process
+from pipeline.history.results import Results
 
 ABOUT: dict[str, Any] = {
     "name": "gan",
@@ -70,10 +71,10 @@ def test_a_run_shows_parameters_metrics_by_step_exhibits_data_and_status(record:
     assert run.info.run_name == "gan"
     assert run.info.status == "FINISHED"
     assert run.data.params["model.note"] == "x" * 5000  # Lightning's logger would cut it at 250
-    history = client.get_metric_history(run.info.run_id, "loss")
+    history = client.get_metric_history(run.info.run_id, "train/loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
-    assert run.data.metrics["cost.kept_parameters"] == 5
-    assert run.data.metrics["cost.seconds"] == record.about["totals"]["seconds"] > 0
+    assert run.data.metrics["cost/kept_parameters"] == 5
+    assert run.data.metrics["cost/seconds"] == record.about["totals"]["seconds"] > 0
     assert run.data.tags["dvc.stage"] == "train@gan"
     (data,) = run.inputs.dataset_inputs
     assert data.dataset.digest.startswith("d41d8cd98f00b204e9800998ecf8427e")
@@ -95,11 +96,11 @@ def test_a_second_process_continues_the_same_run_without_repeating_a_step(record
     MlflowSync(record).send()
     record.log(2, {"loss": 2.0})
     record.finish("FINISHED")
-    MlflowSync(Record(record.folder)).finish({"fid_classifier": 8.0}, step=2)
+    MlflowSync(Record(record.folder)).finish(Results({"fid_classifier": 8.0}))
     (run,) = runs()
-    history = MlflowClient().get_metric_history(run.info.run_id, "loss")
+    history = MlflowClient().get_metric_history(run.info.run_id, "train/loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 3.0), (2, 2.0)]
-    assert run.data.metrics["fid_classifier"] == 8
+    assert run.data.metrics["quality/fid_classifier"] == 8
     assert run.info.status == "FINISHED"
 
 
@@ -110,7 +111,7 @@ def test_a_second_line_of_a_step_is_sent_too(record: Record) -> None:
     record.log(1, {"validation_nats": 2.0})
     sync.send()
     (run,) = runs()
-    assert run.data.metrics == {"loss": 3.0, "validation_nats": 2.0}
+    assert run.data.metrics == {"train/loss": 3.0, "train/validation_nats": 2.0}
 
 
 def test_a_lost_store_is_filled_again_from_the_record(
@@ -123,7 +124,7 @@ def test_a_lost_store_is_filled_again_from_the_record(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workdir / 'mlflow.db'}")
     MlflowSync(Record(record.folder)).finish()
     (run,) = runs()
-    assert run.data.metrics["loss"] == 3
+    assert run.data.metrics["train/loss"] == 3
     assert run.data.tags["record.id"] == record.about["id"]
 
 
@@ -256,7 +257,7 @@ def test_a_store_that_comes_back_gets_everything_once(record: Record, monkeypatc
     record.log(2, {"loss": 2.0})
     record.finish("FINISHED")
     sync.finish()
-    assert history("loss") == [(1, 3.0), (2, 2.0)]
+    assert history("train/loss") == [(1, 3.0), (2, 2.0)]
     assert runs()[0].info.status == "FINISHED"
 
 
@@ -275,10 +276,10 @@ def test_steps_that_an_outage_left_out_are_filled_in_and_no_step_comes_twice(rec
     (run,) = runs()
     for step in (4, 5, 6):
         record.log(step, {"loss": 1 / step, "kl": 0.5})
-    MlflowClient().log_metric(run.info.run_id, "loss", 1 / 6, step=6)  # another process sent the last one alone
+    MlflowClient().log_metric(run.info.run_id, "train/loss", 1 / 6, step=6)  # another process sent the last one alone
     MlflowSync(record).send()
-    assert history("loss") == [(step, pytest.approx(1 / step)) for step in range(1, 7)]
-    assert history("kl") == [(step, 0.5) for step in range(1, 7)]
+    assert history("train/loss") == [(step, pytest.approx(1 / step)) for step in range(1, 7)]
+    assert history("train/kl") == [(step, 0.5) for step in range(1, 7)]
 
 
 def test_a_run_whose_making_was_cut_off_is_completed(record: Record) -> None:
@@ -298,7 +299,7 @@ def list_sent() -> list[str]:
     (run,) = runs()
     paths = [item.path for item in walk(MlflowClient(), run.info.run_id)]
     pictures = [" ".join(Path(path).name.split("+")[0:3:2]) for path in paths if path.endswith(".png")]
-    return sorted(pictures + [path for path in paths if path.startswith(("exhibits", "texts"))])
+    return sorted(pictures + [path for path in paths if path.startswith("exhibits")])
 
 
 def draw() -> bytes:
@@ -313,7 +314,7 @@ def test_the_suffix_alone_says_how_an_exhibit_is_sent(record: Record) -> None:
         record.exhibit("samples", 3, suffix, content)
     MlflowSync(record).send()
     files = [f"exhibits/samples/0000003{suffix}" for suffix in (".glb", ".txt", ".wav")]
-    assert list_sent() == [*files, "samples 3"]
+    assert list_sent() == [*files, "train~samples 3"]
 
 
 def test_exhibits_are_sent_once_by_all_processes_also_after_a_resume_and_from_a_clone(
@@ -327,23 +328,21 @@ def test_exhibits_are_sent_once_by_all_processes_also_after_a_resume_and_from_a_
     for _ in range(2):
         MlflowSync(Record(record.folder)).send()
     MlflowSync(Record(shutil.copytree(record.folder, workdir / "clone"))).send()
-    assert list_sent() == ["exhibits/samples/0000001.txt", "exhibits/samples/0000002.txt", "samples 1", "samples 2"]
+    pictures = [f"train~samples {step}" for step in (1, 2)]
+    assert list_sent() == ["exhibits/samples/0000001.txt", "exhibits/samples/0000002.txt", *pictures]
 
 
-def test_exhibits_of_an_older_version_are_sent_and_those_that_it_has_sent_are_not(record: Record) -> None:
-    """Its record has folders for images and texts, and MLflow has texts where that version sent them."""
+def test_exhibits_of_an_older_version_are_sent_once(record: Record) -> None:
+    """Its record has folders for images and texts."""
     for step in (1, 2):
         for folder, suffix, content in (("images", ".png", draw()), ("texts", ".txt", b"to be")):
             path = record.folder / folder / "samples" / f"{step:07d}{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-    client, experiment = connect()
-    run_id = client.create_run(experiment, tags={"record.id": record.about["id"]}).info.run_id
-    client.log_image(run_id, Image.open(record.folder / "images/samples/0000001.png"), key="samples", step=1)
-    client.log_artifact(run_id, str(record.folder / "texts/samples/0000001.txt"), "texts/samples")
     for _ in range(2):
         MlflowSync(Record(record.folder)).send()
-    assert list_sent() == ["exhibits/samples/0000002.txt", "samples 1", "samples 2", "texts/samples/0000001.txt"]
+    pictures = [f"train~samples {step}" for step in (1, 2)]
+    assert list_sent() == ["exhibits/samples/0000001.txt", "exhibits/samples/0000002.txt", *pictures]
 
 
 @pytest.mark.parametrize(("key", "suffix"), [("a/b", ".png"), ("", ".png"), ("ä", ".png"), ("a", "png"), ("a", ".A")])
@@ -384,11 +383,11 @@ def test_two_machines_that_make_the_experiment_at_once_get_the_same(monkeypatch:
 def test_an_evaluation_replaces_the_one_before_whatever_its_values(record: Record) -> None:
     record.finish("FINISHED")
     for value in (8.0, 5.0, 5.0):
-        MlflowSync(record).finish({"fid": value}, step=3, tags={"protocol": f"of {value}"})
+        MlflowSync(record).finish(Results({"fid": value}, tags={"protocol": f"of {value}"}))
     (run,) = runs()
-    assert run.data.metrics["fid"] == 5
+    assert run.data.metrics["quality/fid"] == 5
     assert run.data.tags["protocol"] == "of 5.0"
-    assert history("fid") == [(3, 5.0), (3, 8.0)]  # the third had nothing new
+    assert history("quality/fid") == [(0, 5.0), (0, 8.0)]  # the third had nothing new
 
 
 def test_an_evaluation_leaves_a_finished_run_finished(record: Record) -> None:
@@ -484,10 +483,7 @@ def test_long_odd_and_many_parameters_are_stored_and_the_whole_values_are_in_the
 def test_values_that_are_not_finite_are_a_tag_and_never_a_large_number(record: Record) -> None:
     record.log(1, {"loss": float("inf"), "kl": float("nan"), "other": -float("inf"), "good": 1.0})
     record.finish("FINISHED")
-    MlflowSync(record).finish({"fid": float("inf"), "kid": float("nan"), "isc": 2.0})
+    MlflowSync(record).finish(Results({"fid": float("inf"), "kid": float("nan"), "isc": 2.0}))
     (run,) = runs()
-    assert {key: run.data.metrics.get(key) for key in ("loss", "kl", "other", "fid", "kid")} == dict.fromkeys(
-        ("loss", "kl", "other", "fid", "kid")
-    )
-    assert (run.data.metrics["good"], run.data.metrics["isc"]) == (1, 2)
+    assert {key for key in run.data.metrics if not key.startswith("cost/")} == {"train/good", "quality/isc"}
     assert run.data.tags["nonfinite"] == "step 1: kl, loss, other"

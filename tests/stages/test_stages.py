@@ -76,9 +76,12 @@ def test_the_whole_pipeline_gives_equal_bits_twice_and_one_mlflow_run_a_training
     assert sorted(run.info.run_name for run in runs) == sorted(RUNS)
     assert {run.info.status for run in runs} == {"FINISHED"}
     by_name = {run.info.run_name: run for run in runs}
-    assert "fid_classifier" in by_name["gan"].data.metrics  # the evaluation is in the training's run
-    assert "test_bits_per_character" in by_name["transformer"].data.metrics
-    hashes = {f"protocol.{name}": entry["hash"] for name, entry in contents["vae"]["values"].items()}
+    assert "quality/fid_classifier" in by_name["gan"].data.metrics  # the evaluation is in the training's run
+    assert "quality/test_bits_per_character" in by_name["transformer"].data.metrics
+    headlines = json.loads(first["reports/runs/vae/headline.json"])
+    assert {"fid_classifier", "elbo_nats"} <= headlines.keys()
+    assert len(headlines) <= 8
+    hashes = {f"protocol.{name}": contents["vae"]["values"][name]["hash"] for name in headlines}
     assert hashes.items() <= by_name["vae"].data.tags.items()
     assert by_name["vae"].inputs.dataset_inputs
     page = (workdir / "reports" / "index.html").read_text()
