@@ -41,6 +41,15 @@ def test_init_writes_a_project_once(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "expected a folder without params.yaml, params.schema.json, .gitignore" in capsys.readouterr().err
 
 
+def test_a_proof_about_code_is_refused_where_git_has_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["init", str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    assert main(["prove", "HEAD"]) == 1
+    assert "expected a clone of the package's repository, got a project that uses" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder into which pip has installed the package, from a copy without anything that git does not have."""
