@@ -7,7 +7,8 @@ leaves out comments, docstrings, blank lines and the place of a file, so that on
 result stale. The stage `check` writes one file per instance, data/code/<stage>/<key>.json, and the instance depends on
 it. The same digest names a training's resume state, and digests of its parts are in an evaluation's protocol.
 
-Statements are compared as text, because `ast.dump` differs between versions of Python.
+Statements are compared as text, because `ast.dump` differs between versions of Python. A plug-in of another installed
+package counts with all modules of that package, and with what these reach here.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ def _find_model(family: str, name: str, kind: str, *called: str) -> Roots:
 
 
 def _name(family: str, name: str) -> str:
-    return f"pipeline.{family}.{name}"
+    return plugins.find_module(family, name)
 
 
 def describe(roots: Roots) -> dict[str, Any]:
@@ -212,6 +213,10 @@ def reach(roots: Roots) -> set[Statement]:
     entered: set[str] = set()
     waiting: deque[Statement] = deque()
     for name, called in roots.items():
+        if not is_own(name):
+            for each in list_package(name):
+                waiting.extend(Statement(each, position) for position in range(len(read_module(each).texts)))
+            continue
         module = read_module(name)
         wanted = called or module.names
         waiting.extend(Statement(name, position) for entry in wanted for position in module.names.get(entry, ()))
@@ -266,6 +271,9 @@ def read_module(name: str) -> Module:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             _note_import(node, ours, foreign)
+    if any(is_own(text.split()[1]) for text in foreign.values() if text.startswith("import ")):
+        msg = f"{path}: expected `from {plugins.OWN}... import ...`, which names the code that is used, got `import`"
+        raise artifacts.ArtifactError(msg)
     module = Module([], [], [], {}, [], ours, foreign)
     for node in tree.body:
         text = _cut(source, node, blank)
@@ -284,9 +292,21 @@ def read_module(name: str) -> Module:
 
 
 def find_file(name: str) -> Path:
-    """Return the file of a module of the package."""
-    path = plugins.PACKAGE.joinpath(*name.split(".")[1:])
+    """Return the file of a module of this package, or of the package of a plug-in."""
+    path = plugins.find_package(name).joinpath(*name.split(".")[1:])
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def is_own(module: str) -> bool:
+    """Return whether a module is of this package."""
+    return module.partition(".")[0] == plugins.OWN
+
+
+def list_package(module: str) -> list[str]:
+    """Return the names of all modules of the package that a module is in."""
+    folder, top = plugins.find_package(module), module.partition(".")[0]
+    paths = [path.relative_to(folder).with_suffix("").parts for path in sorted(folder.rglob("*.py"))]
+    return [".".join([top, *(part for part in parts if part != "__init__")]) for parts in paths] or [module]
 
 
 def list_templates(module: str) -> list[Path]:
@@ -300,7 +320,7 @@ def _note_import(node: ast.Import | ast.ImportFrom, ours: dict[str, tuple[str, s
         bound = alias.asname or alias.name
         if isinstance(node, ast.Import):
             foreign[bound.partition(".")[0] if not alias.asname else bound] = f"import {alias.name} as {bound}"
-        elif str(node.module).partition(".")[0] != "pipeline":
+        elif node.level or not is_own(str(node.module)):
             foreign[bound] = f"from {node.module} import {alias.name} as {bound}"
         elif find_file(f"{node.module}.{alias.name}").exists():
             ours[bound] = f"{node.module}.{alias.name}", ""

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ruamel.yaml import YAML
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from pipeline import plugins
 from pipeline.networks import inception
 from pipeline.stages import fetch, prepare
 from tests.faults import (  # noqa: F401 - pytest takes its hooks from here
@@ -138,6 +140,28 @@ def edit_params(workdir: Path) -> Callable[..., None]:
             yaml.dump(values, file)
 
     return edit
+
+
+@pytest.fixture
+def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
+    """Make a text the model `flow_matching` of another installed package; the function returns its file."""
+    entry = EntryPoint("flow_matching", "brought_package.flow", f"{plugins.GROUP}.models")
+    monkeypatch.setattr(plugins, "_read_entry_points", lambda: EntryPoints([entry]))
+    path = tmp_path / "brought_package" / "flow.py"
+    path.parent.mkdir()
+    sys.path.insert(0, str(tmp_path))
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.startswith("brought_package")]:
+            del sys.modules[name]
+
+    def write(text: str) -> Path:
+        forget()
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    yield write
+    forget()
 
 
 TINY = {

@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from pipeline import code, params, plugins
+from pipeline.artifacts import ArtifactError
 from pipeline.code import MACHINERY, describe, find_roots, is_machinery, list_instances, reach, read_module
+from pipeline.commands.init import read_template
 from pipeline.params import Params
+from pipeline.stages.check import require_watched
 from tests import forks
+from tests.commands.test_check import MODEL, add_model
 from tests.conftest import ROOT
 
 SETTINGS = params.load(ROOT / "params.yaml")
@@ -261,3 +265,46 @@ def test_every_definition_that_a_stage_runs_is_in_its_digest(workdir: Path) -> N
         }
         assert missed == set(), (stage, key)
         assert ran
+
+
+def load_with_model(folder: Path) -> Params:
+    (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    add_model(folder / "params.yaml")
+    return params.load(folder / "params.yaml")
+
+
+def test_a_model_of_another_package_counts_with_its_package_and_what_it_uses_here(
+    brought: Callable[[str], Path], package: Path, tmp_path: Path
+) -> None:
+    file = brought(MODEL)
+    settings = load_with_model(tmp_path)
+
+    def digest_runs(stage: str) -> dict[str, str]:
+        read_module.cache_clear()
+        return {key: code.digest(stage, key, settings) for key in ("flow", "vae")}
+
+    first = digest_runs("train")
+    file.with_name("blocks.py").write_text("WIDTH = 3\n")  # however the model uses it
+    second = digest_runs("train")
+    edit(package / "models" / "__init__.py", "self.seed = seed", "self.seed = seed + 1")
+    third = digest_runs("train")
+    assert len({each["flow"] for each in (first, second, third)}) == 3
+    assert first["vae"] == second["vae"] == third["vae"]
+    file.write_text("import pipeline.layers.blocks\n" + MODEL)
+    with pytest.raises(ArtifactError, match="expected `from pipeline"):
+        digest_runs("train")
+
+
+def test_check_refuses_a_package_that_dvc_does_not_watch(
+    brought: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought(MODEL)
+    settings = load_with_model(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    (tmp_path / "dvc.yaml").write_text(text)
+    with pytest.raises(ArtifactError, match=r"`always_changed: true` .* the package of brought_package\.flow"):
+        require_watched(settings)
+    require_watched(SETTINGS)
+    (tmp_path / "dvc.yaml").write_text(read_template("dvc.yaml"))
+    require_watched(settings)

@@ -145,6 +145,17 @@ def test_metrics_plots_and_params_show_without_further_flags(clone: Path, tmp_pa
     assert "generator_width" in run(clone, "dvc", "params", "diff", "--all", "--json", "HEAD~1", "HEAD")
 
 
+def test_the_notebook_runs_on_the_results_of_its_project(clone: Path) -> None:
+    cells = json.loads((clone / "examples" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    codes = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert len(codes) > 5
+    assert not any(cell.get("outputs") for cell in cells)
+    script = "import matplotlib; matplotlib.use('agg')\n" + "\n".join(codes)
+    output = run(clone / "examples", sys.executable, "-c", script)
+    assert "gan: gan on mnist5k, seed 0" in output
+    assert "| fid_classifier |" in output
+
+
 def test_a_comment_reruns_nothing_and_a_learning_rate_only_its_model(clone: Path) -> None:
     text = (clone / "params.yaml").read_text()
     try:

@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,26 @@ def test_an_unknown_name_lists_those_that_exist(name: str) -> None:
         plugins.load("models", name)
     assert repr(name) in str(caught.value)
     assert str(caught.value).split(" has ")[1].split(", ") == plugins.names("models")
+
+
+def test_another_package_adds_a_plug_in_but_not_under_a_name_that_is_taken(
+    brought: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought('"""A model."""\n\nConfig = Model = require = print\nLEARNS = ()\n')
+    assert "flow_matching" in plugins.names("models")
+    assert "flow_matching" not in plugins.names("data")
+    assert plugins.load("models", "flow_matching").__name__ == "brought_package.flow"
+    entry = EntryPoint("gan", "brought_package.flow", f"{plugins.GROUP}.models")
+    monkeypatch.setattr(plugins, "_read_entry_points", lambda: EntryPoints([entry]))
+    with pytest.raises(ValueError, match=r"two models plug-ins 'gan': pipeline/models/gan.py and brought_package.flow"):
+        plugins.load("models", "gan")
+
+
+@pytest.mark.parametrize(("line", "error"), [("import no_such_module", "ModuleNotFoundError"), ("x =", "SyntaxError")])
+def test_a_file_that_cannot_be_imported_is_named(brought: Callable[[str], Path], line: str, error: str) -> None:
+    brought(line)
+    with pytest.raises(ValueError, match=rf"brought_package\.flow .*: cannot be imported: {error}"):
+        plugins.load("models", "flow_matching")
 
 
 def test_listing_imports_no_plug_in() -> None:

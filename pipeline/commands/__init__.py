@@ -7,6 +7,7 @@ import sys
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from pipeline import plugins
 from pipeline.artifacts import ArtifactError
 
 DVC = [sys.executable, "-m", "dvc"]
@@ -57,6 +58,20 @@ def call(command: list[str], folder: Path) -> str:
         msg = f"{' '.join(command)} failed: {done.stderr.strip()}"
         raise ArtifactError(msg)
     return done.stdout
+
+
+def require_repository() -> Path:
+    """Return the folder of the repository that this folder and the package are in.
+
+    Raises:
+        ArtifactError: if the package is elsewhere, so that git knows nothing of its code here.
+    """
+    root = Path(call(["git", "rev-parse", "--show-toplevel"], Path.cwd()).strip())
+    tracked = call(["git", "ls-files", "--", f"{root}/{plugins.OWN}/__init__.py"], root)
+    if not tracked:
+        msg = f"{root}: expected a clone of the package's repository, got a project that uses {plugins.PACKAGE}"
+        raise ArtifactError(msg)
+    return root
 
 
 def run_in_clone(command: list[str], project: Path) -> None:

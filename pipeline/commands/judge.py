@@ -18,6 +18,9 @@ def main(arguments: list[str]) -> int:
     parser = make_parser("judge", __doc__)
     parser.add_argument("network", metavar="NETWORK", help="section of networks in params.yaml that was trained here")
     options = parser.parse_args(arguments)
+    if (plugins.PACKAGE / "project").exists():  # which a repository has not
+        msg = f"{plugins.PACKAGE}: installed, so git keeps nothing there; keep a judge in a clone of the repository"
+        raise ArtifactError(msg)
     settings = params.load()
     name = options.network
     if name not in settings.networks:

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts, code, params
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import DVC, align_table, call, make_parser, run_in_clone
+from pipeline.commands import DVC, align_table, call, make_parser, require_repository, run_in_clone
 from pipeline.evidence.protocol import check_content, describe_values
 from pipeline.evidence.values import load_values
 from pipeline.history import dvc_lock
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--no-commit", action="store_true", help="leave dvc.lock as it is")
     options = parser.parse_args(arguments)
     settings = params.load()
-    root = Path(call(["git", "rev-parse", "--show-toplevel"], Path.cwd()).strip())
+    root = require_repository()
     if call(["git", "status", "--porcelain", "--untracked-files=no"], root):
         msg = "expected committed changes, since a proof is about commits: `git commit` first"
         raise ArtifactError(msg)

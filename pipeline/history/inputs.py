@@ -28,7 +28,8 @@ class Inputs:
 
     names, values: its keys and sections of params.yaml, and their values.
     paths, files: its dependencies, and the hash, or size and time, of each of their files.
-    package: the same of the package's modules. settings, digest: what the digest of its code is made of; none without.
+    package: the same of the modules of the package, and of the packages that bring plug-ins.
+    settings, digest: what the digest of its code is made of; none without.
     """
 
     stage: str
@@ -74,7 +75,7 @@ class Inputs:
             yield from _list_differences(f"{params.PATH}: {name}", before, values[name])
         now = _look_at(self.paths)
         yield from sorted(path for path in self.files.keys() | now.keys() if self.files.get(path) != now.get(path))
-        if self.settings and _look_at([plugins.PACKAGE]) != self.package:
+        if self.settings and _look_at(_find_packages()) != self.package:
             code.read_module.cache_clear()
             if code.digest(self.stage, self.key, self.settings) != self.digest:
                 yield "its code"
@@ -82,7 +83,7 @@ class Inputs:
 
 def read(stage: str, key: str = "") -> Inputs:
     """Note the inputs of an instance; a key that params.yaml lacks has none, and the stage refuses it."""
-    entry = _read_stages().get(stage, {})
+    entry = _read_stages(_find_stages()).get(stage, {})
     item: Any = {}
     if "foreach" in entry:
         section = params.read_mapping(params.PATH, params.SECTIONS_SAID, params.FOLDER).get(entry["foreach"][2:-1])
@@ -98,16 +99,28 @@ def read(stage: str, key: str = "") -> Inputs:
         _read_values(names),
         deps,
         _look_at(deps),
-        _look_at([plugins.PACKAGE]),
+        _look_at(_find_packages()),
         settings,
         code.digest(stage, key, settings) if settings else "",
     )
 
 
+def _find_packages() -> list[Path]:
+    """Return the folders of the package and of those that bring plug-ins."""
+    modules = {module for family in plugins.FAMILIES for module in plugins.find_installed(family).values()}
+    return [plugins.PACKAGE, *sorted({plugins.find_package(module) for module in modules})]
+
+
+def _find_stages() -> Path:
+    """Return the project's dvc.yaml; without one, that of the repository that the package is in."""
+    here = Path("dvc.yaml").resolve()
+    return here if here.exists() else plugins.PACKAGE.parent / "dvc.yaml"
+
+
 @functools.cache
-def _read_stages() -> dict[str, Any]:
-    """Return the stages of dvc.yaml, which lies next to the package."""
-    stages: dict[str, Any] = params.read_mapping(plugins.PACKAGE.parent / "dvc.yaml", "stages", "")["stages"]
+def _read_stages(path: Path) -> dict[str, Any]:
+    """Return the stages of a dvc.yaml."""
+    stages: dict[str, Any] = params.read_mapping(path, "a mapping with stages", "the project's folder")["stages"]
     return stages
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from pipeline import artifacts, code, params
+from pipeline.artifacts import ArtifactError
 from pipeline.params import NONE
 from pipeline.runtime.requirements import require_network, require_run
 
@@ -28,6 +29,7 @@ def main() -> None:
         require_network(name, settings, {})
     for name in settings.runs:
         require_run(name, settings, {})
+    require_watched(settings)
     (artifacts.REPORTS / "runs").mkdir(parents=True, exist_ok=True)  # the report of a project without runs needs it
     for change in code.write_all(settings):
         print(f"code of {change}")
@@ -36,6 +38,22 @@ def main() -> None:
     for name, folder in ((artifacts.REPORTS.name, artifacts.REPORTS / "runs"), ("data", artifacts.RUNS)):
         set_aside(folder, {*settings.runs, NONE}, name)
     print(f"params.yaml: {len(settings.runs)} runs, all keys known and in range")
+
+
+def require_watched(settings: params.Params) -> None:
+    """Refuse plug-ins of other packages where DVC would not run this stage after an edit of them.
+
+    Raises:
+        ArtifactError: with the line that dvc.yaml lacks.
+    """
+    roots = {name for instance in code.list_instances(settings) for name in code.find_roots(*instance, settings)}
+    foreign = sorted(name for name in roots if not code.is_own(name))
+    path = Path("dvc.yaml")
+    if foreign and path.exists():
+        stage = params.read_mapping(path, "a mapping with stages", params.FOLDER)["stages"]["check"]
+        if not stage.get("always_changed"):
+            msg = f"{path}: stages.check: expected `always_changed: true` in the place of deps, got none; DVC does not "
+            raise ArtifactError(msg + f"watch the package of {', '.join(foreign)}")
 
 
 def make_folder(path: Path) -> None:

@@ -1,17 +1,23 @@
 """The LoggedModel: a sample of each kind, equal for equal seeds, that its format's reader reads."""
 
 import base64
+import contextlib
 import io
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import pytest
+import requests
 import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -19,6 +25,7 @@ from PIL import Image
 from pipeline import params, plugins
 from pipeline.formats.tokenizers import ByteTokenizer
 from pipeline.history import serving
+from pipeline.history.mlflow_files import make_signature
 from pipeline.history.serving import Generator
 from pipeline.kinds import Fields, Pool
 from pipeline.kinds.images import make_fields as image_fields
@@ -27,6 +34,7 @@ from pipeline.kinds.text import make_fields as text_fields
 from pipeline.weights import save_model
 from tests import forks
 from tests.conftest import ROOT
+from tests.ports import find_free_port
 
 SAMPLING = {"prompt": "\n", "temperature": 0.8, "top_k": 0, "top_p": 0.95}
 SMALL = {"generator_width": 4, "discriminator_width": 4, "layers": 1, "width": 16, "heads": 2, "context": 8}
@@ -187,3 +195,91 @@ except Exception as error:
     (this, refused), (other, refused_too) = load("this", "other"), load("other", "this")
     assert json.loads(other) == pytest.approx([value + 1 for value in json.loads(this)])
     assert (refused, refused_too) == ("True", "True")
+
+
+def wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a server answers."""
+    for _ in range(600):
+        assert process.poll() is None
+        with contextlib.suppress(requests.ConnectionError):
+            if requests.get(f"{address}/ping", timeout=10).ok:
+                return
+        time.sleep(0.2)
+    pytest.fail(f"{address} does not answer")
+
+
+def ask(address: str) -> None:
+    """Send the requests of docs/deploy.md, and look at the answers."""
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"--data '(.*)'", page)
+    assert re.search(r"curl http://127\.0\.0\.1:8080/invocations --header 'Content-Type: application/json'", page)
+    header = {"Content-Type": "application/json"}
+    answer = requests.post(f"{address}/invocations", data=text, headers=header, timeout=60).json()
+    assert len(set(answer["predictions"])) == len(json.loads(text)["inputs"]) == 2
+    assert all(Image.open(io.BytesIO(base64.b64decode(each))).size == (8, 8) for each in answer["predictions"])
+    refused = requests.post(f"{address}/invocations", json={"inputs": [0], "params": {"labels": [11]}}, timeout=60)
+    assert refused.status_code == 400
+    assert "labels: expected one of 0, 1, 2" in refused.json()["message"]
+
+
+@pytest.fixture
+def logged(tmp_path: Path) -> Path:
+    """The folder of an untrained model as MLflow stores it, with the signature that a run's model has."""
+    make_generator_of("gan", image_fields((1, 8, 8), 10), tmp_path / "model")
+    package = plugins.PACKAGE
+    mlflow.pyfunc.save_model(
+        tmp_path / "logged",
+        python_model=str(package / "history" / "serving.py"),
+        artifacts={"model": str(tmp_path / "model")},
+        code_paths=[str(package)],
+        signature=make_signature(["labels"]),
+        pip_requirements=[],
+    )
+    return tmp_path / "logged"
+
+
+@pytest.mark.slow
+def test_the_server_of_the_page_answers_the_requests_of_the_page(logged: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    [line] = re.findall(r"^ +(mlflow models serve .*)$", page, re.MULTILINE)
+    port = find_free_port()
+    command = line.replace("models:/<model id>", str(logged)).replace("8080", str(port)).split()
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}", process)
+        ask(f"http://127.0.0.1:{port}")
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def find_docker() -> str:
+    """Return why no container can be started; empty where one can."""
+    if not shutil.which("docker"):
+        return "docker is not installed"
+    done = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False, timeout=60)
+    return "" if done.returncode == 0 else f"docker does not run: {done.stderr.strip().splitlines()[-1]}"
+
+
+@pytest.mark.slow
+def test_the_container_of_the_page_answers_the_requests_of_the_page(logged: Path, tmp_path: Path) -> None:
+    if problem := find_docker():
+        pytest.skip(problem)
+    shutil.copytree(logged, tmp_path / "project" / "mlartifacts" / "model")
+    shutil.copy(ROOT / "requirements.lock", tmp_path / "project")
+    shutil.copytree(ROOT / "examples", tmp_path / "project" / "examples")
+    build = "docker build --file examples/Dockerfile --build-arg MODEL=mlartifacts/model --tag generator-of-a-test ."
+    subprocess.run(build.split(), cwd=tmp_path / "project", check=True)
+    port = find_free_port()
+    command = f"docker run --rm --publish 127.0.0.1:{port}:8080 --name generator-of-a-test generator-of-a-test".split()
+    process = subprocess.Popen(command)
+    try:
+        wait_for(f"http://127.0.0.1:{port}", process)
+        ask(f"http://127.0.0.1:{port}")
+    finally:
+        subprocess.run(["docker", "stop", "generator-of-a-test"], check=False)
+        process.wait(timeout=60)
