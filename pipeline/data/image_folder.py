@@ -31,7 +31,16 @@ from torch import Tensor
 
 from pipeline.artifacts import SPLITS, ArtifactError
 from pipeline.formats.folders import Folders, Layout, Place, is_litter, name_other, read_layout
-from pipeline.formats.own_files import FileReport, examine, list_files, map_in_threads, open_file, read_reports, refuse_if_broken, write_reports
+from pipeline.formats.own_files import (
+    FileReport,
+    examine,
+    list_files,
+    map_in_threads,
+    open_file,
+    read_reports,
+    refuse_if_broken,
+    write_reports,
+)
 from pipeline.formats.pictures import ENDINGS, WHITE, Look, Picture, Survey, decode
 from pipeline.kinds import FieldSpec
 from pipeline.kinds.images import LEAST, ImageConfig, ImageSplits, make_fields

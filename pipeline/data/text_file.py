@@ -26,7 +26,16 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline.artifacts import SPLITS, ArtifactError
 from pipeline.formats.folders import is_litter, read_layout
-from pipeline.formats.own_files import FileReport, examine, list_files, map_in_threads, open_file, read_reports, refuse_if_broken, write_reports
+from pipeline.formats.own_files import (
+    FileReport,
+    examine,
+    list_files,
+    map_in_threads,
+    open_file,
+    read_reports,
+    refuse_if_broken,
+    write_reports,
+)
 from pipeline.kinds.text import TextConfig, Texts
 from pipeline.randomness import derive_seed
 

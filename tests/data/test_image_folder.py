@@ -21,8 +21,8 @@ from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.data import image_folder
 from pipeline.data.image_folder import Config, choose_split
-from pipeline.kinds.images import ImageSplits, write
 from pipeline.formats.own_files import FileReport, read_reports
+from pipeline.kinds.images import ImageSplits, write
 from pipeline.stages import fetch as fetch_stage
 from pipeline.stages import prepare as prepare_stage
 
@@ -417,7 +417,7 @@ def find_doubts(manifest: dict[str, Any], key: str) -> list[str]:
 
 
 @pytest.fixture
-def prepare(stages: Callable[..., dict[str, Any]], workdir: Path) -> Callable[..., dict[str, Any]]:
+def prepare(stages: Callable[..., dict[str, Any]], workdir: Path) -> Callable[..., dict[str, Any]]:  # noqa: ARG001 - `own` is in it
     """Prepare the pictures in `own`, at 8 pixels a side."""
     return lambda **changes: stages(source="image_folder", path="own", size=8, **changes)
 
@@ -431,8 +431,14 @@ def test_folders_named_train_val_and_test_are_the_splits(
     assert manifest["classes"] == ["cat", "dog"]
     assert count_labels(manifest) == {"train": [20, 10], "validation": [4, 3], "test": [6, 5]}
     test = artifacts.read_split("images", "test")["images"]
-    expected = [(workdir / "own" / f"data/test/{name}/{index}.png") for name, n in (("cat", 6), ("dog", 5)) for index in range(n)]
-    assert np.array_equal(test.permute(0, 2, 3, 1).numpy(), np.stack([np.asarray(Image.open(path)) for path in expected]))
+    expected = [
+        (workdir / "own" / f"data/test/{name}/{index}.png")
+        for name, n in (("cat", 6), ("dog", 5))
+        for index in range(n)
+    ]
+    assert np.array_equal(
+        test.permute(0, 2, 3, 1).numpy(), np.stack([np.asarray(Image.open(path)) for path in expected])
+    )
     said = capsys.readouterr().out
     assert "images splits: train train/, validation val/, test test/" in said
     assert "images wrapper: data" in said
@@ -453,13 +459,19 @@ def test_a_split_without_a_folder_is_a_share_of_the_training_folder(
     assert manifest["known"]["splits"][absent] == "a share of 0.25 of train"
 
 
-def test_a_picture_of_the_test_folder_is_never_trained_on(prepare: Callable[..., dict[str, Any]], workdir: Path) -> None:
+def test_a_picture_of_the_test_folder_is_never_trained_on(
+    prepare: Callable[..., dict[str, Any]], workdir: Path
+) -> None:
     lay_out(workdir / "own", {"train": 60, "valid": 10, "test": 10})
     for index in range(3):
         shutil.copy(workdir / "own" / "test" / f"{index}.png", workdir / "own" / "train" / f"a copy {index}.png")
     shutil.copy(workdir / "own" / "test" / "0.png", workdir / "own" / "valid" / "copy.png")
     manifest = prepare()
-    assert {name: entry["count"] for name, entry in manifest["splits"].items()} == {"train": 60, "validation": 10, "test": 10}
+    assert {name: entry["count"] for name, entry in manifest["splits"].items()} == {
+        "train": 60,
+        "validation": 10,
+        "test": 10,
+    }
     assert "shared_with_train" in manifest["splits"]["test"]
     assert manifest["splits"]["test"]["shared_with_train"] == 0
     assert any("4 pictures of one split's folder are in another's too" in doubt for doubt in manifest["doubts"])
@@ -484,7 +496,7 @@ def test_the_key_folders_says_what_they_mean(
 
 
 def test_splits_by_order_without_split_folders_are_refused_by_the_key(root: Path) -> None:
-    with pytest.raises(ArtifactError, match="`folders: splits` expects folders named train .* found Eel, cat, dog"):
+    with pytest.raises(ArtifactError, match=r"`folders: splits` expects folders named train .* found Eel, cat, dog"):
         run(root, folders="splits")
 
 
@@ -514,7 +526,9 @@ def test_litter_captions_tables_and_documents_are_counted_apart_and_break_nothin
     ignored = {"litter": 4, "table": 2, "document": 1, "caption": 2}
     assert manifest["files"] == {"count": 69, "quarantined": 0, "duplicates": 0, "changed": 0, "ignored": ignored}
     assert manifest["classes"] == ["cat", "dog"]
-    decisions = {entry["path"]: entry["decision"] for entry in artifacts.read_json(Path("data/prepared/images/files.json"))}
+    decisions = {
+        entry["path"]: entry["decision"] for entry in artifacts.read_json(Path("data/prepared/images/files.json"))
+    }
     assert decisions["Thumbs.db"] == decisions["photos/cat/0.txt"] == "ignored"
     assert "2 ignored as caption" in capsys.readouterr().out
     assert "files that are ignored: 2 of the kind caption" in find_doubts(manifest, "data.images.path")
@@ -567,11 +581,15 @@ def test_dark_ink_on_a_transparent_ground_is_put_on_white_and_that_is_said(
     for index, ink in enumerate(inks):
         Image.fromarray(np.dstack([np.zeros((8, 8, 3), np.uint8), ink])).save(workdir / "own" / f"{index:02}.png")
     manifest = prepare()
-    found = {image[0].numpy().tobytes() for split in SPLITS for image in artifacts.read_split("images", split)["images"]}
+    found = {
+        image[0].numpy().tobytes() for split in SPLITS for image in artifacts.read_split("images", split)["images"]
+    }
     assert found == {(255 - ink).tobytes() for ink in inks}
     assert manifest["known"] == {"background": 255, "transparent": 60}
     (doubt,) = find_doubts(manifest, "data.images.background")
-    assert doubt.startswith("60 pictures are transparent in parts, and their ink is dark, so the ground behind it is white")
+    assert doubt.startswith(
+        "60 pictures are transparent in parts, and their ink is dark, so the ground behind it is white"
+    )
     with pytest.raises(ArtifactError, match="every split needs a picture"):  # all black, all equal
         prepare(background=0)
 

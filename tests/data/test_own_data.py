@@ -34,7 +34,7 @@ from tests.test_dvc import copy_project, run, set_params
         ("data/own/notes.txt", True),
     ],
 )
-def test_git_and_dvc_agree_on_what_is_ignored(tmp_path: Path, path: str, is_ignored: bool) -> None:  # noqa: FBT001
+def test_git_and_dvc_agree_on_what_is_ignored(tmp_path: Path, path: str, is_ignored: bool) -> None:
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     shutil.copy(ROOT / ".gitignore", tmp_path)
     (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

@@ -20,8 +20,8 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
-from pipeline.formats import idx
 from pipeline.data import mnist, mnist5k, numpy_docs
+from pipeline.formats import idx
 from pipeline.formats.tokenizers import restore_tokenizer, train_tokenizer
 from pipeline.kinds.images import ImageConfig, ImageSplits, write
 from pipeline.kinds.text import choose_prompt
