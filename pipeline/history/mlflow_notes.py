@@ -43,7 +43,7 @@ BARE = (f"{PICTURES}samples", f"{PICTURES}reconstructions", f"{TRAIN}samples")  
 WHERE = (
     f"Groups of charts: **{QUALITY[:-1]}** has the headlines, **{PICTURES[:-1]}** the final samples, **{TRAIN[:-1]}** "
     f"curves and previews, **{COST[:-1]}** seconds and memory. The view *Headlines* (button *Views*) shows them in "
-    "this order. For mean and deviation over seeds, choose *Group by* and the tag `configuration`."
+    "this order. For the mean over seeds, choose *Group by* and the tag `configuration`."
 )
 
 

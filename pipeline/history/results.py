@@ -1,11 +1,13 @@
 """Reads a run's evaluation from reports/runs/<run>, and finds what of it is shown first: headlines and intervals."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import artifacts
+from pipeline.artifacts import ArtifactError
 from pipeline.evidence.protocol import check_content, make_tags
 from pipeline.evidence.uncertainty import format_number
 from pipeline.evidence.values import (
@@ -63,20 +65,25 @@ class Results:
 
 
 def read_results(run: str, metric: str) -> Results | None:
-    """Read the evaluation of a run by a metric plug-in; None before there is one.
+    """Read the evaluation of a run; None before there is one.
+
+    Of a metric plug-in that this version lacks no value is declared, so that none is a headline.
 
     Raises:
-        ArtifactError: if a file is broken, or the metric is unknown.
+        ArtifactError: if a file is broken.
     """
     folder = artifacts.REPORTS / "runs" / run
     metrics, sets, protocol = (folder / f"{name}.json" for name in ("metrics", "sets", "protocol"))
     if not metrics.exists():
         return None
     content = check_content(artifacts.read_json(protocol), str(protocol)) if protocol.exists() else {"values": {}}
+    declared: Values = {}
+    with contextlib.suppress(ArtifactError):
+        declared = load_values(metric)
     return Results(
         metrics=artifacts.read_json(metrics),
         sets=artifacts.read_json(sets) if sets.exists() else {},
-        values=load_values(metric) if metric else {},
+        values=declared,
         tags=make_tags(content),
         folder=folder,
     )

