@@ -77,9 +77,9 @@ def test_added_pictures_are_pushed_pulled_by_a_colleague_and_imported_by_another
     copy_project(project)
     set_params(project, {"data.images.source": "image_folder"})
     pictures = project / "data" / "own" / "pictures"
-    pictures.mkdir()
     for number in range(3):
-        Image.new("L", (4, 4), number).save(pictures / f"{number}.png")
+        (pictures / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), number).save(pictures / "ab"[number % 2] / f"{number}.png")
     with (project / ".dvc" / "config").open("a") as file:
         file.write(f"    remote = store\n['remote \"store\"']\n    url = {tmp_path / 'remote'}\n")
     monkeypatch.chdir(project)
@@ -93,7 +93,7 @@ def test_added_pictures_are_pushed_pulled_by_a_colleague_and_imported_by_another
     run(tmp_path, "git", "clone", "--quiet", str(project), str(colleague))
     monkeypatch.chdir(colleague)
     Repo().pull([*fetches], with_deps=True)
-    assert len(list((colleague / "data" / "own" / "pictures").glob("*.png"))) == 3
+    assert len(list((colleague / "data" / "own" / "pictures").glob("*/*.png"))) == 3
     assert re.findall(r"Running stage '(.*)'", run(colleague, "dvc", "repro", *fetches)) == ["check"]
     Repo().imp(str(project), "data/own/pictures", out="data/own/others")
     set_params(colleague, {"data.images.path": "data/own/others"})
