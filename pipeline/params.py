@@ -159,7 +159,7 @@ def load(path: Path = PATH) -> Params:
         if not problems
     }
     for name, run in runs.items():
-        if run.start == NONE and name in models and not models[name].steps:
+        if not problems and run.start == NONE and not models[name].steps:
             problems.append(f"runs.{name}: steps 0 keeps the weights of a start, which is {NONE}")
         problems += [] if problems else _check_kinds(name, run, checked["data"][run.data])
         problems += [] if problems else _check_resumption(name, runs, models)

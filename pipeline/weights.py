@@ -162,7 +162,13 @@ def load_model(folder: Path, family: str = "models") -> Loaded:
 
 
 def start_from(
-    model: Any, folder: Path, *, skip: Sequence[str], freeze: Sequence[str], tokens: Sequence[int] = ()
+    model: Any,
+    folder: Path,
+    *,
+    skip: Sequence[str],
+    freeze: Sequence[str],
+    tokens: Sequence[int] = (),
+    others: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Give a new model the kept weights of a trained one, by name, and freeze some of them.
 
@@ -172,6 +178,8 @@ def start_from(
         skip: patterns of names, such as `head.*`, that keep their fresh weights.
         freeze: patterns of names that are not trained.
         tokens: the source's token for each token of the model, -1 for a new one, whose rows keep their fresh weights.
+        others: weights that the trained model did not keep, such as `discriminator.head.weight`, by the names that they
+            have in the model; patterns are about them too.
 
     Raises:
         ArtifactError: if a pattern matches nothing, or a weight is missing or has another shape: each by its name.
@@ -179,7 +187,10 @@ def start_from(
     artifacts.verify(folder)
     source = artifacts.read_tensors(folder / WEIGHTS)
     targets = [model.trained] if model.kept is model.trained else [model.trained, model.kept]
-    names = targets[0].state_dict().keys()
+    others = others or {}
+    parts = {name.partition(".")[0] for name in others}
+    rest = {name: value for name, value in model.state_dict().items() if name.partition(".")[0] in parts}
+    names = [*targets[0].state_dict(), *rest]
     for key, patterns in (("skip", skip), ("freeze", freeze)):
         if idle := [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]:
             msg = f"{key}: {', '.join(idle)} matches no weight; the model has {', '.join(names)}"
@@ -187,13 +198,15 @@ def start_from(
     taken = {name: tensor for name, tensor in source.items() if not _matches(name, skip)}
     for name in taken.keys() & set(getattr(model, "token_rows", ())) if tokens else ():
         taken[name] = _take_rows(taken[name], targets[0].state_dict()[name], tokens)
-    for target in targets:
-        problems = _compare_shapes(target.state_dict(), taken, skip)
+    more = {name: tensor for name, tensor in others.items() if not _matches(name, skip)}
+    sides = [(target, target.state_dict(), taken) for target in targets] + [(model, rest, more)]
+    for target, expected, found in sides:
+        problems = _compare_shapes(expected, found, skip)
         if problems:
             msg = f"{folder}: {len(problems)} weights do not fit; name them in `skip` to train them from scratch:\n  "
             raise ArtifactError(msg + "\n  ".join(problems))
-        target.load_state_dict(taken, strict=False)
-    for name, parameter in targets[0].named_parameters():
+        target.load_state_dict(found, strict=False)
+    for name, parameter in (*targets[0].named_parameters(), *model.named_parameters()):
         parameter.requires_grad_(parameter.requires_grad and not _matches(name, freeze))
 
 

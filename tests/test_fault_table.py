@@ -52,7 +52,7 @@ def test_an_outcome_as_recorded_changes_nothing_and_another_does() -> None:
     assert merge(RECORDED, worse, KNOWN, whole=False)["0"]["seconds"] == 10.0
 
 
-@pytest.mark.parametrize("number", [-1, len(TITLES)])
+@pytest.mark.parametrize("number", [-1, 51, max(TITLES) + 1])
 def test_a_number_that_no_fault_has_is_refused(number: int, request: pytest.FixtureRequest) -> None:
     item = pytest.Function.from_parent(request.node.parent, name="test_other", callobj=lambda: None)
     item.add_marker(pytest.mark.fault(number))

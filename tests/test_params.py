@@ -211,7 +211,7 @@ def test_a_value_out_of_range_is_named_with_what_came(write: Write) -> None:
         "models.vae.beta": math.nan,
         "models.vae.dropout": 1.5,
         "models.vae.learning_rate": math.inf,
-        "models.vae.steps": 0,
+        "models.vae.steps": -1,
         "runs.gan.seed": -3,
     }
     for problem, (key, value) in zip(problems(write(outside)), outside.items(), strict=True):
@@ -317,7 +317,10 @@ def test_a_mistyped_link_names_the_nearest_section(write: Write) -> None:
 
 def test_a_feature_network_must_be_one_and_look_at_images(write: Write) -> None:
     assert problems(write({"networks.classifier.network": "gan"})) == [
-        "networks.classifier.network: no networks plug-in 'gan': pipeline/networks/ has classifier, inception, rotation"
+        (
+            "networks.classifier.network: no networks plug-in 'gan': pipeline/networks/ has classifier, inception, "
+            "rotation, simclr"
+        )
     ]
     assert problems(write({"networks.classifier.data": "text"})) == [
         "networks.classifier.data: expected audio or images, data.text holds text"

@@ -78,7 +78,15 @@ def shape_empty() -> dict[str, Any]:
 SHAPES: dict[str, tuple[Callable[[], dict[str, Any]], set[str]]] = {  # and the stages after `check`
     "images": (
         shape_images,
-        {"fetch@images", "prepare@images", "networks@classifier", "train@gan", "sample@gan", "evaluate@gan"},
+        {
+            "fetch@images",
+            "prepare@images",
+            "networks@classifier",
+            "train@gan",
+            "sample@gan",
+            "evaluate@gan",
+            "audit@gan",
+        },
     ),
     "images without a network": (
         shape_images_without_network,
@@ -86,7 +94,14 @@ SHAPES: dict[str, tuple[Callable[[], dict[str, Any]], set[str]]] = {  # and the 
     ),
     "text": (
         shape_text,
-        {"fetch@text", "prepare@text", "train@transformer", "sample@transformer", "evaluate@transformer"},
+        {
+            "fetch@text",
+            "prepare@text",
+            "train@transformer",
+            "sample@transformer",
+            "evaluate@transformer",
+            "audit@transformer",
+        },
     ),
     "points": (shape_points, {"fetch@ring", "prepare@ring", "train@gan", "sample@gan", "evaluate@gan"}),
     "audio": (shape_audio, {"fetch@spoken", "prepare@spoken", "networks@hearing"}),
@@ -109,7 +124,8 @@ def project(request: pytest.FixtureRequest, workdir: Path) -> tuple[Path, set[st
     (workdir / ODD_PATH / "a 'b'.txt").write_text("It was a dark and stormy night. " * 200, encoding="utf-8")
     with Path("params.yaml").open("w") as file:
         YAML(typ="safe", pure=True).dump(make(), file)
-    return workdir, {"check", "report"} | stages
+    audits = {stage.replace("evaluate@", "audit@") for stage in stages if stage.startswith("evaluate@")}
+    return workdir, {"check", "report"} | stages | audits
 
 
 def read_stages(folder: Path) -> list[Any]:

@@ -89,6 +89,27 @@ def test_a_run_starts_from_the_weights_of_another_in_what_is_trained_and_what_is
     assert {name for name, _ in model.trained.named_parameters()} - trained == {"layers.0.weight", "layers.0.bias"}
 
 
+def test_a_gan_starts_from_both_networks_and_patterns_are_about_both(tmp_path: Path) -> None:
+    save("gan", tmp_path, generator_width=4, discriminator_width=4)
+    settings = params.load(ROOT / "params.yaml").models["gan"]
+    config = settings.model_validate(settings.model_dump() | {"generator_width": 4, "discriminator_width": 4})
+    source, model = (plugins.load("models", "gan").Model(config, point_fields(2, 3), seed=seed) for seed in (1, 2))
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    others = {name: value for name, value in source.state_dict().items() if name.split(".")[0] in model.unkept}
+    skip = ["discriminator.head.*"]
+    start_from(model, tmp_path, skip=skip, freeze=["discriminator.layers.0.*"], others=others)
+    for name, value in model.discriminator.state_dict(prefix="discriminator.").items():
+        assert torch.equal(value, (fresh if "head" in name else others)[name]), name
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert {name for name in frozen if not name.startswith("average.")} == {
+        "discriminator.layers.0.weight",
+        "discriminator.layers.0.bias",
+    }
+    del others["discriminator.embedding.weight"]
+    with pytest.raises(ArtifactError, match=r"discriminator.embedding.weight: the start has nothing, the model has"):
+        start_from(model, tmp_path, skip=[], freeze=[], others=others)
+
+
 def test_frozen_weights_do_not_move_and_the_others_do(tmp_path: Path) -> None:
     source = save("gan", tmp_path, generator_width=4, discriminator_width=4).state_dict()
     model, _ = start(tmp_path, freeze=["layers.0.*"], ema=0.0, steps=3, batch_size=4, flip=False)

@@ -30,12 +30,13 @@ from pipeline.commands import DVC, make_parser
 from pipeline.history import dvc_lock
 from pipeline.kinds import read_known
 from pipeline.params import NONE, ParamsError
+from pipeline.runtime import environment as settings
 from pipeline.runtime.requirements import require_run
 
 FEW = 5000  # training examples, below which a discriminator learns them by heart
 # Keys of a feature network that is trained; a network has those that its Config names.
 NETWORK = {"seed": 0, "width": 16, "steps": 1000, "batch_size": 64, "learning_rate": 3.0e-3}
-NETWORK |= {"weight_decay": 0.05, "shift": 2}
+NETWORK |= {"weight_decay": 0.05, "shift": 2, "temperature": 0.2}
 
 
 class Found(NamedTuple):
@@ -226,7 +227,7 @@ def repro(*targets: str) -> None:
     Raises:
         ArtifactError: if it fails.
     """
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{settings.read_text('PATH')}"}
     sys.stdout.flush()
     if subprocess.run([*DVC, "repro", *targets], env=environment, check=False).returncode:
         msg = f"dvc repro {' '.join(targets)} failed; its own message is above"

@@ -17,7 +17,6 @@ A change of code is seen here only as such: `pipeline repro check` finds the run
 
 import ast
 import json
-import os
 import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,9 @@ from pipeline.artifacts import ArtifactError
 from pipeline.commands import align_table, make_parser
 from pipeline.evidence.protocol import list_differences
 from pipeline.evidence.values import match_name
+from pipeline.formats.download import hide_login
 from pipeline.history import costs, dvc_lock, dvc_plan, finished
+from pipeline.runtime import environment
 
 SHOWN = 10  # runs
 CAUSES = 2  # that are named per run
@@ -266,8 +267,8 @@ def describe_rest(rows: Sequence[Row], shown: int, changes: Changes) -> Iterator
 
 def find_ui() -> str:
     """Say where MLflow's pages are, or how to start them."""
-    if address := os.environ.get("MLFLOW_TRACKING_URI"):
-        return f"MLflow at {address}"
+    if address := environment.read_tracking_uri():
+        return f"MLflow at {hide_login(address, address)}"
     with socket.socket() as probe:
         probe.settimeout(0.2)
         if probe.connect_ex(("127.0.0.1", PORT)) == 0:

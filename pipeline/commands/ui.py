@@ -22,6 +22,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
 from pipeline.history.mlflow_notes import make_page_address
 from pipeline.history.mlflow_store import connect
+from pipeline.runtime import environment as settings
 
 HOST = "127.0.0.1"
 SECONDS_TO_START = 120
@@ -80,7 +81,7 @@ def serve(store: str, port: int) -> int:
 
 def has_display() -> bool:
     """Whether a browser with windows can open: over ssh and in a container none can."""
-    return sys.platform in {"darwin", "win32"} or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    return sys.platform in {"darwin", "win32"} or any(map(settings.is_set, ("DISPLAY", "WAYLAND_DISPLAY")))
 
 
 def open_when_ready(root: str, address: str) -> None:

@@ -9,11 +9,12 @@ the model folder of its start, which says by its weights whether the state belon
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
@@ -88,20 +89,46 @@ def lend_state(start: str, state: Path, model: nn.Module) -> bool:
     about = read_state(start)
     if own := checkpoints.find(state):
         return own[1] == about["step"]
-    path = artifacts.RUNS / start / "record" / STATE
-    found = artifacts.digest(path) if path.exists() else "no file"
-    if found != about["sha256"]:
-        msg = f"{path}: expected SHA-256 {about['sha256']}, found {found}; {artifacts.MEND}"
-        raise ArtifactError(msg)
+    path = find_state(start)
     require_fit(start, torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"], model)
     state.mkdir(parents=True, exist_ok=True)
     target = state / f"step-{about['step']:09d}.ckpt"
     partial = state / f"partial-{os.getpid()}.tmp"  # another process may be doing the same
-    partial.write_text(found, encoding="ascii")
+    partial.write_text(about["sha256"], encoding="ascii")
     os.replace(partial, target.with_suffix(".ckpt.sha256"))
     shutil.copyfile(path, partial)
     os.replace(partial, target)
     return True
+
+
+def read_parts(start: str, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return weights that a finished training has, and its model does not keep, by their names in the model.
+
+    Args:
+        start: the run.
+        names: of parts of the model, such as its discriminator.
+
+    Raises:
+        ArtifactError: as `read_state`, or if the state is broken.
+    """
+    if not names:
+        return {}
+    weights = torch.load(find_state(start), map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+    return {name: weight for name, weight in weights.items() if name.partition(".")[0] in names}
+
+
+def find_state(start: str) -> Path:
+    """Return the path of the last state of a run, verified.
+
+    Raises:
+        ArtifactError: as `read_state`, or if the state is broken.
+    """
+    expected, path = read_state(start)["sha256"], artifacts.RUNS / start / "record" / STATE
+    found = artifacts.digest(path) if path.exists() else "no file"
+    if found != expected:
+        msg = f"{path}: expected SHA-256 {expected}, found {found}; {artifacts.MEND}"
+        raise ArtifactError(msg)
+    return path
 
 
 def require_fit(start: str, weights: dict[str, Any], model: nn.Module) -> None:

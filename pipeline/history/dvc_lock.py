@@ -1,7 +1,6 @@
 """Reads dvc.lock: the hashes of what each stage instance has read and made."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.artifacts import ArtifactError
+from pipeline.runtime import environment
 
 PATH = Path("dvc.lock")
 
@@ -17,7 +17,7 @@ PATH = Path("dvc.lock")
 @contextlib.contextmanager
 def hold() -> Iterator[None]:
     """Keep other processes of DVC from writing dvc.lock, which they do not do in one piece; only in a stage of DVC."""
-    if "DVC_STAGE" not in os.environ:
+    if not environment.is_set("DVC_STAGE"):
         yield
         return
     from dvc.repo import Repo  # half a second, which only stages need

@@ -7,7 +7,6 @@ clone all write to the same run, or create it again. Nothing is sent twice.
 
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from pipeline.history.mlflow_names import COST, SYSTEM, TRAIN, name_quality
 from pipeline.history.mlflow_store import connect, word_key
 from pipeline.history.record import ExhibitId, Record
 from pipeline.history.results import Results
+from pipeline.runtime import environment
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_SENDS = 5
@@ -111,7 +111,7 @@ class MlflowSync:
         except Exception as error:  # noqa: BLE001 - whatever MLflow raises, a training goes on
             if not self.failed:
                 cause = error if isinstance(error, ArtifactError) else f"MLflow is not reachable ({error})"
-                said = hide_login(str(cause), os.environ.get("MLFLOW_TRACKING_URI", ""))
+                said = hide_login(str(cause), environment.read_tracking_uri())
                 log.warning("%s; the record %s keeps all", said, self.record.folder)
             self.failed = True
             self.run_id = ""

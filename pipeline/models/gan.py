@@ -200,6 +200,8 @@ def decode(model: Any, latents: Tensor, given: Mapping[str, Tensor]) -> Tensor:
 class Model(LightningModule):
     """Trains generator and discriminator by manual optimization; keeps the averaged generator."""
 
+    unkept = ("discriminator",)  # parts that a start gives too, though no sample needs them
+
     def __init__(self, config: Config, fields: Fields, seed: int) -> None:
         super().__init__()
         self.config = config

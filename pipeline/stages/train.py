@@ -144,7 +144,8 @@ def make_model(run: Run, config: Trainable, learnt: Learnt) -> Any:
     model = plugins.load("models", run.model).Model(config, learnt.fields, run.seed)
     start = _find_start(run)
     if start:
-        start_from(model, start, skip=run.skip, freeze=run.freeze, tokens=learnt.tokens)
+        others = continuation.read_parts(run.start, getattr(model, "unkept", ()))
+        start_from(model, start, skip=run.skip, freeze=run.freeze, tokens=learnt.tokens, others=others)
     if hasattr(model, "begin"):
         model.begin(has_start=start is not None)
     return model

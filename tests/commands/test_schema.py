@@ -57,7 +57,7 @@ def test_every_params_yaml_names_the_schema_and_fits_it(path: str) -> None:
     [
         ("models.gan.los", "hinge"),
         ("models.gan.loss", "hing"),
-        ("models.vae.steps", 0),
+        ("models.vae.steps", -1),
         ("data.images.source", "mnst"),
         ("data.images.vocabulary", 3),
         ("runs.gan.changes", {"loss": "hing"}),

@@ -22,13 +22,14 @@ from pipeline.artifacts import ArtifactError
 from pipeline.evidence import real_cache
 from pipeline.evidence.features import extract
 from pipeline.evidence.uncertainty import format_number
-from pipeline.evidence.values import load_values
+from pipeline.evidence.values import Values, load_values
 from pipeline.history.mlflow_store import connect
 from pipeline.kinds import images as images_kind
 from pipeline.kinds import read_fields, text
 from pipeline.kinds.text import show as show_texts
 from pipeline.models import transformer, vae
 from pipeline.networks import inception
+from pipeline.pages import charts, results
 from pipeline.randomness import make_generator
 from pipeline.stages import check, evaluate, fetch, networks, prepare, report, sample, train
 from tests.conftest import ROOT
@@ -322,8 +323,8 @@ def test_curves_become_one_table_a_value(workdir: Path) -> None:
     record.log(1, {"loss": 2.0, "kl": 1.0})
     record.log(2, {"loss": 1.5})
     train.write_curves(record, workdir / "curves")
-    assert report.read_table(workdir / "curves" / "loss.csv") == ([1, 2], [2.0, 1.5])
-    assert report.read_table(workdir / "curves" / "kl.csv") == ([1], [1.0])
+    assert charts.read_table(workdir / "curves" / "loss.csv") == ([1, 2], [2.0, 1.5])
+    assert charts.read_table(workdir / "curves" / "kl.csv") == ([1], [1.0])
 
 
 def test_chosen_images_are_of_all_classes_when_the_split_is_sorted_by_class() -> None:
@@ -339,12 +340,19 @@ def test_texts_are_read_as_they_were_written(text: str) -> None:
     assert YAML(typ="safe", pure=True).load(exhibit.content) == [text, "another"]
 
 
+def make_page(
+    name: str, values: Values, metrics: dict[str, float], sets: dict[str, list[float]], content: Any = None
+) -> results.Page:
+    run = params.load(ROOT / "params.yaml").runs["vae"]
+    return results.Page(name, run, "mnist5k", values, metrics, sets, content or {}, {}, [], [], None)
+
+
 def test_the_report_shows_student_s_interval_over_the_sets_of_samples() -> None:
     sets = [3.0, 4.0, 5.0]  # t(0.975, 2) = 4.302653, standard deviation 1
     half = 4.302653 / math.sqrt(3)
     metrics = {"fid_x": 4.0, "fid_x_floor": 2.0, "iw5_nats": 100.0, "iw5_nats_se": 0.5}
     values = load_values("images")
-    page = report.Page("x", "gan", "images", "images", 0, values, metrics, {"fid_x": sets}, {}, {}, "", [])
+    page = make_page("x", values, metrics, {"fid_x": sets})
     assert page.cell("fid_x") == f"4 [{4 - half:.4g}, {4 + half:.4g}] (floor 2)"
     assert page.cell("iw5_nats") == "100 \u00b1 0.5"
     assert page.cell("absent") == ""
@@ -352,26 +360,26 @@ def test_the_report_shows_student_s_interval_over_the_sets_of_samples() -> None:
         ([-171.0, 311.0], "2 sets: too few for an interval; 3 are needed"),
         ([4.0] * 3, "all 3 sets equal"),
     ):
-        page = report.Page("x", "gan", "images", "images", 0, values, metrics, {"fid_x": sets}, {}, {}, "", [])
+        page = make_page("x", values, metrics, {"fid_x": sets})
         assert page.cell("fid_x") == f"4 ({reason}) (floor 2)"
     page = replace(page, metrics=metrics | {"fid_x_reliable": 0.0})
     assert page.cell("fid_x").endswith(" (floor 2) (not reliable)")
 
 
 def test_the_report_names_the_values_of_a_row_that_are_not_comparable() -> None:
-    def make(name: str, likelihood: str) -> report.Page:
+    def make(name: str, likelihood: str) -> results.Page:
         fields = {"iw5_nats": ["scores"], "fid_x": ["network"]}
         content = {
             "protocol": {"network": {"name": "x"}, "scores": {"of": likelihood}},
             "values": {value: {"fields": names} for value, names in fields.items()},
         }
         metrics = {"fid_x": 4.0, "iw5_nats": 100.0}
-        return report.Page(name, "vae", "images", "images", 0, values, metrics, {}, content, {}, "", [])
+        return make_page(name, values, metrics, {}, content)
 
     values = load_values("images")
-    table = report.Table(values, [make("a", "bernoulli"), make("b", "logistic"), make("c", "bernoulli")])
+    table = results.Table(values, [make("a", "bernoulli"), make("b", "logistic"), make("c", "bernoulli")])
     assert table.list_refusals() == ["Not comparable: iw5_nats: scores.of is 'bernoulli' in a and 'logistic' in b"]
-    assert report.Table(values, [make("a", "bernoulli"), make("b", "bernoulli")]).list_refusals() == []
+    assert results.Table(values, [make("a", "bernoulli"), make("b", "bernoulli")]).list_refusals() == []
 
 
 def test_the_report_shows_numbers_whose_record_is_not_here(workdir: Path) -> None:
@@ -430,9 +438,11 @@ def test_runs_of_all_seeds_are_scored_on_the_same_binary_images(
     scored: list[torch.Tensor] = []
     score = vae.Model.score
 
-    def watch(self: vae.Model, images: torch.Tensor, samples: int, generator: torch.Generator) -> Any:
+    def watch(
+        self: vae.Model, images: torch.Tensor, samples: int, generator: torch.Generator, given: dict[str, torch.Tensor]
+    ) -> Any:
         scored.append(images)
-        return score(self, images, samples, generator)
+        return score(self, images, samples, generator, given)
 
     train.main("vae")
     monkeypatch.setattr(vae.Model, "score", watch)
