@@ -27,7 +27,7 @@ from pipeline.kinds.images import make_fields as image_fields
 from pipeline.kinds.text import Windows
 from pipeline.kinds.text import make_fields as text_fields
 from pipeline.models.transformer import list_missing_tools
-from pipeline.runtime import checkpoints
+from pipeline.runtime import checkpoints, writer
 from pipeline.runtime.environment import HardwareError
 from pipeline.runtime.hardware import has_batch_norm
 from pipeline.runtime.preemption import PreemptedError
@@ -80,7 +80,7 @@ class Crash(Callback):
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         if index + 1 == self.step:
-            assert checkpoints.save(trainer, self.folder, self.step)
+            assert writer.save(trainer, self.folder, self.step)
             msg = "crash"
             raise InterruptedError(msg)
 
@@ -275,7 +275,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_step_an
     clip = config.model_dump().get("clip_norm")
     with pytest.raises(NonFiniteError, match=r"step 3: the gradient of [\w.]+ is not finite"):
         fit(model, examples, steps=10, batch_size=8, seed=0, clip_norm=clip, callbacks=[Poison(3)])
-    assert checkpoints.find_broken(model.state_dict()) == ""
+    assert writer.find_broken(model.state_dict()) == ""
 
 
 @pytest.mark.parametrize("name", ["gan", "vae", "transformer"])

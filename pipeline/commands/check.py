@@ -30,7 +30,7 @@ from pipeline.commands import make_parser
 from pipeline.formats.tokenizers import restore_tokenizer
 from pipeline.kinds import Fields, make_pool, parse_fields
 from pipeline.randomness import make_generator
-from pipeline.runtime import checkpoints
+from pipeline.runtime import checkpoints, writer
 from pipeline.training import fit
 from pipeline.weights import Loaded, load_model, save_model
 
@@ -271,7 +271,7 @@ class Interruption(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save and stop."""
         if batch_idx + 1 == INTERRUPTED:
-            checkpoints.save(trainer, self.folder, INTERRUPTED)
+            writer.save(trainer, self.folder, INTERRUPTED)
             raise InterruptedError
 
 

@@ -10,7 +10,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEn
 from pytorch_lightning.strategies import DDPStrategy, Strategy, StrategyRegistry
 from torch import nn
 
-from pipeline.runtime import checkpoints, environment, processes, sharding
+from pipeline.runtime import environment, processes, sharding, writer
 from pipeline.runtime.environment import HardwareError
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def choose(model: LightningModule) -> dict[str, Any]:
         "precision": environment.read_precision(),
         "sync_batchnorm": batch_norm and not is_cpu,
         "deterministic": determinism if torch.cuda.is_available() and not is_cpu else None,
-        "plugins": [checkpoints.Writer(), *_choose_cluster()],
+        "plugins": [writer.Writer(), *_choose_cluster()],
     }
 
 

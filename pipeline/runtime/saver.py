@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from pipeline.runtime import checkpoints, preemption
+from pipeline.runtime import checkpoints, preemption, writer
 from pipeline.runtime.preemption import PreemptedError
 
 ASK_SECONDS = 1.0  # between questions among processes
@@ -61,7 +61,7 @@ class Saver(Callback):
             due, stop = self._ask(trainer, module, step, due=due, stop=stop)
         saved = False
         if due or stop or step == trainer.num_training_batches:
-            saved = checkpoints.save(trainer, self.folder, step)
+            saved = writer.save(trainer, self.folder, step)
             self.saved = time.monotonic()
         if stop and step < trainer.num_training_batches:
             name = signal.Signals(self.received).name if self.received else "a signal to another process"

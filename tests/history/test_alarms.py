@@ -201,8 +201,8 @@ def test_previews_begin_before_the_first_step_and_change_no_bit_of_the_training(
         shown = preview(name, record, lambda _: None)
         model = shown.loaded.model
         examples = Rows({"images": read_digits(36, 0), "labels": torch.arange(36) % 10})
-        callbacks = [Recorder(record, 10, shown if shows else None)]
-        fit(model, examples, steps=10, batch_size=8, seed=0, clip_norm=None, callbacks=callbacks)
+        callbacks = [Recorder(record, 3, shown if shows else None)]
+        fit(model, examples, steps=3, batch_size=8, seed=0, clip_norm=None, callbacks=callbacks)
         weights.append({key: value.clone() for key, value in model.state_dict().items()})
     assert {key for key, value in weights[0].items() if not torch.equal(value, weights[1][key])} == set()
     steps = sorted({exhibit.step for exhibit in record.list_exhibits()})

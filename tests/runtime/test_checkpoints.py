@@ -21,7 +21,7 @@ from filelock import FileLock
 from pytorch_lightning import Callback
 
 from pipeline.artifacts import ArtifactError
-from pipeline.runtime import checkpoints
+from pipeline.runtime import checkpoints, writer
 from pipeline.stages import fetch, networks, prepare, train
 from tests.conftest import ROOT
 from tests.test_training import Crash, make, run
@@ -251,7 +251,7 @@ def test_what_is_not_finite_is_never_kept(
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
             if index + 1 == self.step:
                 spoil(module)
-                assert not checkpoints.save(trainer, self.folder, self.step)
+                assert not writer.save(trainer, self.folder, self.step)
                 raise InterruptedError
 
     with pytest.raises(InterruptedError):

@@ -30,6 +30,15 @@ def test_without_a_known_stage_it_lists_the_stages(arguments: list[str], status:
     assert {line.split()[0] for line in done.stdout.splitlines()[1:] if line.startswith("  ")} >= names
 
 
+def test_a_stage_begins_without_the_libraries_that_it_may_not_need() -> None:
+    # torch and Lightning take seconds and half a gigabyte, and nine stages begin in each `dvc repro`.
+    code = (
+        "import sys, pipeline.stages.__main__; print({'torch', 'mlflow', 'dvc', 'pytorch_lightning'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A stage that takes a key and remembers it."""
