@@ -4,7 +4,7 @@ BIN := .venv/bin
 PORT ?= 5000
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test test-slow benchmark benchmark-inception benchmark-data ui lint lock clean
+.PHONY: help repro test test-slow benchmark benchmark-inception benchmark-transfer benchmark-data ui lint lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:\t/'
@@ -45,6 +45,9 @@ benchmark: .venv/installed  ## run the benchmarks and write their tables, such a
 
 benchmark-inception: .venv/installed  ## measure FID with the published Inception weights, preferably on a GPU
 	cd benchmarks/inception && dvc repro && pipeline results
+
+benchmark-transfer: .venv/installed  ## measure trainings that start from trained models
+	cd benchmarks/transfer && pipeline repro -j 2 && pipeline results
 
 benchmark-data: .venv/installed  ## measure the costs of the data and write benchmarks/data.md
 	python benchmarks/data.py

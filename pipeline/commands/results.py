@@ -9,13 +9,16 @@ otherwise inconclusive. Fewer than three seeds, and equal ones, have no interval
 optional claim without any of its runs is "not measured here". A fresh clone has the metrics, but not the records of the
 trainings: the time and memory in results.json stay if the value is still the same. The ratios of speed.json, if there
 is one, also become claims of results.json.
+
+A claim with `against` is a difference or a ratio: its values are those of `runs` less, or over, those of `against`, seed
+by seed.
 """
 
 import math
 import subprocess
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -42,6 +45,8 @@ class Claim(Section):
     must: float = Field(description="what had to be reached")
     aim: float = Field(description="what was aimed at")
     source: str = Field(description="where the value to reach comes from")
+    against: list[str] = Field(default=[], description="runs that these are compared with, one for each; none: not")
+    by: Literal["difference", "ratio"] = Field(default="difference", description="of what to what, with `against`")
     optional: bool = Field(default=False, description="may be missing: what it needs is not everywhere at hand")
 
 
@@ -73,6 +78,8 @@ def read_claims() -> dict[str, Claim]:
         if isinstance(claim, Claim):
             claims[str(name)] = claim
             problems += [f"{name}.runs: {run} stands twice" for run, times in Counter(claim.runs).items() if times > 1]
+            if claim.against and len(claim.against) != len(claim.runs):
+                problems.append(f"{name}.against: expected {len(claim.runs)} runs, got {len(claim.against)}")
     if problems:
         raise ArtifactError("\n".join(f"{PATH}: {problem}" for problem in problems))
     return claims
@@ -104,14 +111,18 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
         ProtocolError: if the runs have different protocols of the metric.
         ArtifactError: if a file of a run or the metric is missing, or the runs differ in more than the seed.
     """
-    folders = {run: artifacts.REPORTS / "runs" / run for run in claim.runs}
-    command = "dvc repro " + " ".join(f"evaluate@{run}" for run in claim.runs)
+    everyone = [*claim.runs, *claim.against]
+    folders = {run: artifacts.REPORTS / "runs" / run for run in everyone}
+    command = "dvc repro " + " ".join(f"evaluate@{run}" for run in everyone)
     if claim.optional and not any((folder / "metrics.json").exists() for folder in folders.values()):
         return {"value": None, "command": make_command(command), "must": claim.must, "aim": claim.aim}
     metrics = {run: artifacts.read_json(folder / "metrics.json") for run, folder in folders.items()}
     sets = {run: artifacts.read_json(folder / "sets.json") for run, folder in folders.items()}
-    contents = {run: read_protocol(run) for run in claim.runs}
-    seeds = check_runs(name, contents)
+    contents = {run: read_protocol(run) for run in everyone}
+    seeds = check_runs(name, {run: contents[run] for run in claim.runs})
+    if claim.against and seeds != check_runs(name, {run: contents[run] for run in claim.against}):
+        msg = f"{PATH}: {name}.against: expected the seeds {seeds}, in this order"
+        raise ArtifactError(msg)
     for run, found in metrics.items():
         if claim.metric not in found:
             msg = f"{PATH}: {name}.metric: no metric {claim.metric!r} in runs {run}; there are {', '.join(found)}"
@@ -120,8 +131,10 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
         msg = f"{PATH}: {name}: {format_refusals(refusals)[0]}"
         raise ProtocolError(msg)
     values = read_values(claim)
-    check_direction(name, claim, values)
-    table = [sets[run].get(claim.metric, [metrics[run][claim.metric]]) for run in claim.runs]
+    if not claim.against:
+        check_direction(name, claim, values)
+    tables = {run: sets[run].get(claim.metric, [metrics[run][claim.metric]]) for run in everyone}
+    table = compare_pairs(claim, tables) if claim.against else list(tables.values())
     summary = summarize(table)
     interval = None if math.isnan(summary.low) else [summary.low, summary.high]
     costs = measure_costs(claim, former if is_same(former.get("value"), summary.mean) else {})
@@ -139,6 +152,13 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
         "aim": claim.aim,
         "verdict": judge_claim(claim, interval or [sum(row) / len(row) for row in table]),
     }
+
+
+def compare_pairs(claim: Claim, tables: dict[str, list[float]]) -> list[list[float]]:
+    """Return the difference, or the ratio, of the means over the sets of each pair of runs."""
+    means = {run: sum(values) / len(values) for run, values in tables.items()}
+    pairs = [(means[run], means[other]) for run, other in zip(claim.runs, claim.against, strict=True)]
+    return [[value / base if claim.by == "ratio" else value - base] for value, base in pairs]
 
 
 def read_protocol(run: str) -> dict[str, Any]:
@@ -219,7 +239,7 @@ def measure_costs(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ArtifactError: if neither is there.
     """
-    paths = [artifacts.RUNS / run / "record" / "run.json" for run in claim.runs]
+    paths = [artifacts.RUNS / run / "record" / "run.json" for run in (*claim.runs, *claim.against)]
     if set(COSTS) <= former.keys() and not all(path.exists() for path in paths):
         return {name: former[name] for name in COSTS}
     records = [artifacts.read_json(path) for path in paths]

@@ -24,8 +24,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import align_table, make_parser
@@ -33,7 +31,7 @@ from pipeline.evidence.protocol import list_differences
 from pipeline.evidence.values import match_name
 from pipeline.formats.download import hide_login
 from pipeline.history import costs, dvc_lock, dvc_plan, finished
-from pipeline.runtime import environment
+from pipeline.runtime import checkpoints, environment
 
 SHOWN = 10  # runs
 CAUSES = 2  # that are named per run
@@ -190,22 +188,11 @@ def find_training(name: str) -> tuple[str, str] | None:
         return None
     record = states[-1].parent
     steps = artifacts.read_json(record / "run.json").get("parameters", {}).get("model.steps", "?")
-    if is_held(folder / "lock"):
+    if checkpoints.is_held(folder / "lock"):
         step, left = read_pace(record / "metrics.jsonl", steps)
         return "training", f"step {step} of {steps}{left}"
     saved = max((int(path.stem.partition("-")[2]) for path in record.parent.glob("step-*.ckpt")), default=0)
     return "interrupted", f"at step {saved} of {steps}"
-
-
-def is_held(lock: Path) -> bool:
-    """Say whether a process holds a lock file."""
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def read_pace(path: Path, steps: Any) -> tuple[int, str]:

@@ -5,10 +5,25 @@ Dimensions: B batch, D features, K classes.
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from pipeline.layers.blocks import warmup_cosine
+
 FEATURES = 128
+
+
+def make_optimizer(network: nn.Module, config: Any) -> OptimizerLRSchedulerConfig:
+    """Return AdamW with a twentieth of the steps of `config` as warm-up, and cosine decay to a hundredth."""
+    optimizer = torch.optim.AdamW(
+        network.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, steps=config.steps, warmup=config.steps // 20, final=0.01)
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class Layers(nn.Module):

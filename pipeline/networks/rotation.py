@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from pipeline import plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields, find_field
-from pipeline.layers.blocks import warmup_cosine
-from pipeline.layers.features import Layers
+from pipeline.layers.features import Layers, make_optimizer
 from pipeline.params import Network
 from pipeline.randomness import derive_seed, make_generator, seed_global, seeded, share, this_part
 from pipeline.weights import choose_device, load_model
@@ -115,14 +114,7 @@ class Model(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW with cosine decay."""
-        config = self.config
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, steps=config.steps, warmup=config.steps // 20, final=0.01)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return make_optimizer(self.network, self.config)
 
 
 def load_features(folder: Path) -> nn.Module:

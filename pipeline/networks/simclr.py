@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from pipeline import plugins
 from pipeline.kinds import Fields, find_field
 from pipeline.layers.augmentation import cut_out, translate, turn_and_scale
-from pipeline.layers.blocks import warmup_cosine
-from pipeline.layers.features import FEATURES
+from pipeline.layers.features import FEATURES, make_optimizer
 from pipeline.params import Network
 from pipeline.randomness import make_generator, seeded, this_part
 from pipeline.weights import choose_device, load_model
@@ -112,14 +111,7 @@ class Model(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW with cosine decay."""
-        config = self.config
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, steps=config.steps, warmup=config.steps // 20, final=0.01)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return make_optimizer(self.network, self.config)
 
 
 def load_features(folder: Path) -> nn.Module:

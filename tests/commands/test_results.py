@@ -101,6 +101,27 @@ def test_three_seeds_have_an_interval_unless_all_are_equal(
 
 
 @pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize(("by", "values"), [("difference", [0.5, 1.0, 1.5]), ("ratio", [2.0, 2.0, 2.0])])
+def test_a_comparison_is_made_seed_by_seed(by: str, values: list[float]) -> None:
+    write("three", {"test_nats": 3.0, "test_targets": 99}, make_content({"seed": 2, "model": "m"}), seconds=1)
+    for seed, name in enumerate(("a", "b", "c")):
+        metrics = {"test_nats": (1.0 + seed) / 2, "test_targets": 99}
+        write(name, metrics, make_content({"seed": seed, "model": "other"}), seconds=90.0)
+    claim = CLAIM.replace("[one, two]", "[one, two, three]").replace("lower_is_better: true", "lower_is_better: false")
+    extra = f"  against: [a, b, c]\n  by: {by}\n"
+    Path("results.yaml").write_text(claim + extra, encoding="utf-8")
+    assert main(["results"]) == 0
+    found = artifacts.read_json(Path("results.json"))["speed"]
+    assert found["value"] == pytest.approx(sum(values) / 3)
+    half = 4.30265 * 0.5 / 3**0.5  # Student's t, and the standard error of 0.5, 1.0 and 1.5
+    expected = [1.0 - half, 1.0 + half] if by == "difference" else None
+    assert found["interval"] == (pytest.approx(expected, rel=1e-4) if expected else None)
+    assert found["training_seconds"] == 90
+    Path("results.yaml").write_text(claim + extra.replace("[a, b, c]", "[b, a, c]"), encoding="utf-8")
+    assert main(["results"]) == 1
+
+
+@pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize(("must", "verdict"), [(2.5, "reached"), (1.5, "inconclusive"), (0.5, "missed")])
 def test_without_an_interval_each_seed_counts(must: float, verdict: str) -> None:
     Path("results.yaml").write_text(CLAIM.replace("must: 2.0", f"must: {must}"), encoding="utf-8")
