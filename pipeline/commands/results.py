@@ -10,8 +10,8 @@ optional claim without any of its runs is "not measured here". A fresh clone has
 trainings: the time and memory in results.json stay if the value is still the same. The ratios of speed.json, if there
 is one, also become claims of results.json.
 
-A claim with `against` is a difference or a ratio: its values are those of `runs` less, or over, those of `against`, seed
-by seed.
+A claim with `against` is a difference or a ratio: its values are those of `runs` less, or over, those of `against`,
+seed by seed.
 """
 
 import math
