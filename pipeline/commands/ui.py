@@ -81,7 +81,7 @@ def serve(store: str, port: int) -> int:
 
 def has_display() -> bool:
     """Whether a browser with windows can open: over ssh and in a container none can."""
-    return sys.platform in {"darwin", "win32"} or any(map(settings.is_set, ("DISPLAY", "WAYLAND_DISPLAY")))
+    return sys.platform in {"darwin", "win32"} or any(map(settings.read_text, ("DISPLAY", "WAYLAND_DISPLAY")))
 
 
 def open_when_ready(root: str, address: str) -> None:

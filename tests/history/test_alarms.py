@@ -193,6 +193,7 @@ def test_alarms_that_no_longer_hold_leave_no_tag(workdir: Any) -> None:
     assert "of an attempt" not in record.about["tags"].get("alarm", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gan", "vae"])
 def test_previews_begin_before_the_first_step_and_change_no_bit_of_the_training(name: str, workdir: Any) -> None:
     record = Record(workdir / "record", ABOUT | {"tags": {}})
