@@ -6,8 +6,8 @@
 
 Runs that differ only in the seed are seeds of one experiment and are averaged. They have the same model, config and
 weights, and dvc.lock has the same code and prepared data for their training and sampling. The other seeds of a run
-come along by themselves, except with --only. The beginning of names stands for all runs that begin so, if no run has
-that name. Revisions may differ in everything else. A run of two revisions, such as of two machines, is two columns.
+are included, except with --only. A name that no run has stands for all runs whose names begin with it. Revisions may
+differ in everything else. A run of two revisions, such as of two machines, is two columns.
 
 The table is Markdown and has the measurements that all runs have by the same protocol. Below it are the values whose
 protocols differ, with the field that differs. `--metric` refuses such a value.

@@ -6,8 +6,8 @@
 
 A key is one of a run (seed, data, start, metric, network) or of its model's section; a list is a value in brackets,
 `augment=[],[translation]`. A run is named after the first one and its values, such as gan_hinge_2 or vae_latent-8_0.
-Only lines are added: comments and layout stay. A combination that a run already has is named and not added, so that
-the same command does nothing twice. Nothing is written if a key or a value is not valid.
+Only lines are added: comments and layout stay. A combination that a run already has is named, but not added, so that
+repeating a command adds nothing. Nothing is written if a key or a value is not valid.
 
 --remove takes away the lines that the same command has added, if they are still as it wrote them. The next
 `pipeline repro` moves their results to .state/removed.

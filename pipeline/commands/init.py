@@ -20,7 +20,7 @@ ALWAYS = "    always_changed: true  # looks at the installed package, which is o
 NEXT = """{folder} is a project now. In it:
     dvc repro                  # train the models of params.yaml and write reports/index.html: minutes on two cores
     git add --all && git commit -m "First results"
-    mlflow ui --app-name ui    # the runs, at http://127.0.0.1:5000
+    pipeline ui                # the runs in MLflow, at http://127.0.0.1:5000
 """
 
 

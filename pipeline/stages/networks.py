@@ -2,7 +2,7 @@
 
     python -m pipeline.stages networks classifier
 
-Weights that git keeps are taken and not trained, if their recipe is this one: pipeline/evidence/judges.py.
+If git keeps weights of the same recipe, the stage takes them and trains nothing: pipeline/evidence/judges.py.
 reports/networks/<name>.json holds the SHA-256 of its weights and a classifier's accuracies. A training that was
 interrupted, or whose weights DVC has not stored, resumes from .state/networks-<name>/.
 """
