@@ -1,4 +1,4 @@
-"""Tells whether a run copies its training data: images, which FID takes for quality, or secrets of a text.
+"""Tells whether a model copies training images, which FID takes for quality, or repeats secrets of its text.
 
     pipeline audit                   # every run that has samples
     pipeline audit gan --cells 10

@@ -81,7 +81,8 @@ class Evaluation:
 def main(arguments: list[str]) -> int:
     """Print the comparison."""
     parser = make_parser("compare", __doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run, a beginning or pattern, or <revision>:<run>")
+    kinds = "a run, the beginning of names, a pattern, or <revision>:<run>"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=kinds)
     parser.add_argument("--only", action="store_true", help="compare only these runs, without their other seeds")
     parser.add_argument("--metric", action="append", default=[], help="show only this metric; may be repeated")
     parser.add_argument("--allow", action="append", default=[], help="protocol field that may differ, such as versions")

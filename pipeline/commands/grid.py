@@ -1,4 +1,4 @@
-"""Adds a run to params.yaml for each combination of values, and takes them away again.
+"""Adds a run to params.yaml for each combination of values, or takes these runs away again.
 
     pipeline grid gan loss=relativistic,hinge seed=0,1,2     # six runs like `gan`
     pipeline grid gan loss=relativistic,hinge seed=0,1,2 --dry-run
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     else:
         names, known = choose_new(runs, text, settings)
         for name, other in known.items():
-            print(f"{name}: it is there" + (f" as {other}" if other != name else ""))
+            print(f"{name}: already there" + (f" as {other}" if other != name else ""))
         new = insert_lines(text, {name: runs[name] for name in names})
         expected = settings.runs | {name: runs[name] for name in names}
     if check_text(new).runs != expected:

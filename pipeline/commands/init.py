@@ -1,4 +1,4 @@
-"""Writes a new project into a folder: params.yaml, dvc.yaml, and what git and DVC need.
+"""Writes a new project into a folder: params.yaml, dvc.yaml, and the settings of git and DVC.
 
     pipeline init             # into this folder
     pipeline init digits      # into the folder digits, which is made

@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     except BaseException:
         for path, text in before.items():
             artifacts.write_bytes(path, text.encode())
-        print(f"{params.PATH} is as it was")
+        print(f"{params.PATH} is as it was before")
         raise
     targets = [f"evaluate@{run}" for run in runs]
     if options.look:

@@ -1,4 +1,4 @@
-"""Sends to MLflow what its store does not have of the recorded runs: after an outage, a clone or `dvc pull`.
+"""Sends MLflow the parts of recorded runs that it lacks, after an outage, a clone or `dvc pull`.
 
     pipeline sync                    # every record in data/runs and .state
     pipeline sync gan vae

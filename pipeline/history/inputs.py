@@ -67,7 +67,7 @@ class Inputs:
         if changes := list(self._find_changes()):
             named = ", ".join(changes[:SHOWN]) + (f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else "")
             msg = f"{self.name}: changed while it ran: {named}; its result is of the old inputs and does not count; "
-            raise ArtifactError(msg + "start it again, with the new ones, or with the old ones put back")
+            raise ArtifactError(msg + "start it again, with the new ones, or after you put the old ones back")
 
     def _find_changes(self) -> Iterator[str]:
         values = _read_values(self.names)
