@@ -1,7 +1,7 @@
 """The inputs of a stage instance, noted before it reads them and compared when it ends.
 
 DVC hashes params.yaml, code and data when a stage has ended, and writes the hashes into dvc.lock next to the result. An
-edit while the stage ran would so be certified as the origin of a result that it has not made. dvc.yaml says which
+edit while the stage ran would thus be recorded as the source of a result that it did not make. dvc.yaml says which
 inputs an instance has. Large files are not read: size and time tell whether they are still the same.
 """
 

@@ -222,7 +222,7 @@ class Record:
 def append_lines(path: Path, lines: bytes) -> None:
     """Append whole lines, all or none, durably: a checkpoint that survives a power cut must find its lines.
 
-    A line that was cut off stays alone: these begin on a new one.
+    A line that was cut off stays as it is: these begin on a new one.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
