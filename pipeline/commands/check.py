@@ -1,8 +1,8 @@
-"""Checks a model of yours before it trains: what the stages ask of it, one line each.
+"""Checks a model that you wrote before it trains, with a line for each demand of the stages.
 
     pipeline check model unet     # the model of pipeline/models/unet.py, as the first run of params.yaml uses it
 
-It takes a few steps on the CPU with the prepared data of that run. The status is 1 if something does not hold.
+It takes a few steps on the CPU with the prepared data of that run. The status is 1 if a demand fails.
 """
 
 import contextlib

@@ -2,8 +2,9 @@
 
     pipeline claims
 
-A run that has other settings than the committed one is another experiment, and its line names what differs. So does the
-line of a run that git does not have. `pipeline reproduce` makes the committed numbers again, in a fresh clone.
+A run that has other settings than the committed one is another experiment, and its line names what differs. A run that
+git does not have is no claim, and its line says so. `pipeline reproduce` makes the committed numbers again, in a fresh
+clone.
 """
 
 from collections.abc import Iterator, Mapping

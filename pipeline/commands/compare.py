@@ -6,8 +6,8 @@
 
 Runs that differ only in the seed are seeds of one experiment and are averaged. They have the same model, config and
 weights, and dvc.lock has the same code and prepared data for their training and sampling. The other seeds of a run
-come along by themselves, except with --only. The beginning of names stands for all runs that begin so, if no run has
-that name. Revisions may differ in everything else. A run of two revisions, such as of two machines, is two columns.
+are included, except with --only. A name that no run has stands for all runs whose names begin with it. Revisions may
+differ in everything else. A run of two revisions, such as of two machines, is two columns.
 
 The table is Markdown and has the measurements that all runs have by the same protocol. Below it are the values whose
 protocols differ, with the field that differs. `--metric` refuses such a value.
@@ -81,7 +81,8 @@ class Evaluation:
 def main(arguments: list[str]) -> int:
     """Print the comparison."""
     parser = make_parser("compare", __doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run, a beginning or pattern, or <revision>:<run>")
+    kinds = "a run, the beginning of names, a pattern, or <revision>:<run>"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=kinds)
     parser.add_argument("--only", action="store_true", help="compare only these runs, without their other seeds")
     parser.add_argument("--metric", action="append", default=[], help="show only this metric; may be repeated")
     parser.add_argument("--allow", action="append", default=[], help="protocol field that may differ, such as versions")

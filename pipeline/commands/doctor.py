@@ -1,9 +1,11 @@
 """Explains what a crash left behind and repairs it, or checks the metrics where the right answer is known.
 
-pipeline doctor                  # interrupted trainings, half-written files, dead locks: what they mean
-pipeline doctor --fix            # and repairs them; without it nothing is changed
-pipeline doctor metrics          # self-test of the image metrics with each feature network, on real images; and
+    pipeline doctor              # interrupted trainings, half-written files, stale locks: what they mean
+    pipeline doctor --fix        # the same, and repairs them
+    pipeline doctor metrics      # self-test of the image metrics with each feature network, on real images; and
                                  # whether another order of the samples changes a value of any metric
+
+Without --fix nothing is changed.
 """
 
 from collections.abc import Iterator, Sequence

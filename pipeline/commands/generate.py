@@ -1,12 +1,12 @@
 """Draws samples from a trained model into a folder: one file each, and a sheet of all.
 
     pipeline generate gan                                  # a run of this project
-    pipeline generate models:/digits@best --count 100      # or models:/<id>, runs:/<run id>, or a folder
+    pipeline generate models:/gan@latest --count 100       # or models:/<id>, runs:/<run id>, or a folder
     pipeline generate gan --label all                      # each class in turn, --count of each
     pipeline generate transformer --prompt "Parameters" --temperature 0.5
 
-The model's weights and config are used, and none of the code that came with it. The seeds are --seed and the numbers
-after it: equal seeds give equal samples, as those of `model.predict` do.
+The command uses the model's weights and config, and none of the code that came with it. The seeds are --seed and the
+numbers after it. Equal seeds give equal samples, the same ones as `model.predict` of MLflow.
 """
 
 import argparse
@@ -48,8 +48,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the options."""
     parser = make_parser("generate", __doc__)
     parser.add_argument("address", help="a run, a folder, models:/... or runs:/...")
-    parser.add_argument("--count", type=_read_count, default=16, help="samples; default: 16")
-    parser.add_argument("--seed", type=int, default=0, help="of the first sample; default: 0")
+    parser.add_argument("--count", type=_read_count, default=16, help="number of samples; default: 16")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first sample; default: 0")
     parser.add_argument("--label", metavar="NAME", help=f"class of all samples, its name or number, or {ALL}")
     parser.add_argument("--prompt", help="text that the samples continue")
     parser.add_argument("--temperature", type=_read_temperature, help="divides the logits; 0 takes the likeliest token")

@@ -1,4 +1,4 @@
-"""Adds a run to params.yaml for each combination of values, and takes them away again.
+"""Adds a run to params.yaml for each combination of values, or takes these runs away again.
 
     pipeline grid gan loss=relativistic,hinge seed=0,1,2     # six runs like `gan`
     pipeline grid gan loss=relativistic,hinge seed=0,1,2 --dry-run
@@ -6,8 +6,8 @@
 
 A key is one of a run (seed, data, start, metric, network) or of its model's section; a list is a value in brackets,
 `augment=[],[translation]`. A run is named after the first one and its values, such as gan_hinge_2 or vae_latent-8_0.
-Only lines are added: comments and layout stay. A combination that a run already has is named and not added, so that
-the same command does nothing twice. Nothing is written if a key or a value is not valid.
+Only lines are added: comments and layout stay. A combination that a run already has is named, but not added, so that
+repeating a command adds nothing. Nothing is written if a key or a value is not valid.
 
 --remove takes away the lines that the same command has added, if they are still as it wrote them. The next
 `pipeline repro` moves their results to .state/removed.
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     else:
         names, known = choose_new(runs, text, settings)
         for name, other in known.items():
-            print(f"{name}: it is there" + (f" as {other}" if other != name else ""))
+            print(f"{name}: already there" + (f" as {other}" if other != name else ""))
         new = insert_lines(text, {name: runs[name] for name in names})
         expected = settings.runs | {name: runs[name] for name in names}
     if check_text(new).runs != expected:

@@ -1,4 +1,4 @@
-"""Writes a new project into a folder: params.yaml, dvc.yaml, and what git and DVC need.
+"""Writes a new project into a folder: params.yaml, dvc.yaml, and the settings of git and DVC.
 
     pipeline init             # into this folder
     pipeline init digits      # into the folder digits, which is made
@@ -20,7 +20,7 @@ ALWAYS = "    always_changed: true  # looks at the installed package, which is o
 NEXT = """{folder} is a project now. In it:
     dvc repro                  # train the models of params.yaml and write reports/index.html: minutes on two cores
     git add --all && git commit -m "First results"
-    mlflow ui --app-name ui    # the runs, at http://127.0.0.1:5000
+    pipeline ui                # the runs in MLflow, at http://127.0.0.1:5000
 """
 
 

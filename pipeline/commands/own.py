@@ -5,11 +5,11 @@
     pipeline own ~/pictures size=64 --steps 500   # with another key of the data section, and short trainings
     pipeline own novel.txt --name novel
 
-It adds sections to params.yaml: the data, a feature network for them, and a run for each model that learns them. Only
-these are made, no other run is trained, and a failure leaves their files as they are. The same command again goes on,
-or replaces the sections if it is asked for others. Pictures without classes get models without classes, and the
-feature network `rotation`, which needs none. Where the pictures are too few to compare features of, the runs have no
-feature network: likelihood and pictures only.
+It adds sections to params.yaml: the data, a feature network for them, and a run for each model that learns them. It
+trains these runs and no others, whose results stay even if it fails. The same command again resumes; with other keys it
+replaces the sections. Pictures without classes get models without classes, and the feature network `rotation`, which
+needs none. If there are too few pictures to compare their features, the runs have no feature network. They then measure
+the likelihood only, and show pictures.
 """
 
 import os
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     parser = make_parser("own", __doc__)
     parser.add_argument("path", metavar="PATH", type=Path, help="a folder, or a file")
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="keys of the data section, such as size=64")
-    parser.add_argument("--name", help="of the sections; default: that of the folder")
+    parser.add_argument("--name", help="name of the sections; default: that of the folder")
     parser.add_argument("--steps", type=int, help="steps of each training; default: those of params.yaml")
     parser.add_argument("--look", action="store_true", help="train nothing")
     options = parser.parse_intermixed_args(arguments)  # keys may come after options
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     except BaseException:
         for path, text in before.items():
             artifacts.write_bytes(path, text.encode())
-        print(f"{params.PATH} is as it was")
+        print(f"{params.PATH} is as it was before")
         raise
     targets = [f"evaluate@{run}" for run in runs]
     if options.look:
@@ -239,8 +239,8 @@ def show(runs: list[str]) -> None:
     for run in runs:
         print(f"{run}: samples and numbers in {artifacts.REPORTS / 'runs' / run}")
     if absent := [run for run in params.load().runs if not (artifacts.RUNS / run / "samples").exists()]:
-        print(f"no report, because {', '.join(absent)} have no results here: `dvc repro` makes them and the report,")
-        print(f"and without their lines in {params.PATH} only the report")
+        print(f"no report, because {', '.join(absent)} have no results here: `dvc repro` makes them and the report.")
+        print(f"If you first remove their lines from {params.PATH}, it makes only the report")
         return
     repro("--single-item", "report")
     print(f"report: {(artifacts.REPORTS / 'index.html').resolve().as_uri()}")

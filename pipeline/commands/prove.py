@@ -7,7 +7,7 @@
 Both revisions prepare the data, train, sample and evaluate one run of each kind of params.yaml, with few steps and few
 samples. The command compares the SHA-256 of their weights, samples, scores and numbers, and prints a table. If all are
 equal, the stages of dvc.lock get the hash of the code as it is now: their outputs stay valid, and nothing trains again.
-Status 0 if all are equal. In a subfolder that is a DVC project of its own, the command is about that project.
+The status is 0 if all are equal. In a subfolder that is a DVC project of its own, the command is about that project.
 """
 
 import hashlib

@@ -9,8 +9,8 @@ have on its own, because the bits of a training depend on it; set OMP_NUM_THREAD
 trainings have the times at which they ran, as always.
 
 If a stage fails, the stages that need it are not started and all others are; the status is 1. Ctrl-C or SIGTERM lets
-the trainings save their state and ends with status 75: the same command goes on. -j is no parameter and makes nothing
-stale.
+the trainings save their state and ends with status 75: the same command resumes them. -j is not a parameter, so it
+makes nothing stale.
 """
 
 import os
@@ -177,7 +177,7 @@ def main(arguments: list[str]) -> int:
     """Run the stages; return 0, 1 if one failed, or 75 after a signal."""
     parser = make_parser("repro", __doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="stages or instances; default: all of them")
-    parser.add_argument("-j", "--jobs", type=int, default=2, help="how many run at a time; default: 2")
+    parser.add_argument("-j", "--jobs", type=int, default=2, help="number of stages that run at a time; default: 2")
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         parser.error(f"-j: expected a number of 1 or more, got {options.jobs}")

@@ -1,4 +1,4 @@
-"""Reproduces the committed numbers in a fresh clone, and says of each whether it came out again.
+"""Makes the committed numbers again in a fresh clone, and says for each whether it is reproduced.
 
     pipeline reproduce                    # every run of params.yaml, from the raw data on
     pipeline reproduce vae --evaluate     # with the committed weights from DVC's cache: only samples and metrics
@@ -8,9 +8,9 @@ A claim is a measurement in reports/runs/<run>/metrics.json as git has it, with 
 interval is over sample sets, or 1.96 standard errors. Floors, spreads, descriptions and counts are not claims. Each
 claim ends as "bit for bit", "within the interval" or "not", with the first stage whose output differs, or as "no
 verdict" where it has no interval and comes out different. A claim ends as "not" if its protocol comes out different.
-Other code and other versions are noted below the table instead. The status is 0 if each claim ends as "bit for bit" or
-"within the interval". The table is Markdown on standard output. In a subfolder that is a DVC project of its own, the
-command is about that project.
+Other code and other versions do not count; a note below the table names them. The status is 0 if each claim ends as
+"bit for bit" or "within the interval". The table is Markdown on standard output. In a subfolder that is a DVC project
+of its own, the command is about that project.
 """
 
 import argparse

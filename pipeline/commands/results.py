@@ -77,7 +77,7 @@ def read_claims() -> dict[str, Claim]:
         claim = check_section(Claim, values, str(name), problems)
         if isinstance(claim, Claim):
             claims[str(name)] = claim
-            problems += [f"{name}.runs: {run} stands twice" for run, times in Counter(claim.runs).items() if times > 1]
+            problems += [f"{name}.runs: {run} comes twice" for run, times in Counter(claim.runs).items() if times > 1]
             if claim.against and len(claim.against) != len(claim.runs):
                 problems.append(f"{name}.against: expected {len(claim.runs)} runs, got {len(claim.against)}")
     if problems:

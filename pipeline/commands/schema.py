@@ -1,4 +1,4 @@
-"""Writes params.schema.json, by which editors complete and check params.yaml as you type.
+"""Writes params.schema.json, with which editors complete and check params.yaml as you type.
 
     pipeline schema
 

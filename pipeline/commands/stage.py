@@ -1,4 +1,4 @@
-"""Runs one stage by hand: without DVC, which then knows nothing of the result.
+"""Runs one stage by hand, without DVC, which then does not know the result.
 
     pipeline stage --help                # the stages
     pipeline stage train gan

@@ -5,14 +5,14 @@
     pipeline status gan      # one run, and everything that it waits for
 
 done            the number comes from the present parameters, data and code
-stale           it comes from others: the first ones that changed are named
-training        a process trains it now, with the time that is left at its present pace
-working         a process makes one of its other stages now
-interrupted     `pipeline repro` goes on from the step
+stale           the number comes from others: the first ones that changed are named
+training        a process is training it; the time that is left at its present pace is shown
+working         a process is running another of its stages
+interrupted     `pipeline repro` resumes it from the step that is shown
 not here        its number is committed; `dvc pull` or `pipeline repro` brings its files
 never run       it has no number
 
-A change of code is seen here only as such: `pipeline repro check` finds the runs that it concerns.
+A change of code has a line of its own below the table: `pipeline repro check` finds the runs that it concerns.
 """
 
 import ast
@@ -39,7 +39,7 @@ STAGES = 5  # that are named
 ABSENT = ("deleted", "not in cache")  # what DVC says of files that a clone lacks
 LINES = 50  # of a training's record, from which its pace is taken
 DONE, NEVER, ABSENT_RUN, WORKING = "done", "never run", "not here", "working"
-PORT = 5000  # of `make ui`
+PORT = 5000  # of `pipeline ui`
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def find_ui() -> str:
         probe.settimeout(0.2)
         if probe.connect_ex(("127.0.0.1", PORT)) == 0:
             return f"MLflow at http://127.0.0.1:{PORT}"
-    return "`make ui` starts MLflow's pages"
+    return "`pipeline ui` starts MLflow's pages"
 
 
 def choose_next(counts: Mapping[str, int], changes: Changes) -> str:

@@ -1,11 +1,11 @@
-"""Sends to MLflow what its store does not have of the recorded runs: after an outage, a clone or `dvc pull`.
+"""Sends MLflow the parts of recorded runs that it lacks, after an outage, a clone or `dvc pull`.
 
     pipeline sync                    # every record in data/runs and .state
     pipeline sync gan vae
 
-Runs are found by the id in their record; what is there already is not sent again. Files count as there if they are on
-the disk. A run that was deleted in MLflow is restored. A record that is
-broken, or could do harm, is named and left out.
+Runs are found by the id in their record. What MLflow has already is not sent again; it has a file only if the file is
+on the disk. A run that was deleted in MLflow is restored. A record that is broken, or could do harm, is named and left
+out.
 """
 
 from pathlib import Path
@@ -49,15 +49,13 @@ def main(arguments: list[str]) -> int:
     for name in name_absent(known):
         print(f"{name}: no record here; `dvc pull train@{name}` brings it, or `dvc repro train@{name}` makes it")
     if not paths:
-        print(
-            f"nothing to send: {artifacts.RUNS} and {artifacts.STATE} have no record of a run. A project with a remote"
-        )
-        print("has them there: `dvc pull` brings them (docs/share.md). Without a remote `dvc repro` trains the runs")
+        print(f"nothing to send: {artifacts.RUNS} and {artifacts.STATE} have no record of a run. If the project has a")
+        print("remote, `dvc pull` brings them (docs/share.md); if it has none, `dvc repro` trains the runs")
         return 0
     report = artifacts.REPORTS / "index.html"
     if report.exists() and not failed:
         send_report(report, sorted(known))
-    print(f"{sent} of {sent + failed} runs are in MLflow now; `make ui` shows them")
+    print(f"{sent} of {sent + failed} runs are in MLflow now; `pipeline ui` shows them")
     return int(failed > 0)
 
 

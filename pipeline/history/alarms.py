@@ -1,4 +1,4 @@
-"""Signs that a training went wrong though every number is finite: collapse, no learning, jumps.
+"""Finds signs that a training went wrong although every number is finite: collapse, no learning, jumps.
 
 `find_all` is a function of a record's lines, so a resumed training and a later reader find the same alarms. Signs that
 need samples, such as their similarity, are measured at each preview and recorded as values. Where the data are too few

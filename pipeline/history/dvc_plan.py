@@ -1,7 +1,7 @@
 """Asks DVC which stage instances there are, which of them need one another, and which are not up to date.
 
 `dvc repro` runs the instances of its plan one after another. `pipeline repro` runs those that do not need one another
-side by side, each as a `dvc repro` of its own, so that DVC alone decides what is run, restored and stored.
+side by side, each as a `dvc repro` of its own, so that only DVC decides what is run, restored and stored.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """Keeps the state of a finished training until DVC has stored its outputs.
 
-DVC hashes, stores and names a stage's outputs after the stage has ended. A kill, a full cache or a failing neighbour in
-between loses them: DVC runs the stage again, and removes what it had made before. The state therefore stays, marked
-with the files of its outputs, and the same training ends at once, in the same MLflow run. As soon as dvc.lock names
-these files and DVC's cache holds them, the next stage or `pipeline doctor --fix` removes the state.
+DVC hashes, stores and names a stage's outputs after the stage has ended. A kill, a full cache or another stage that
+fails in between loses them: DVC runs the stage again, and removes what it had made before. The state therefore stays,
+marked with the files of its outputs, and the same training finishes at once, in the same MLflow run. As soon as
+dvc.lock names these files and DVC's cache holds them, the next stage or `pipeline doctor --fix` removes the state.
 """
 
 import hashlib

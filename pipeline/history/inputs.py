@@ -1,7 +1,7 @@
 """The inputs of a stage instance, noted before it reads them and compared when it ends.
 
 DVC hashes params.yaml, code and data when a stage has ended, and writes the hashes into dvc.lock next to the result. An
-edit while the stage ran would so be certified as the origin of a result that it has not made. dvc.yaml says which
+edit while the stage ran would thus be recorded as the source of a result that it did not make. dvc.yaml says which
 inputs an instance has. Large files are not read: size and time tell whether they are still the same.
 """
 
@@ -67,7 +67,7 @@ class Inputs:
         if changes := list(self._find_changes()):
             named = ", ".join(changes[:SHOWN]) + (f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else "")
             msg = f"{self.name}: changed while it ran: {named}; its result is of the old inputs and does not count; "
-            raise ArtifactError(msg + "start it again, with the new ones, or with the old ones put back")
+            raise ArtifactError(msg + "start it again, with the new ones, or after you put the old ones back")
 
     def _find_changes(self) -> Iterator[str]:
         values = _read_values(self.names)

@@ -50,7 +50,7 @@ def find_all() -> Iterator[Leftover]:
 
 
 def close_abandoned(state: Path, about: dict[str, Any]) -> dict[str, str]:
-    """End the records of a run's other states, whose params, data or code are no longer; the caller holds its own.
+    """End the records of a run's other states, whose params, data or code have changed; the caller holds its own.
 
     Those that an experiment is training now are left alone. Prints in what the last one differs. Returns the tag that
     links a new run to it, or nothing.

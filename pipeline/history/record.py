@@ -149,7 +149,7 @@ class Record:
         found = [parse_line(text) for text in content.split(b"\n") if text]
         if torn := sum(line is None for line in found):
             place = self.folder / f"{name}.jsonl"
-            self._warn(name, f"{place}: {torn} lines are torn, no JSON of a step, and are passed over")
+            self._warn(name, f"{place}: {torn} lines are torn, so they are no JSON of a step, and are skipped")
         return [line for line in found if line is not None]
 
     def rewind(self, step: int) -> None:
@@ -222,7 +222,7 @@ class Record:
 def append_lines(path: Path, lines: bytes) -> None:
     """Append whole lines, all or none, durably: a checkpoint that survives a power cut must find its lines.
 
-    A line that was cut off stays alone: these begin on a new one.
+    A line that was cut off stays as it is: these begin on a new one.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:

@@ -2,7 +2,7 @@
 
     import pipeline
     model = pipeline.load("gan")                  # a run of this project, or a folder such as data/runs/gan
-    model = pipeline.load("models:/digits@best")  # a model or a run of MLflow; also models:/<id> and runs:/<id>
+    model = pipeline.load("models:/gan@latest")   # a model or a run of MLflow; also models:/<id> and runs:/<id>
     model.draw([0, 1])                            # one sample per seed: tensors, or texts
 
 A LoggedModel brings its author's code, which `mlflow.pyfunc.load_model` runs. Here three files are read, each of which

@@ -1,7 +1,8 @@
 """The pages of `pipeline show`: the runs, and a page for each on which its model can be played with.
 
 They are for the user of this machine only: the server answers to no name but 127.0.0.1 and localhost, so that no other
-site's name can be pointed at it, and to no request that a page of another site sends. Pages load nothing from anywhere.
+site's name can be pointed at it. It answers no request that a page of another site sends. Pages load nothing from
+anywhere.
 """
 
 import secrets

@@ -116,7 +116,7 @@ def create_app() -> Gate:
 
 
 def create_ui() -> Gate:
-    """Return the app of `make ui`, which has no logins: what is left of the routes without an administrator."""
+    """Return the app of `pipeline ui`, which has no logins: what is left of the routes without an administrator."""
     mlflow_store.follow_folder(Path.cwd())  # where `mlflow ui` takes its store from
     routes = {route: "nobody" if who == "administrator" else who for route, who in read_routes().items()}
     flask_app.before_request(lambda: check(routes))

@@ -1,10 +1,11 @@
-"""Stage networks: makes one feature network in data/networks/<name>: trains the classifier, or fetches Inception.
+"""Stage networks: makes one feature network in data/networks/<name>: trains it, fetches it, or takes it from git.
 
     python -m pipeline.stages networks classifier
 
-Weights that git keeps are taken and not trained, if their recipe is this one: pipeline/evidence/judges.py.
-reports/networks/<name>.json holds the SHA-256 of its weights and a classifier's accuracies. A training that was
-interrupted, or whose weights DVC has not stored, resumes from .state/networks-<name>/.
+Networks with published weights, such as Inception, are fetched. All others are trained, unless git keeps weights of the
+same recipe: pipeline/evidence/judges.py. reports/networks/<name>.json holds the SHA-256 of the weights and, except for
+fetched networks, the accuracies. A training that was interrupted, or whose weights DVC has not stored, resumes from
+.state/networks-<name>/.
 """
 
 import contextlib

@@ -3,8 +3,8 @@
     python -m pipeline.stages prepare images
 
 Each split becomes one file of named fields: see pipeline/kinds. manifest.json holds SHA-256, shapes, value range,
-duplicates, class or character counts, and doubts: what about the set is perhaps not meant, each with the key that
-changes it. files.json holds what became of each file, fetched or your own. reports/data/<data> shows some examples.
+duplicates, class or character counts, and doubts: possible mistakes in the data, each with the key that changes it.
+files.json holds what became of each file, fetched or your own. reports/data/<data> shows some examples.
 """
 
 import shutil

@@ -3,7 +3,7 @@
     python -m pipeline.stages train gan
 
 An interrupted training resumes from .state/train-<run>/ when it is started again with the same params, data
-and code; one that has ended, but whose outputs DVC has not stored, ends again at once.
+and code; one that has ended, but whose outputs DVC has not stored, finishes at once.
 Hardware comes from the environment: see pipeline/runtime/environment.py.
 """
 

@@ -25,7 +25,7 @@ def test_a_run_per_combination_is_added_once_and_taken_away_again(
     former = params.load()
     status, out, _ = call(capsys, *GRID)
     assert status == 0
-    assert out.splitlines()[0] == "gan_relativistic_0: it is there as gan"
+    assert out.splitlines()[0] == "gan_relativistic_0: already there as gan"
     now = params.load()
     assert list(now.runs) == [*former.runs, *ADDED]
     assert {name: now.runs[name] for name in former.runs} == former.runs

@@ -190,7 +190,7 @@ def test_a_claim_counts_what_its_metric_rests_on() -> None:
             "speed.lower_is_better: test_nats is better when it is lower, got false",
         ),
         ("must: 2.0", "must: two", "speed.must: input should be a valid number, got 'two'"),
-        ("[one, two]", "[one, two, one]", "speed.runs: one stands twice"),
+        ("[one, two]", "[one, two, one]", "speed.runs: one comes twice"),
         ("[one, two]", "[one, same]", "speed.runs: expected one run per seed, one, same have the seeds [0, 0]"),
         (CLAIM, "", "expected a mapping of claims, got None"),
         ("[one, two]", "[one", "not valid YAML"),

@@ -159,7 +159,7 @@ def test_files_that_are_gone_from_the_disk_are_sent_again(workdir: Path, capsys:
     said = capsys.readouterr().out
     assert "; its model is not in data/runs/gan/model: `dvc pull` brings it\n" in said
     assert "vae: no record here; `dvc pull train@vae` brings it, or `dvc repro train@vae` makes it\n" in said
-    assert said.endswith("1 of 1 runs are in MLflow now; `make ui` shows them\n")
+    assert said.endswith("1 of 1 runs are in MLflow now; `pipeline ui` shows them\n")
 
 
 @pytest.mark.usefixtures("workdir")
