@@ -58,6 +58,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.slow
 def test_the_whole_pipeline_gives_equal_bits_twice_and_one_mlflow_run_a_training(workdir: Path) -> None:
     run_all()
     first = snapshot(workdir)
