@@ -29,7 +29,7 @@ from pipeline import artifacts, code, plugins
 from pipeline.artifacts import SEAL, ArtifactError
 from pipeline.kinds import Pool, unflatten_fields
 from pipeline.randomness import make_generator
-from pipeline.weights import CONFIG, WEIGHTS, Loaded, load_model
+from pipeline.weights import ADAPTER, CONFIG, WEIGHTS, Loaded, load_model
 
 log = logging.getLogger(__name__)
 FILES = (SEAL, CONFIG, WEIGHTS)
@@ -127,7 +127,7 @@ def _find_folder(address: str, place: Path) -> tuple[Path, Mapping[str, Any]]:
     if re.match("(models|runs):/", address):
         from pipeline.history import mlflow_files  # MLflow takes seconds to import
 
-        return place, mlflow_files.fetch_model(address, FILES, place)
+        return place, mlflow_files.fetch_model(address, FILES, place, more=(ADAPTER,))  # the seal may name it
     for folder in (Path(address), Path(address) / "model", artifacts.RUNS / address / "model"):
         if (folder / CONFIG).is_file():
             return folder, _read_record(folder.with_name("record") / "run.json")

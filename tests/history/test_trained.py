@@ -21,7 +21,7 @@ from pipeline.history import mlflow_files
 from pipeline.kinds.images import make_fields as image_fields
 from pipeline.kinds.points import make_fields as point_fields
 from pipeline.kinds.text import make_fields as text_fields
-from pipeline.weights import CONFIG, WEIGHTS
+from pipeline.weights import ADAPTER, CONFIG, WEIGHTS
 from tests.history.test_serving import make_generator_of
 
 EVIL = """
@@ -243,3 +243,13 @@ def test_a_logged_model_without_a_file_is_refused(logged: Path, name: str) -> No
     (logged / "artifacts" / "model" / name).unlink()
     with pytest.raises(ArtifactError, match=name):
         pipeline.load("models:/digits/1")
+
+
+def test_a_logged_model_brings_the_adapter_that_its_seal_names(logged: Path, folder: Path) -> None:
+    model = logged / "artifacts" / "model"
+    save_file({"blocks.0.qkv.up": torch.ones(1)}, model / ADAPTER)
+    artifacts.seal(model)
+    assert torch.equal(
+        pipeline.load("models:/digits/1").draw([3], given={"labels": 0})[0],
+        pipeline.load(folder).draw([3], given={"labels": 0})[0],
+    )
