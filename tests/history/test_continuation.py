@@ -189,3 +189,12 @@ def test_adapters_go_with_no_pattern_of_weights(workdir: Path) -> None:
     yaml.dump(content, workdir / "params.yaml")
     with pytest.raises(params.ParamsError, match=r"runs\.last: lora_rank: .* drop freeze and skip"):
         params.load()
+
+
+@pytest.mark.usefixtures("workdir")
+def test_a_run_of_no_step_passes_on_the_parts_of_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = {"config": {"run": {"start": "first"}, "model": {"steps": 0}}}
+    artifacts.write_json(artifacts.RUNS / "still" / "record" / "run.json", about)
+    torch.save({"state_dict": {"discriminator.x": torch.ones(1), "generator.x": torch.ones(1)}}, "state.ckpt")
+    monkeypatch.setattr(continuation, "find_state", {"first": Path("state.ckpt")}.__getitem__)
+    assert list(continuation.read_parts("still", ("discriminator",))) == ["discriminator.x"]
