@@ -183,6 +183,9 @@ def find_training(name: str) -> tuple[str, str] | None:
     """Return the state of a run's training that has not ended, and how far it is; none without one."""
     folder = artifacts.STATE / f"train-{name}"
     begun = [path for path in folder.glob("*/record/run.json") if not finished.is_marked(path.parents[1])]
+    if not checkpoints.is_held(folder / "lock"):  # a later training, with other parameters perhaps, has ended
+        ended = read_begin(artifacts.RUNS / name / "record" / "run.json")
+        begun = [path for path in begun if not read_begin(path) < ended]
     states = sorted(begun, key=lambda path: path.stat().st_mtime)
     if not states:
         return None
@@ -193,6 +196,11 @@ def find_training(name: str) -> tuple[str, str] | None:
         return "training", f"step {step} of {steps}{left}"
     saved = max((int(path.stem.partition("-")[2]) for path in record.parent.glob("step-*.ckpt")), default=0)
     return "interrupted", f"at step {saved} of {steps}"
+
+
+def read_begin(path: Path) -> float:
+    """Return when the training of a record began; 0 if it is not known."""
+    return float(artifacts.read_json(path).get("started", 0)) if path.exists() else 0.0
 
 
 def read_pace(path: Path, steps: Any) -> tuple[int, str]:

@@ -149,6 +149,16 @@ def test_trainings_that_run_and_that_were_interrupted_say_how_far_they_are(
 
 
 @pytest.mark.usefixtures("said")
+def test_a_state_that_a_later_training_has_left_behind_is_no_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"parameters": {"model.steps": 700}}
+    artifacts.write_json(artifacts.STATE / "train-gan" / "old" / "record" / "run.json", record | {"started": 1.0})
+    for started, state in ((0.5, "interrupted: at step 0 of 700"), (2.0, "done")):
+        artifacts.write_json(artifacts.RUNS / "gan" / "record" / "run.json", record | {"started": started})
+        rows, _ = ask(capsys, "gan")
+        assert rows["gan"][0] == state
+
+
+@pytest.mark.usefixtures("said")
 def test_only_ten_runs_are_shown_those_with_something_to_do_first(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
