@@ -183,6 +183,16 @@ def test_a_deep_model_is_refused_before_its_layers_are_made(tmp_path: Path) -> N
 
 
 @pytest.mark.fault(66)
+def test_a_table_that_is_not_stored_counts_too(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    make_generator_of("transformer", text_fields(256), folder, ByteTokenizer("\n").state())
+    edit(config={"context": 10**13})(folder)
+    artifacts.seal(folder)
+    with pytest.raises(ArtifactError, match=r"the model has .* parts or more with .* bytes"):
+        pipeline.load(folder)
+
+
+@pytest.mark.fault(66)
 def test_an_unsealed_model_is_refused(folder: Path) -> None:
     artifacts.write_json(folder / artifacts.SEAL, {})
     with pytest.raises(ArtifactError, match=r"config\.json: expected SHA-256 none, as the manifest does not name it"):
