@@ -16,6 +16,7 @@ A change of code is seen here only as such: `pipeline repro check` finds the run
 """
 
 import ast
+import contextlib
 import json
 import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -206,7 +207,10 @@ def read_begin(path: Path) -> float:
 def read_pace(path: Path, steps: Any) -> tuple[int, str]:
     """Return the last step of a training's record, and the time that is left at the pace of its last lines."""
     lines = path.read_bytes().rpartition(b"\n")[0].splitlines()[-LINES:] if path.exists() else []
-    noted = [json.loads(line) for line in lines]
+    noted = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # a power cut tore it
+            noted.append(json.loads(line))
     if not noted:
         return 0, ""
     first, last = noted[0], noted[-1]

@@ -133,7 +133,7 @@ def _find_folder(address: str, place: Path) -> tuple[Path, Mapping[str, Any]]:
         return place, mlflow_files.fetch_model(address, FILES, place, more=(ADAPTER,))  # the seal may name it
     for folder in (Path(address), Path(address) / "model", artifacts.RUNS / address / "model"):
         if (folder / CONFIG).is_file():
-            return folder, _read_record(folder.with_name("record") / "run.json")
+            return folder, _read_record(folder.resolve().with_name("record") / "run.json")
     msg = f"no model is there; expected a run in {artifacts.RUNS}, a folder with {CONFIG}, models:/... or runs:/..."
     raise ArtifactError(msg)
 

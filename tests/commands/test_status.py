@@ -141,7 +141,7 @@ def test_trainings_that_run_and_that_were_interrupted_say_how_far_they_are(
     assert "`pipeline repro -j 2`" in rest[-1]
     now = time.time()
     lines = [{"step": step, "time": now + step / 10, "values": {}} for step in (500, 550, 600)]
-    (state / "record" / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (state / "record" / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"step": 6\n')
     with FileLock(state.parent / "lock"):
         rows, rest = ask(capsys)
     assert rows["transformer"][0] == "training: step 600 of 700, 0:00:10 left"

@@ -1,6 +1,7 @@
 """Models by address: weights and config are taken, verified; the code that comes with them stays where it is."""
 
 import base64
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -82,6 +83,8 @@ def test_a_run_is_found_by_its_name_its_folder_and_its_models_folder(
         model = pipeline.load(address)
         assert torch.equal(model.draw([5])[0], expected)
         assert model.loaded.pool.weights == [0, 0, 1]  # as the record says
+    with contextlib.chdir(artifacts.RUNS / "gan" / "model"):
+        assert pipeline.load(".").loaded.pool.weights == [0, 0, 1]
     with pytest.raises(ArtifactError, match="vae: no model is there; expected a run in data/runs"):
         pipeline.load("vae")
 
