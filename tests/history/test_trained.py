@@ -185,7 +185,6 @@ def test_a_deep_model_is_refused_before_its_layers_are_made(tmp_path: Path) -> N
     assert time.monotonic() - begin < 5
 
 
-@pytest.mark.fault(66)
 def test_a_table_that_is_not_stored_counts_too(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     make_generator_of("transformer", text_fields(256), folder, ByteTokenizer("\n").state())
