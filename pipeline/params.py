@@ -163,6 +163,7 @@ def load(path: Path = PATH) -> Params:
             problems.append(f"runs.{name}: steps 0 keeps the weights of a start, which is {NONE}")
         problems += [] if problems else _check_kinds(name, run, checked["data"][run.data])
         problems += [] if problems else _check_resumption(name, runs, models)
+        problems += [] if problems else _check_start(name, runs, models, checked["data"])
     if problems:
         raise _error(path, problems)
     return Params.model_construct(
@@ -358,6 +359,22 @@ def _check_resumption(name: str, runs: dict[str, Run], models: dict[str, Trainab
     if (steps := models[name].steps) <= (done := models[run.start].steps):
         counted = f"expected more than the {done} of its start {run.start}, which count too"
         return [f"runs.{name}.changes.steps: {counted}, got {steps}"]
+    return []
+
+
+def _check_start(name: str, runs: dict[str, Run], models: dict[str, Any], data: Mapping[str, Any]) -> list[str]:
+    """Return the problems of a run whose start cannot give it what its keys ask for."""
+    run = runs[name]
+    if getattr(models[name], "lora_rank", 0) and (run.freeze or run.skip):
+        what = "only adapters of all blocks are trained, so that freeze keeps nothing and skip leaves fresh weights"
+        return [f"runs.{name}: lora_rank: {what}; drop freeze and skip"]
+    if not run.resume:
+        return []
+    if not models[run.start].steps:
+        return [f"runs.{name}.resume: its start {run.start} has steps 0, and so no training to go on with"]
+    if run.data != (same := runs[run.start].data) and getattr(data[run.data], "tokenizer", "") == "character":
+        # the weights of the state have a row for each character, in the order of that text
+        return [f"runs.{name}.data: with resume and tokenizer character expected {same}, as its start, got {run.data}"]
     return []
 
 

@@ -143,7 +143,7 @@ def test_a_constant_of_the_flow_changes_what_the_vae_trains_and_draws_only(packa
             '"black and white"',
             {"train@vae", "sample@vae", "evaluate@vae", "audit@vae"},
         ),
-        ("models/vae.py", "prior.draw(latents)", "prior.draw(-latents)", {"audit@vae"}),
+        ("models/vae.py", "draw_prior(latents", "draw_prior(-latents", {"audit@vae"}),
         ("pages/components.css", "--paper:", "--page:", {"report@"}),
         ("stages/report.md", "# Results", "# Numbers", {"report@"}),
         ("runtime/saver.py", "REPEATS = 5.0", "REPEATS = 6.0", set()),

@@ -28,7 +28,7 @@ from pipeline.commands import make_parser
 from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, format_refusals, list_differences
 from pipeline.evidence.uncertainty import format_interval, format_number, summarize
 from pipeline.evidence.values import Values, find_count, find_value, load_values
-from pipeline.params import Section, check_section, read_mapping
+from pipeline.params import NONE, Section, check_section, read_mapping
 
 PATH, SPEED = Path("results.yaml"), Path("speed.json")
 COSTS = ("training_seconds", "cpu_seconds", "peak_memory_mib", "processor", "threads", "commits")
@@ -170,6 +170,8 @@ def read_protocol(run: str) -> dict[str, Any]:
 def check_runs(name: str, contents: dict[str, dict[str, Any]]) -> list[int]:
     """Return the seeds of a claim's runs.
 
+    Each may have a start of its own, if these starts differ only in the seed too.
+
     Raises:
         ArtifactError: if two runs have one seed, or differ in more than the seed.
     """
@@ -177,10 +179,14 @@ def check_runs(name: str, contents: dict[str, dict[str, Any]]) -> list[int]:
     if len(set(seeds)) < len(seeds):
         msg = f"{PATH}: {name}.runs: expected one run per seed, {', '.join(contents)} have the seeds {seeds}"
         raise ArtifactError(msg)
+    starts = [content["run"].get("start", NONE) for content in contents.values()]
+    have_own = len(starts) > 1 and len({*starts}) == len(starts) and NONE not in starts
+    if have_own:
+        check_runs(name, {start: read_protocol(start) for start in starts})
     first, *others = contents
     for run in others:
         for key, left, right in list_differences(contents[first]["run"], contents[run]["run"]):
-            if key != "seed":
+            if key != "seed" and not (have_own and key == "start"):
                 pair = f"{key} is {left!r} in {first} and {right!r} in {run}"
                 msg = f"{PATH}: {name}.runs: expected runs that differ only in the seed, {pair}"
                 raise ArtifactError(msg)

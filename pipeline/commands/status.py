@@ -16,6 +16,7 @@ A change of code has a line of its own below the table: `pipeline repro check` f
 """
 
 import ast
+import contextlib
 import json
 import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -183,6 +184,9 @@ def find_training(name: str) -> tuple[str, str] | None:
     """Return the state of a run's training that has not ended, and how far it is; none without one."""
     folder = artifacts.STATE / f"train-{name}"
     begun = [path for path in folder.glob("*/record/run.json") if not finished.is_marked(path.parents[1])]
+    if not checkpoints.is_held(folder / "lock"):  # a later training, with other parameters perhaps, has ended
+        ended = read_begin(artifacts.RUNS / name / "record" / "run.json")
+        begun = [path for path in begun if not read_begin(path) < ended]
     states = sorted(begun, key=lambda path: path.stat().st_mtime)
     if not states:
         return None
@@ -195,10 +199,18 @@ def find_training(name: str) -> tuple[str, str] | None:
     return "interrupted", f"at step {saved} of {steps}"
 
 
+def read_begin(path: Path) -> float:
+    """Return when the training of a record began; 0 if it is not known."""
+    return float(artifacts.read_json(path).get("started", 0)) if path.exists() else 0.0
+
+
 def read_pace(path: Path, steps: Any) -> tuple[int, str]:
     """Return the last step of a training's record, and the time that is left at the pace of its last lines."""
     lines = path.read_bytes().rpartition(b"\n")[0].splitlines()[-LINES:] if path.exists() else []
-    noted = [json.loads(line) for line in lines]
+    noted = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # a power cut tore it
+            noted.append(json.loads(line))
     if not noted:
         return 0, ""
     first, last = noted[0], noted[-1]

@@ -104,6 +104,8 @@ def lend_state(start: str, state: Path, model: nn.Module) -> bool:
 def read_parts(start: str, names: Sequence[str]) -> dict[str, Tensor]:
     """Return weights that a finished training has, and its model does not keep, by their names in the model.
 
+    A run of no step has those of its own start.
+
     Args:
         start: the run.
         names: of parts of the model, such as its discriminator.
@@ -113,6 +115,10 @@ def read_parts(start: str, names: Sequence[str]) -> dict[str, Tensor]:
     """
     if not names:
         return {}
+    path = artifacts.RUNS / start / "record" / "run.json"
+    config = artifacts.read_json(path).get("config", {}) if path.exists() else {}
+    if config.get("model", {}).get("steps") == 0:
+        return read_parts(config["run"]["start"], names)
     weights = torch.load(find_state(start), map_location="cpu", mmap=True, weights_only=True)["state_dict"]
     return {name: weight for name, weight in weights.items() if name.partition(".")[0] in names}
 

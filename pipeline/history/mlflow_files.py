@@ -172,13 +172,14 @@ def make_signature(given: Iterable[str]) -> ModelSignature:
     return ModelSignature(Schema([ColSpec("long")]), Schema([ColSpec("string")]), ParamSchema(parameters))
 
 
-def fetch_model(address: str, names: Iterable[str], folder: Path) -> dict[str, Any]:
+def fetch_model(address: str, names: Iterable[str], folder: Path, more: Iterable[str] = ()) -> dict[str, Any]:
     """Download files of a LoggedModel's own folder, and none of its code; return what it says of its samples.
 
     Args:
         address: models:/<id>, models:/<name>/<version>, models:/<name>@<alias> or runs:/<run id>.
         names: of the files.
         folder: gets the files.
+        more: names of files that not every model has.
 
     Raises:
         ArtifactError: if there is no such model, or it lacks a file.
@@ -186,7 +187,8 @@ def fetch_model(address: str, names: Iterable[str], folder: Path) -> dict[str, A
     uri = use_store()
     try:
         repository = get_artifact_repository(_find_model(address))
-        for name in names:
+        present = {PurePosixPath(item.path).name for item in repository.list_artifacts(MODEL)}
+        for name in (*names, *(name for name in more if name in present)):
             found = repository.download_artifacts(f"{MODEL}/{name}", str(folder))
             os.replace(found, folder / name)
         description = Path(repository.download_artifacts("MLmodel", str(folder)))

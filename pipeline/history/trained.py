@@ -23,13 +23,16 @@ from typing import Any
 import psutil
 import torch
 from safetensors import SafetensorError, safe_open
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from pipeline import artifacts, code, plugins
 from pipeline.artifacts import SEAL, ArtifactError
 from pipeline.kinds import Pool, unflatten_fields
 from pipeline.randomness import make_generator
-from pipeline.weights import CONFIG, WEIGHTS, Loaded, load_model
+from pipeline.weights import ADAPTER, CONFIG, WEIGHTS, Loaded, load_model
 
 log = logging.getLogger(__name__)
 FILES = (SEAL, CONFIG, WEIGHTS)
@@ -127,10 +130,10 @@ def _find_folder(address: str, place: Path) -> tuple[Path, Mapping[str, Any]]:
     if re.match("(models|runs):/", address):
         from pipeline.history import mlflow_files  # MLflow takes seconds to import
 
-        return place, mlflow_files.fetch_model(address, FILES, place)
+        return place, mlflow_files.fetch_model(address, FILES, place, more=(ADAPTER,))  # the seal may name it
     for folder in (Path(address), Path(address) / "model", artifacts.RUNS / address / "model"):
         if (folder / CONFIG).is_file():
-            return folder, _read_record(folder.with_name("record") / "run.json")
+            return folder, _read_record(folder.resolve().with_name("record") / "run.json")
     msg = f"no model is there; expected a run in {artifacts.RUNS}, a folder with {CONFIG}, models:/... or runs:/..."
     raise ArtifactError(msg)
 
@@ -186,12 +189,14 @@ def require_fit(folder: Path) -> None:
     about = artifacts.read_json(folder / CONFIG)
     module = plugins.load("models", about["model"])
     config, fields = module.Config.model_validate(about["config"]), unflatten_fields(about)
-    handle = register_module_parameter_registration_hook(_Budget(len(found)).note)
+    note = _Budget(len(found)).note
+    handles = [register_module_parameter_registration_hook(note), register_module_buffer_registration_hook(note)]
     try:
         with torch.device("meta"):  # shapes without memory
             expected = module.Model(config, fields, seed=0).kept.state_dict()
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     wanted = {name: (tuple(each.shape), DTYPES.get(each.dtype, str(each.dtype))) for name, each in expected.items()}
     if wrong := sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)):
         name = wrong[0]
@@ -208,8 +213,8 @@ class _Budget:
         self.free = psutil.virtual_memory().available
         self.parts = self.bytes = 0
 
-    def note(self, module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
-        """Count a parameter that a module registers."""
+    def note(self, module: torch.nn.Module, name: str, parameter: torch.Tensor | None) -> None:
+        """Count a parameter, or a buffer, that a module registers."""
         del module, name
         self.parts += 1
         self.bytes += parameter.numel() * parameter.element_size() if parameter is not None else 0

@@ -197,9 +197,9 @@ class Network(nn.Module):
 @torch.inference_mode()
 def decode(model: Any, latents: Tensor, given: Mapping[str, Tensor]) -> Tensor:
     """Return the pixels' means of standard normal latents (N, Z), uint8 (N, C, H, W), as `sample` draws them."""
-    del given
+    labels = given["labels"].to(model.device) if model.config.conditional else None
     network = model.kept.eval()
-    return _to_bytes(network.decode(network.prior.draw(latents)))
+    return _to_bytes(network.decode(network.draw_prior(latents, labels), labels))
 
 
 class Model(LightningModule):

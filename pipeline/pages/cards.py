@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
-from pipeline import artifacts, plugins
+from pipeline import artifacts, code, plugins
 from pipeline.evidence.uncertainty import format_number
 from pipeline.evidence.values import find_flaw, find_value, is_measurement, sort_names
 from pipeline.pages.changes import flatten
@@ -120,7 +120,7 @@ def say(value: Any) -> str:
 
 def read_docstring(family: str, name: str) -> str:
     """Return the docstring of a plug-in."""
-    path = plugins.PACKAGE / family / f"{name}.py"
+    path = code.find_file(plugins.find_module(family, name))
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "It has no description."
 
 

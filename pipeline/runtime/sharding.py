@@ -125,8 +125,14 @@ def make_strategy(model: LightningModule, world: int, timeout: timedelta) -> Sha
 
 
 def copy_whole(model: LightningModule) -> LightningModule:
-    """Return the model to sample and save: a copy in the first process if it is about to be sharded, else the model."""
-    return copy.deepcopy(model) if is_asked_for() and processes.get_rank() == 0 else model
+    """Return the model to sample and save: of one that is about to be sharded, a copy in the first process.
+
+    The other processes get an empty one: what they did to their parts alone, such as to merge adapters, would wait for
+    the first process for ever.
+    """
+    if not is_asked_for():
+        return model
+    return copy.deepcopy(model) if processes.get_rank() == 0 else LightningModule()
 
 
 def gather(model: LightningModule, whole: LightningModule) -> None:

@@ -232,6 +232,19 @@ def test_runs_that_differ_in_more_than_the_seed_are_refused(capsys: pytest.Captu
 
 
 @pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("kind", ["m", "another"])
+def test_each_run_may_have_a_start_of_its_own_that_differs_only_in_the_seed(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, (name, start) in enumerate((("one", "first"), ("two", "second"))):
+        numbers = {"test_nats": 1.0 + seed, "test_targets": 99}
+        write(name, numbers, make_content({"seed": seed, "model": "m", "start": start}), seconds=1.0)
+        write(start, numbers, make_content({"seed": seed, "model": (kind, "m")[seed], "start": "none"}), seconds=1.0)
+    assert main(["results"]) == (0 if kind == "m" else 1)
+    assert kind == "m" or "model is 'another' in first and 'm' in second" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("runs")
 def test_runs_with_different_protocols_of_the_claimed_metric_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     # Their versions differ too, which the metric of this test does not depend on.
     content = make_content({"seed": 1, "model": "m"}, context=64)

@@ -141,11 +141,21 @@ def test_trainings_that_run_and_that_were_interrupted_say_how_far_they_are(
     assert "`pipeline repro -j 2`" in rest[-1]
     now = time.time()
     lines = [{"step": step, "time": now + step / 10, "values": {}} for step in (500, 550, 600)]
-    (state / "record" / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (state / "record" / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"step": 6\n')
     with FileLock(state.parent / "lock"):
         rows, rest = ask(capsys)
     assert rows["transformer"][0] == "training: step 600 of 700, 0:00:10 left"
     assert rest[-1] == "next: wait, or `pipeline status` again"
+
+
+@pytest.mark.usefixtures("said")
+def test_a_state_that_a_later_training_has_left_behind_is_no_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"parameters": {"model.steps": 700}}
+    artifacts.write_json(artifacts.STATE / "train-gan" / "old" / "record" / "run.json", record | {"started": 1.0})
+    for started, state in ((0.5, "interrupted: at step 0 of 700"), (2.0, "done")):
+        artifacts.write_json(artifacts.RUNS / "gan" / "record" / "run.json", record | {"started": started})
+        rows, _ = ask(capsys, "gan")
+        assert rows["gan"][0] == state
 
 
 @pytest.mark.usefixtures("said")

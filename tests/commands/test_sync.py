@@ -19,6 +19,7 @@ from PIL import Image
 from pipeline import artifacts
 from pipeline.__main__ import main
 from pipeline.history import mlflow_files
+from pipeline.history.foreign import require_harmless
 from pipeline.history.mlflow_store import connect
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
@@ -298,3 +299,10 @@ def test_links_into_the_cache_of_dvc_are_its_own(record: Record, workdir: Path) 
     path.rename(cached)
     path.symlink_to(cached)
     assert main(["sync"]) == 0
+
+
+def test_the_state_that_a_training_goes_on_from_may_be_large(record: Record) -> None:
+    state = record.folder / "state.ckpt"
+    state.touch()
+    os.truncate(state, 2**31)
+    require_harmless(record.folder)

@@ -20,10 +20,12 @@ from pipeline.weights import Loaded
 from tests.models.conftest import make_model
 
 
-@pytest.mark.parametrize("name", ["gan", "vae"])
+@pytest.mark.parametrize(("name", "conditional"), [("gan", True), ("vae", False), ("vae", True)])
 @pytest.mark.usefixtures("tiny")
-def test_the_values_of_a_sample_s_latents_are_the_sample(name: str, edit_params: Callable[..., None]) -> None:
-    edit_params({"models.vae.prior_couplings": 2})
+def test_the_values_of_a_sample_s_latents_are_the_sample(
+    name: str, conditional: bool, edit_params: Callable[..., None]
+) -> None:
+    edit_params({"models.vae.prior_couplings": 2, f"models.{name}.conditional": conditional})
     config: Any = params.load().models[name]
     module = plugins.load("models", name)
     model = module.Model(config, make_fields((1, 28, 28), 10), 0).eval()

@@ -155,3 +155,46 @@ def test_a_run_that_cannot_go_on_is_refused_by_its_key(workdir: Path, values: di
     add_run(workdir, "longer", **({"start": "vae", "resume": True, "changes": {"steps": 1600}} | values))
     with pytest.raises(params.ParamsError, match=re.escape(message)):
         params.load()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"start": "still", "changes": {"steps": 5}}, "runs.last.resume: its start still has steps 0"),
+        (
+            {"start": "transformer", "data": "other"},
+            "runs.last.data: with resume and tokenizer character expected text",
+        ),
+    ],
+)
+def test_a_start_whose_state_does_not_fit_is_refused_by_its_key(
+    workdir: Path, values: dict[str, Any], message: str
+) -> None:
+    yaml = YAML(typ="safe", pure=True)
+    content = yaml.load(workdir / "params.yaml")
+    content["data"]["other"] = content["data"]["text"]  # its tokens may have another order
+    first = content["runs"]["transformer"]
+    content["runs"]["still"] = {**first, "start": "transformer", "changes": {"steps": 0}}
+    content["runs"]["last"] = {**first, "resume": True, "changes": {"steps": 10**6}, **values}
+    yaml.dump(content, workdir / "params.yaml")
+    with pytest.raises(params.ParamsError, match=re.escape(message)):
+        params.load()
+
+
+def test_adapters_go_with_no_pattern_of_weights(workdir: Path) -> None:
+    yaml = YAML(typ="safe", pure=True)
+    content = yaml.load(workdir / "params.yaml")
+    first = content["runs"]["transformer"]
+    content["runs"]["last"] = {**first, "start": "transformer", "freeze": ["blocks.0.*"], "changes": {"lora_rank": 2}}
+    yaml.dump(content, workdir / "params.yaml")
+    with pytest.raises(params.ParamsError, match=r"runs\.last: lora_rank: .* drop freeze and skip"):
+        params.load()
+
+
+@pytest.mark.usefixtures("workdir")
+def test_a_run_of_no_step_passes_on_the_parts_of_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = {"config": {"run": {"start": "first"}, "model": {"steps": 0}}}
+    artifacts.write_json(artifacts.RUNS / "still" / "record" / "run.json", about)
+    torch.save({"state_dict": {"discriminator.x": torch.ones(1), "generator.x": torch.ones(1)}}, "state.ckpt")
+    monkeypatch.setattr(continuation, "find_state", {"first": Path("state.ckpt")}.__getitem__)
+    assert list(continuation.read_parts("still", ("discriminator",))) == ["discriminator.x"]

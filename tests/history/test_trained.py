@@ -1,6 +1,7 @@
 """Models by address: weights and config are taken, verified; the code that comes with them stays where it is."""
 
 import base64
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from pipeline.history import mlflow_files
 from pipeline.kinds.images import make_fields as image_fields
 from pipeline.kinds.points import make_fields as point_fields
 from pipeline.kinds.text import make_fields as text_fields
-from pipeline.weights import CONFIG, WEIGHTS
+from pipeline.weights import ADAPTER, CONFIG, WEIGHTS
 from tests.history.test_serving import make_generator_of
 
 EVIL = """
@@ -82,6 +83,8 @@ def test_a_run_is_found_by_its_name_its_folder_and_its_models_folder(
         model = pipeline.load(address)
         assert torch.equal(model.draw([5])[0], expected)
         assert model.loaded.pool.weights == [0, 0, 1]  # as the record says
+    with contextlib.chdir(artifacts.RUNS / "gan" / "model"):
+        assert pipeline.load(".").loaded.pool.weights == [0, 0, 1]
     with pytest.raises(ArtifactError, match="vae: no model is there; expected a run in data/runs"):
         pipeline.load("vae")
 
@@ -182,6 +185,15 @@ def test_a_deep_model_is_refused_before_its_layers_are_made(tmp_path: Path) -> N
     assert time.monotonic() - begin < 5
 
 
+def test_a_table_that_is_not_stored_counts_too(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    make_generator_of("transformer", text_fields(256), folder, ByteTokenizer("\n").state())
+    edit(config={"context": 10**13})(folder)
+    artifacts.seal(folder)
+    with pytest.raises(ArtifactError, match=r"the model has .* parts or more with .* bytes"):
+        pipeline.load(folder)
+
+
 @pytest.mark.fault(66)
 def test_an_unsealed_model_is_refused(folder: Path) -> None:
     artifacts.write_json(folder / artifacts.SEAL, {})
@@ -243,3 +255,13 @@ def test_a_logged_model_without_a_file_is_refused(logged: Path, name: str) -> No
     (logged / "artifacts" / "model" / name).unlink()
     with pytest.raises(ArtifactError, match=name):
         pipeline.load("models:/digits/1")
+
+
+def test_a_logged_model_brings_the_adapter_that_its_seal_names(logged: Path, folder: Path) -> None:
+    model = logged / "artifacts" / "model"
+    save_file({"blocks.0.qkv.up": torch.ones(1)}, model / ADAPTER)
+    artifacts.seal(model)
+    assert torch.equal(
+        pipeline.load("models:/digits/1").draw([3], given={"labels": 0})[0],
+        pipeline.load(folder).draw([3], given={"labels": 0})[0],
+    )

@@ -1,6 +1,7 @@
 """Parts of the pages: exhibits by suffix, bars, differences, on values whose answer is known."""
 
 import subprocess
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from pipeline import params
 from pipeline.kinds import Exhibit
+from pipeline.pages.cards import read_summary
 from pipeline.pages.changes import compare_commit, compare_runs, flatten, make_grid
 from pipeline.pages.charts import make_bar, make_plane
 from pipeline.pages.exhibits import mark_prompt, show
@@ -109,3 +111,9 @@ def test_previews_are_thinned_to_a_budget_and_keep_the_last(tmp_path: Path) -> N
     assert [frame.step for frame in read_frames(tmp_path, "a", "", 10)] == [100]
     assert len(read_frames(tmp_path, "a", "", 10_000)) == 10
     assert read_frames(tmp_path / "none", "a", "", 400) == []
+
+
+def test_the_card_of_a_plug_in_of_another_package_has_its_docstring(brought: Callable[[str], Path]) -> None:
+    brought('"""Flows\nwell.\n\nMore."""\n')
+    assert read_summary("models", "flow_matching") == "Flows well."
+    assert read_summary("models", "gan").startswith("Generative adversarial network")

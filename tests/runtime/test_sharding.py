@@ -68,3 +68,13 @@ def test_one_process_holds_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> N
     model = make("transformer")[0]
     assert sharding.copy_whole(model) is model
     assert not sharding.is_sharded(model)
+
+
+def test_only_the_first_process_has_a_whole_model_whose_adapters_it_may_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "is_asked_for", lambda: True)
+    model = make("transformer")[0]
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        whole = sharding.copy_whole(model)
+        assert whole is not model
+        assert hasattr(whole, "end") is (rank == 0)
