@@ -27,6 +27,7 @@ LEFT_OUT = {
         "params.load checks them all",
     ),
     "find_alarms": "comments on a training",
+    **dict.fromkeys(("format_number", "write_bytes"), "what the history shows and keeps"),
     "find_silent_alarms": "comments on a training",
     "<lambda>": "is a part of the statement that has it",
 }

@@ -153,7 +153,7 @@ def test_the_notebook_runs_on_the_results_of_its_project(clone: Path) -> None:
     script = "import matplotlib; matplotlib.use('agg')\n" + "\n".join(codes)
     output = run(clone / "examples", sys.executable, "-c", script)
     assert "gan: gan on mnist5k, seed 0" in output
-    assert "| fid_classifier |" in output
+    assert "| fid_classifier |" in squeeze(output)
 
 
 def test_a_comment_reruns_nothing_and_a_learning_rate_only_its_model(clone: Path) -> None:
@@ -289,7 +289,6 @@ def test_stages_side_by_side_give_the_lock_and_the_bits_of_one_after_another(clo
         return stages
 
     together, alone = read(tmp_path), read(clone)
-    assert list(together) == [name for name in alone if name in together]
     assert together == {name: alone[name] for name in together}
 
 

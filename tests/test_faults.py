@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,12 @@ def list_checkpoints(folder: Path) -> set[str]:
     return {path.name for path in (folder / ".state").rglob("step-*.ckpt.sha256")}
 
 
+def forget(folder: Path) -> None:
+    """Remove states of earlier trainings, whose outputs a test has removed, and DVC's table of locks of killed ones."""
+    shutil.rmtree(folder / ".state", ignore_errors=True)
+    (folder / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
+
+
 def trainers(folder: Path) -> list[psutil.Process]:
     return [
         process
@@ -120,6 +127,7 @@ def test_ten_kills_at_random_moments_lose_nothing(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.fault(0, 6)
 def test_a_killed_dvc_leaves_no_trainer_and_the_next_one_goes_on(project: Path, expected: bytes, number: int) -> None:
+    forget(project)
     process = start(project, str(BIN / "dvc"), "repro", "--no-run-cache", "train@transformer")
     wait_for(lambda: list_checkpoints(project))
     assert trainers(project)
@@ -155,6 +163,7 @@ sys.exit(main(sys.argv[1:]))
 def test_a_finished_training_outlives_a_dvc_that_fails_before_it_has_stored_its_outputs(
     project: Path, expected: bytes, tmp_path: Path
 ) -> None:
+    forget(project)
     failing = tmp_path / "dvc"
     failing.write_text(FAILS)
     repro = ("repro", "--single-item", "train@transformer")
@@ -189,6 +198,7 @@ def list_runs(folder: Path) -> list[dict[str, str]]:
 
 @pytest.mark.fault(59)
 def test_two_repros_at_once_in_one_clone_train_once(project: Path, expected: bytes) -> None:
+    forget(project)
     lock = (project / "dvc.lock").read_text()
     both = [start(project, str(BIN / "dvc"), "repro", "--no-run-cache", "train@transformer") for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in both]

@@ -30,7 +30,8 @@ def main() -> None:
     for name in settings.runs:
         require_run(name, settings, {})
     require_watched(settings)
-    (artifacts.REPORTS / "runs").mkdir(parents=True, exist_ok=True)  # the report of a project without runs needs it
+    for folder in (artifacts.REPORTS / "runs", artifacts.PREPARED):  # the report of a project without runs needs them
+        folder.mkdir(parents=True, exist_ok=True)
     for change in code.write_all(settings):
         print(f"code of {change}")
     for folder in (artifacts.RUNS / NONE / "model", artifacts.NETWORKS / NONE):

@@ -21,6 +21,8 @@ def main() -> None:
     runs, tables = list(settings.runs), make_tables(pages)
     folder = artifacts.REPORTS / "curves"
     shutil.rmtree(folder, ignore_errors=True)
+    for made in (folder, artifacts.REPORTS / "cards"):  # DVC expects both, also of a project without runs
+        made.mkdir(parents=True, exist_ok=True)
     for run in runs:
         drawn = draw_curves(artifacts.REPORTS / "runs" / run / "curves")
         artifacts.write_bytes(folder / f"{run}.svg", drawn.encode())
