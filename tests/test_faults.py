@@ -166,7 +166,7 @@ def test_a_finished_training_outlives_a_dvc_that_fails_before_it_has_stored_its_
     forget(project)
     failing = tmp_path / "dvc"
     failing.write_text(FAILS)
-    repro = ("repro", "--single-item", "train@transformer")
+    repro = ("repro", "--single-item", "--no-run-cache", "train@transformer")
     lock = (project / "dvc.lock").read_text()
     before = list_runs(project)
     run(project, "python", str(failing), "kill", *repro, status=137)
@@ -177,7 +177,7 @@ def test_a_finished_training_outlives_a_dvc_that_fails_before_it_has_stored_its_
     assert "No space left on device" in output
     assert "resuming at step 1500 of 1500" in output
     assert "train@transformer" not in (project / "dvc.lock").read_text()
-    assert "resuming at step 1500 of 1500" in run(project, "dvc", *repro, "--no-run-cache")
+    assert "resuming at step 1500 of 1500" in run(project, "dvc", *repro)
     assert (project / MODEL).read_bytes() == expected
     assert [run["status"] for run in list_runs(project) if run not in before] == ["FINISHED"]
     assert len(list_checkpoints(project)) == 1
@@ -212,6 +212,7 @@ def test_two_repros_at_once_in_one_clone_train_once(project: Path, expected: byt
 
 @pytest.mark.fault(6)
 def test_a_second_trainer_of_the_same_run_is_refused(project: Path, start_training: Callable[[], Fork]) -> None:
+    forget(project)
     process = start_training()
     wait_for(lambda: list_checkpoints(project))
     output = run(project, *TRAIN, status=1)

@@ -183,8 +183,12 @@ def main(arguments: list[str]) -> int:
         parser.error(f"-j: expected a number of 1 or more, got {options.jobs}")
     try:
         plan = Plan(options.targets)
-    except ArtifactError:
-        params.load()  # it names a wrong key, which DVC does not
+    except ArtifactError as error:
+        try:
+            params.load()  # it names a wrong key, which DVC does not
+        except params.ParamsError as wrong:
+            msg = f"{error}; {wrong}"
+            raise ArtifactError(msg) from error
         raise
     ended: queue.Queue[tuple[str, str]] = queue.Queue()
     processes = Processes(max(map(len, plan.needs), default=0), ended.put)

@@ -178,7 +178,7 @@ def test_the_lock_is_that_of_dvc_repro_byte_by_byte_and_a_failure_is_named(toy: 
     assert b"test b != a" in (toy / "dvc.lock").read_bytes()  # the other one ran
     status, out = repro(toy, "wrk")
     assert status == 1
-    assert out.startswith("error: ")
+    assert out.startswith("error: DVC")
     assert "wrk" in out
 
 
