@@ -28,6 +28,7 @@ LEFT_OUT = {
     ),
     "find_alarms": "comments on a training",
     "write_bytes": "the record keeps exhibits by it",
+    "hide_login": "words a warning",
     "find_silent_alarms": "comments on a training",
     "<lambda>": "is a part of the statement that has it",
 }
