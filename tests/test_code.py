@@ -29,6 +29,10 @@ LEFT_OUT = {
     "find_alarms": "comments on a training",
     "write_bytes": "the record keeps exhibits by it",
     "hide_login": "words a warning",
+    **dict.fromkeys(
+        ("load_values", "sort_names", "is_measurement", "check_content", "make_tags"),
+        "choose which of the numbers MLflow and headline.json show first",
+    ),
     "find_silent_alarms": "comments on a training",
     "<lambda>": "is a part of the statement that has it",
 }

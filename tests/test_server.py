@@ -338,7 +338,7 @@ def test_the_interface_shows_runs_charts_pictures_and_models_and_nothing_that_it
         drawn = "document.querySelectorAll('.js-plotly-plot .trace').length"
         show("charts", f"{page}/runs?compareRunsMode=CHART", "quality/fid", "train", until=drawn)
         show("run", f"{page}/runs/{run}", "train/loss", "quality/fid", "cost/seconds", "protocol")
-        show("metrics", f"{page}/runs/{run}/model-metrics", "quality/fid", "train", until=drawn)
+        show("metrics", f"{page}/runs/{run}/model-metrics", "cpu_seconds", "quality", until=drawn)
         show("system", f"{page}/runs/{run}/system-metrics", "cpu_utilization_percentage")
         seen = "[...document.images].some(i => i.src.startsWith('blob:') && i.naturalWidth > 30)"
         show("picture", f"{page}/runs/{run}/artifacts/{picture}", "images", until=seen)
