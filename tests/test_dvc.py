@@ -110,6 +110,10 @@ def test_a_colleague_gets_every_run_from_a_folder_and_trains_one_of_them_longer(
 def test_own_pictures_without_classes_are_trained_on_and_nothing_else(tmp_path: Path) -> None:
     copy_project(tmp_path)
     set_params(tmp_path, {"metrics.images.sampling.count": 50, "metrics.images.kid_subset_size": 20})
+    yaml = YAML()
+    values = yaml.load(tmp_path / "params.yaml")
+    del values["models"]["gan"], values["runs"]["gan"]  # one run of pictures takes half the time of two
+    yaml.dump(values, tmp_path / "params.yaml")
     kept = tmp_path / "reports" / "runs" / "transformer" / "metrics.json"
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
@@ -120,17 +124,15 @@ def test_own_pictures_without_classes_are_trained_on_and_nothing_else(tmp_path: 
         "",
         "mine",
         "mine-rotation",
-        "mine-gan",
         "mine-vae",
     }
-    for name in ("gan", "vae"):
-        assert f"mine-{name}: samples and numbers in reports/runs/mine-{name}" in output
-        metrics = json.loads((tmp_path / "reports" / "runs" / f"mine-{name}" / "metrics.json").read_text())
-        assert metrics["fid_mine-rotation"] > 0
-        assert metrics["isc_mine-rotation"] == 1
+    assert "mine-vae: samples and numbers in reports/runs/mine-vae" in output
+    metrics = json.loads((tmp_path / "reports" / "runs" / "mine-vae" / "metrics.json").read_text())
+    assert metrics["fid_mine-rotation"] > 0
+    assert metrics["isc_mine-rotation"] == 1
     assert "test_accuracy" in json.loads((tmp_path / "reports" / "networks" / "mine-rotation.json").read_text())
     assert kept.exists()
-    assert "no report, because gan, vae, transformer have no results here" in output
+    assert "no report, because vae, transformer have no results here" in output
 
 
 def test_metrics_plots_and_params_show_without_further_flags(clone: Path, tmp_path: Path) -> None:
