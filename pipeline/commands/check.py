@@ -28,11 +28,11 @@ from pipeline.artifacts import ArtifactError
 from pipeline.batches import Examples, Rows
 from pipeline.commands import make_parser
 from pipeline.formats.tokenizers import restore_tokenizer
-from pipeline.kinds import Fields, make_pool, parse_fields
+from pipeline.kinds import Fields, make_pool
 from pipeline.randomness import make_generator
 from pipeline.runtime import checkpoints, writer
 from pipeline.training import fit
-from pipeline.weights import Loaded, load_model, save_model
+from pipeline.weights import Loaded, load_model, read_learnt, save_model
 
 STEPS, INTERRUPTED = 4, 2  # of the trainings; the second one stops after the latter, and resumes
 BATCH = 16  # examples per step, at most
@@ -144,16 +144,15 @@ def read_subject(name: str) -> Subject:
     if not (artifacts.PREPARED / run.data / "manifest.json").exists():
         msg = f"{artifacts.PREPARED / run.data}: not found; run `dvc repro prepare@{run.data}`"
         raise ArtifactError(msg)
-    manifest = artifacts.read_manifest(run.data)
-    tokens = artifacts.PREPARED / run.data / "tokenizer.json"
+    learnt = read_learnt(run.data)
     return Subject(
         name,
         settings.models[key],
-        parse_fields(manifest["fields"]),
-        manifest,
+        learnt.fields,
+        artifacts.read_manifest(run.data),
         partial(artifacts.read_split, run.data),
         settings.metrics[run.metric].sampling,
-        artifacts.read_json(tokens) if tokens.exists() else None,
+        learnt.tokenizer,
     )
 
 

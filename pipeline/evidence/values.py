@@ -17,6 +17,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.evidence.uncertainty import summarize
 
 Role = Literal["measurement", "description", "count", "floor", "real", "error", "spread", "check"]
+REAL: tuple[Role, ...] = ("floor", "real")  # roles of values of real data
 ALONE = ("measurement", "description", "count")  # roles of values with a row of their own
 SETS = "sets of samples"  # what most intervals are over
 FIELD = re.compile(r"\{(\w+)\}")

@@ -95,7 +95,7 @@ def lend_state(start: str, state: Path, model: nn.Module) -> bool:
     target = state / f"step-{about['step']:09d}.ckpt"
     partial = state / f"partial-{os.getpid()}.tmp"  # another process may be doing the same
     partial.write_text(about["sha256"], encoding="ascii")
-    os.replace(partial, target.with_suffix(".ckpt.sha256"))
+    os.replace(partial, checkpoints.name_hash(target))
     shutil.copyfile(path, partial)
     os.replace(partial, target)
     return True

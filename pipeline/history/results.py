@@ -11,6 +11,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.evidence.protocol import check_content, make_tags
 from pipeline.evidence.uncertainty import format_number
 from pipeline.evidence.values import (
+    REAL,
     Role,
     Values,
     find_companion,
@@ -23,7 +24,6 @@ from pipeline.evidence.values import (
 )
 
 MOST_HEADLINES = 8  # of a run, in tables that show many runs
-REAL: tuple[Role, ...] = ("floor", "real")  # roles of values of real data
 
 
 @dataclass(frozen=True)

@@ -170,5 +170,7 @@ def list_limits(page: Page, manifest: Mapping[str, Any]) -> list[str]:
         f"Alarms of the training: {page.alarm or 'none'}.",
     ]
     if page.about["tags"].get("git.dirty") == "true":
-        found.append("The folder had uncommitted changes when it was trained: the commit alone may not repeat it.")
+        found.append(
+            "The folder had uncommitted changes when it was trained: the commit by itself may not reproduce it."
+        )
     return found

@@ -10,6 +10,7 @@ from pipeline import artifacts
 from pipeline.evidence.protocol import check_content, find_refusals, format_refusals
 from pipeline.evidence.uncertainty import format_interval, format_number, summarize
 from pipeline.evidence.values import (
+    REAL,
     Role,
     Values,
     find_companion,
@@ -23,7 +24,6 @@ from pipeline.evidence.values import (
 from pipeline.pages.exhibits import Shown, read_exhibit, show, show_exhibit
 from pipeline.params import Params, Run
 
-REAL: tuple[Role, ...] = ("floor", "real")  # roles of values of real data
 MOST_FRAMES = 3 * 2**20  # bytes of the previews in one report, over all runs
 
 

@@ -127,8 +127,8 @@ def make_strategy(model: LightningModule, world: int, timeout: timedelta) -> Sha
 def copy_whole(model: LightningModule) -> LightningModule:
     """Return the model to sample and save: of one that is about to be sharded, a copy in the first process.
 
-    The other processes get an empty one: what they did to their parts alone, such as to merge adapters, would wait for
-    the first process for ever.
+    The other processes get an empty one: a step that only they take, such as merging adapters, would wait for the first
+    process for ever.
     """
     if not is_asked_for():
         return model
