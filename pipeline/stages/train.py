@@ -23,7 +23,7 @@ from pipeline.formats.tokenizers import restore_tokenizer
 from pipeline.history import alarms, continuation, dvc_lock, finished, inputs, leftovers
 from pipeline.history.inputs import Inputs
 from pipeline.history.mlflow_sync import MlflowSync
-from pipeline.history.record import Record, describe_environment, describe_lineage
+from pipeline.history.record import Record, describe_environment, describe_lineage, describe_settings
 from pipeline.history.recorder import Recorder
 from pipeline.kinds import TRAIN, Pool, make_pool, read_known
 from pipeline.params import NONE, Params, Run, Section, Trainable
@@ -196,10 +196,7 @@ def _open_record(state: Path, key: str, settings: Params, pool: Pool) -> Record:
 
     `pool` goes into it for the served model, which has no data.
     """
-    run, config = settings.runs[key], settings.models[key]
-    resolved = {"run": run.model_dump(), "model": config.model_dump(), "data": settings.data[run.data].model_dump()}
-    network = {} if run.network == NONE else settings.networks[run.network].model_dump()
-    measured = {"metric": settings.metrics[run.metric].model_dump(), "network": network}
+    run = settings.runs[key]
     manifest = artifacts.PREPARED / run.data / "manifest.json"
     datasets = [
         {"name": f"{run.data} ({settings.data[run.data].source})", "path": str(manifest.parent), "context": context}
@@ -209,13 +206,7 @@ def _open_record(state: Path, key: str, settings: Params, pool: Pool) -> Record:
     ]
     about: dict[str, Any] = {
         "name": key,
-        "parameters": {
-            f"{section}.{name}": value
-            for section, values in resolved.items()
-            for name, value in values.items()
-            if name != "changes"
-        },
-        "config": resolved | measured,
+        **describe_settings(key, settings),
         "given": pool.dump(),
         "tags": {
             **describe_lineage(),
