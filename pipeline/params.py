@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -65,6 +65,11 @@ class Network(Section):
 
     network: str = Field(description="a file in pipeline/networks/")
     data: str = Field(description="section of data that the network learns, or is used on")
+    probe: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[],
+        exclude_if=lambda counts: not counts,
+        description="labels per class that a linear probe on the features learns from; none: no probe",
+    )
 
 
 class Trainable(Section):

@@ -65,7 +65,7 @@ def describe(key: str, settings: Params) -> dict[str, str]:
         "train",
         key,
         runs={key: run},
-        models={run.model: settings.models[run.model]},
+        models={run.model: settings.models[key]},
         data={run.data: artifacts.read_manifest(run.data)},
         start=read_start(run),
         code=code.digest("train", key, settings),
