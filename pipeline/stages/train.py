@@ -133,6 +133,7 @@ def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
         record.finish("FINISHED", kept_parameters=sum(p.numel() for p in model.kept.parameters()))
         sync.finish(model=folder)
         write_curves(record, artifacts.REPORTS / "runs" / key / "curves")
+        write_previews(record, artifacts.REPORTS / "runs" / key / "previews")
         seen.require_same()  # MLflow may have taken minutes
         continuation.keep_state(record, state, config.steps, folder)
         _publish(record, state, folder)
@@ -291,3 +292,14 @@ def write_curves(record: Record, folder: Path) -> None:
             columns.setdefault(name, [f"step,{name}"]).append(f"{line['step']},{value:.6g}")
     for name, rows in columns.items():
         (folder / f"{name}.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def write_previews(record: Record, folder: Path) -> None:
+    """Copy the previews that are pictures to <folder>/<name>/<step>.png: `dvc plots` and editors step through them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for exhibit, path in record.list_exhibits().items():
+        if exhibit.suffix == ".png":
+            target = folder / exhibit.key / f"{exhibit.step}.png"
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
