@@ -69,7 +69,7 @@ def parse_lock(text: str, place: str) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=4)
 def _parse(text: str) -> Any:
-    """Parse YAML; a lock takes a second, and a training reads it once per split."""
+    """Parse YAML; a training reads the same lock once per split."""
     return YAML(typ="safe", pure=True).load(text)
 
 
