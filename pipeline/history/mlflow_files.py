@@ -27,7 +27,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.formats.download import hide_login
 from pipeline.history.mlflow_names import PICTURES, TRAIN
 from pipeline.history.mlflow_store import use_store
-from pipeline.history.record import ExhibitId, read_exhibit
+from pipeline.history.record import ExhibitId, name_origin, read_exhibit
 from pipeline.params import read_mapping
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", message=".*An input example was not provided")
 FOLDER = "exhibits"  # of the artifacts of a training's previews
 IMAGES, PICTURE = "images/", ".png"  # the folder of log_image, which MLflow shows with a slider of steps
+ORIGIN = "origin"  # of a LoggedModel's metadata: its run, commit and source of data
 MODEL = "artifacts/model"  # of a LoggedModel: the folder that was its artifact
 TABLES = "mlflow.loggedArtifacts"  # the tag that names the tables of a run, as log_table writes it
 SENT = "mlflow.pipeline.results"  # the tag with the digest of the evaluation whose files a run has
@@ -136,7 +137,7 @@ def log_model(
             model_config={"sampling": about["config"].get("metric", {}).get("sampling", {}), "given": given},
             signature=make_signature(given.get("values", {})),
             code_paths=[str(plugins.PACKAGE)],
-            metadata={code.TAG: about.get("tags", {}).get(code.TAG, "")},
+            metadata={code.TAG: about.get("tags", {}).get(code.TAG, ""), ORIGIN: name_origin(about)},
             pip_requirements=[f"{name}=={about['environment'][name]}" for name in names]
             + ["pydantic", "ruamel.yaml", "safetensors", "tokenizers", "torchvision"],
             step=step,
@@ -198,7 +199,8 @@ def fetch_model(address: str, names: Iterable[str], folder: Path, more: Iterable
     about = read_mapping(description, "the description of a model", "MLflow")
     description.unlink()  # the folder is to have the model's own files only
     flavor = about.get("flavors", {}).get("python_function", {})
-    return {**flavor.get("config", {}), "code": (about.get("metadata") or {}).get(code.TAG)}
+    metadata = about.get("metadata") or {}
+    return {**flavor.get("config", {}), "code": metadata.get(code.TAG), "origin": metadata.get(ORIGIN)}
 
 
 def _find_model(address: str) -> str:

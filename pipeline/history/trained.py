@@ -14,8 +14,11 @@ never more than numbers and settings here.
 import logging
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,8 +33,10 @@ from torch.nn.modules.module import (
 
 from pipeline import artifacts, code, plugins
 from pipeline.artifacts import SEAL, ArtifactError
+from pipeline.evidence import looks
+from pipeline.history.record import name_origin
 from pipeline.kinds import Pool, unflatten_fields
-from pipeline.randomness import make_generator
+from pipeline.randomness import make_generator, normal
 from pipeline.weights import ADAPTER, CONFIG, WEIGHTS, Loaded, load_model
 
 log = logging.getLogger(__name__)
@@ -39,6 +44,8 @@ FILES = (SEAL, CONFIG, WEIGHTS)
 MAX_JSON_BYTES = 64 << 20  # of a config: a tokenizer of 100,000 tokens has 5 MB
 MOST_PARTS = 100  # registered parameters of a whole model for each stored one; a GAN keeps one of its two networks
 MAX_MESSAGE = 500  # characters
+DISTRIBUTION = "generative-experiment-pipeline"
+NOT_STATED = "not stated"
 DTYPES = {  # as safetensors calls them
     torch.float64: "F64",
     torch.float32: "F32",
@@ -58,12 +65,18 @@ class Trained:
     loaded: the model itself, with its fields, config and tokenizer.
     sampling: how a sample is drawn, such as the prompt of a text; its keys are those of the kind's SAMPLING.
     data: the section of this project's data that the model learnt from, where its record is here.
+    plug_in: the file in pipeline/models/.
+    sha256: of the weights' file.
+    origin: the run, its commit and the source of its data, as far as its record or its LoggedModel says.
     """
 
     address: str
     loaded: Loaded
     sampling: Mapping[str, Any] = field(default_factory=dict)
     data: str | None = None
+    plug_in: str = ""
+    sha256: str = ""
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     def draw(self, seeds: Sequence[int], *, given: Mapping[str, Any] | None = None, **changes: Any) -> list[Any]:
         """Return one sample per seed, such as an image uint8 (C, H, W), or a text; equal for equal seeds.
@@ -76,26 +89,93 @@ class Trained:
         Raises:
             ArtifactError: if the model is given no such field or value, or has no such key.
         """
+        loaded = self._give(given or {})
+        if unknown := changes.keys() - self.sampling.keys():
+            known = f"only {', '.join(self.sampling)}" if self.sampling else "no such setting"
+            msg = f"{self.address}: a sample of this model has no {', '.join(sorted(unknown))}; it has {known}"
+            raise ArtifactError(msg)
+        sampling = SimpleNamespace(**{**self.sampling, **changes})
+        return [loaded.kind.draw_one(loaded, _start(loaded, seed), sampling) for seed in seeds]
+
+    def find_given(self, seed: int, given: Mapping[str, Any] | None = None) -> dict[str, int]:
+        """Return what the sample of a seed is given, such as {"labels": 3}; of a field with rows of values nothing."""
+        loaded = self._give(given or {})
+        drawn = loaded.pool.draw(1, _start(loaded, seed)) if loaded.model.given else {}
+        return {name: int(value) for name, value in drawn.items() if name in loaded.model.given and value.ndim == 1}
+
+    def walk(self, seeds: Sequence[int], steps: int, *, given: Mapping[str, Any] | None = None) -> Iterator[Any]:
+        """Yield the values on the way from the sample of each seed to that of the next, `steps` apart, and the last.
+
+        Every value is of one class: the given one, or that of the first sample. With a given class, the values at the
+        seeds are those of `draw`.
+
+        Raises:
+            ArtifactError: if the model turns no latents into values, or one value shows nothing.
+        """
+        decoder = looks.find_decoder(self.plug_in)
+        if decoder is None or hasattr(self.loaded.kind, "TOGETHER"):
+            msg = (
+                f"{self.address}: there is no way between two samples of this model: pipeline/models/{self.plug_in}.py"
+            )
+            raise ArtifactError(f"{msg} defines no decode" if decoder is None else f"{msg} makes values, no pictures")
+        loaded = self._give(given or {})
+        ends, rows = [], []
+        for seed in seeds:
+            generator = _start(loaded, seed)
+            rows.append(loaded.pool.draw(1, generator))
+            ends.append(normal(1, loaded.config.latent, generator=generator))
+        places = torch.arange(steps) / steps
+        for first, last in pairwise(ends):
+            for latents in looks.walk(first, last, places).split(1):  # one by one, as `draw` has them
+                yield looks.decode(loaded, decoder, latents, rows[0])[0]
+        yield looks.decode(loaded, decoder, ends[-1], rows[0])[0]
+
+    def _give(self, given: Mapping[str, Any]) -> Loaded:
         pool = self.loaded.pool
-        for name, value in (given or {}).items():
+        for name, value in given.items():
             if name not in self.loaded.model.given:
                 known = ", ".join(self.loaded.model.given) or "nothing"
                 msg = f"{self.address}: the model is given {known}, so it takes no {name}"
                 raise ArtifactError(msg)
             pool = pool.keep(name, value)
-        if unknown := changes.keys() - self.sampling.keys():
-            known = f"only {', '.join(self.sampling)}" if self.sampling else "no such setting"
-            msg = f"{self.address}: a sample of this model has no {', '.join(sorted(unknown))}; it has {known}"
-            raise ArtifactError(msg)
-        loaded, sampling = replace(self.loaded, pool=pool), SimpleNamespace(**{**self.sampling, **changes})
-        device = loaded.model.device
-        return [loaded.kind.draw_one(loaded, make_generator(seed, "serve", device=device), sampling) for seed in seeds]
+        return replace(self.loaded, pool=pool)
 
-    def read_classes(self) -> list[str]:
-        """Return the names of the classes, if this project has prepared the data that the model learnt from."""
+    def describe_origin(self) -> dict[str, str]:
+        """Return what each sample says of its origin: the program, the model, its run, and the licence of its data."""
+        return {
+            "generator": f"{DISTRIBUTION} {version(DISTRIBUTION)}",
+            "model_sha256": self.sha256,
+            **{key: str(self.origin[key])[:MAX_MESSAGE] for key in ("run", "commit") if self.origin.get(key)},
+            "data_licence": read_licence(str(self.origin.get("source", ""))),
+        }
+
+    def find_label_field(self) -> str:
+        """Return the given field that has a value for each class; empty if the model is given none."""
+        return next((name for name in self.loaded.model.given if name in self.loaded.pool.values), "")
+
+    def name_class(self, label: int) -> str:
+        """Return the name of a class, or its number without names."""
+        return self.classes[label] if label < len(self.classes) else str(label)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """The names of the classes, if this project has prepared the data that the model learnt from."""
         if not self.data or not (artifacts.PREPARED / self.data / "manifest.json").exists():
             return []
         return list(artifacts.read_manifest(self.data).get("classes", ()))
+
+
+def _start(loaded: Loaded, seed: int) -> torch.Generator:
+    """Return the generator of the sample of a seed, the same one as in history/serving.py."""
+    return make_generator(seed, "serve", device=loaded.model.device)
+
+
+def read_licence(source: str) -> str:
+    """Return the terms of the data that a source in pipeline/data/ brings, as it states them in LICENCE."""
+    try:
+        return str(getattr(plugins.load("data", source), "LICENCE", NOT_STATED))
+    except ValueError:  # no such source
+        return NOT_STATED
 
 
 def load(address: str | Path) -> Trained:
@@ -149,6 +229,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         "given": about.get("given"),
         "code": _as_mapping(about.get("tags")).get(code.TAG),
         "data": _as_mapping(config.get("run")).get("data"),
+        "origin": name_origin(about),
     }
 
 
@@ -174,7 +255,15 @@ def _load(address: str, folder: Path, about: Mapping[str, Any]) -> Trained:
         msg = f"given: expected a weight for each value, got {len(loaded.pool.weights)} weights"
         raise ArtifactError(msg)
     _compare_code(address, folder, about.get("code"))
-    return Trained(address, loaded, _choose_sampling(loaded.kind, about.get("sampling")), about.get("data"))
+    return Trained(
+        address,
+        loaded,
+        _choose_sampling(loaded.kind, about.get("sampling")),
+        about.get("data"),
+        plug_in=artifacts.read_json(folder / CONFIG)["model"],
+        sha256=artifacts.digest(folder / WEIGHTS),
+        origin=_as_mapping(about.get("origin")),
+    )
 
 
 def require_fit(folder: Path) -> None:
