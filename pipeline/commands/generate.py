@@ -29,6 +29,7 @@ from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
 from pipeline.formats import provenance
+from pipeline.history import choices
 from pipeline.kinds import Exhibit
 
 ALL = "all"
@@ -125,19 +126,15 @@ def find_labels(model: Any, label: str | None) -> list[dict[str, int]]:
     """
     if label is None:
         return [{}]
-    field = model.find_label_field()
-    if not field:
+    known = choices.list_labels(model.loaded, model.classes)
+    if not known:
         msg = f"{model.address}: the model is given no class, got --label {label}"
         raise ArtifactError(msg)
-    known = model.loaded.pool.values[field].tolist()
-    if label == ALL:
-        return [{field: value} for value in known]
-    found = [value for value in known if label in {str(value), model.name_class(value)}]
+    found = list(known) if label == ALL else choices.find_labels(model.loaded, model.classes, label)[:1]
     if not found:
-        expected = ", ".join(model.name_class(value) for value in known)
-        msg = f"{model.address}: --label: expected {ALL} or one of {expected}, got {label}"
+        msg = f"{model.address}: --label: expected {ALL} or one of {', '.join(known.values())}, got {label}"
         raise ArtifactError(msg)
-    return [{field: found[0]}]
+    return [{choices.find_field(model.loaded): value} for value in found]
 
 
 def draw_each(model: Any, labels: Sequence[dict[str, int]], options: argparse.Namespace) -> Iterator[Sample]:
@@ -146,21 +143,20 @@ def draw_each(model: Any, labels: Sequence[dict[str, int]], options: argparse.Na
     for given in labels:
         for seed in range(options.seed, options.seed + options.count):
             [value] = model.draw([seed], given=given, **chosen)
-            label = next(iter(model.find_given(seed, given).values()), None)
             name = "-".join([*_name_classes(model, given), f"{seed:05}"])
-            yield Sample(name, value, "" if label is None else model.name_class(label), str(seed))
+            yield Sample(name, value, model.name_label(seed, given), str(seed))
 
 
 def walk(model: Any, labels: Sequence[dict[str, int]], options: argparse.Namespace) -> Iterator[Sample]:
     """Yield the samples on the way from each seed to the next, for each class."""
     seeds, steps = range(options.seed, options.seed + options.count), options.interpolate
     for given in labels:
-        label = next(iter(model.find_given(seeds[0], given).values()), None)
+        label = model.name_label(seeds[0], given)
         for index, value in enumerate(model.walk(seeds, steps, given=given)):
             seed, place = seeds[index // steps], index % steps
             where = f"{seed} to {seed + 1}, {place}/{steps}" if place else str(seed)
             name = "-".join([*_name_classes(model, given), "walk", f"{index:05}"])
-            yield Sample(name, value, "" if label is None else model.name_class(label), where)
+            yield Sample(name, value, label, where)
 
 
 def _name_classes(model: Any, given: dict[str, int]) -> list[str]:

@@ -16,7 +16,6 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -34,9 +33,10 @@ from torch.nn.modules.module import (
 from pipeline import artifacts, code, plugins
 from pipeline.artifacts import SEAL, ArtifactError
 from pipeline.evidence import looks
+from pipeline.history import choices
 from pipeline.history.record import name_origin
 from pipeline.kinds import Pool, unflatten_fields
-from pipeline.randomness import make_generator, normal
+from pipeline.randomness import normal
 from pipeline.weights import ADAPTER, CONFIG, WEIGHTS, Loaded, load_model
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Trained:
 
     loaded: the model itself, with its fields, config and tokenizer.
     sampling: how a sample is drawn, such as the prompt of a text; its keys are those of the kind's SAMPLING.
-    data: the section of this project's data that the model learnt from, where its record is here.
+    classes: their names, if they have some and this project has prepared their data, or the LoggedModel has them.
     plug_in: the file in pipeline/models/.
     sha256: of the weights' file.
     origin: the run, its commit and the source of its data, as far as its record or its LoggedModel says.
@@ -73,7 +73,7 @@ class Trained:
     address: str
     loaded: Loaded
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    data: str | None = None
+    classes: Sequence[str] = ()
     plug_in: str = ""
     sha256: str = ""
     origin: Mapping[str, str] = field(default_factory=dict)
@@ -95,13 +95,11 @@ class Trained:
             msg = f"{self.address}: a sample of this model has no {', '.join(sorted(unknown))}; it has {known}"
             raise ArtifactError(msg)
         sampling = SimpleNamespace(**{**self.sampling, **changes})
-        return [loaded.kind.draw_one(loaded, _start(loaded, seed), sampling) for seed in seeds]
+        return [loaded.kind.draw_one(loaded, choices.start(loaded, seed), sampling) for seed in seeds]
 
-    def find_given(self, seed: int, given: Mapping[str, Any] | None = None) -> dict[str, int]:
-        """Return what the sample of a seed is given, such as {"labels": 3}; of a field with rows of values nothing."""
-        loaded = self._give(given or {})
-        drawn = loaded.pool.draw(1, _start(loaded, seed)) if loaded.model.given else {}
-        return {name: int(value) for name, value in drawn.items() if name in loaded.model.given and value.ndim == 1}
+    def name_label(self, seed: int, given: Mapping[str, Any] | None = None) -> str:
+        """Return the class of the sample of a seed; empty without classes."""
+        return choices.name_drawn(self._give(given or {}), self.classes, seed)
 
     def walk(self, seeds: Sequence[int], steps: int, *, given: Mapping[str, Any] | None = None) -> Iterator[Any]:
         """Yield the values on the way from the sample of each seed to that of the next, `steps` apart, and the last.
@@ -114,14 +112,13 @@ class Trained:
         """
         decoder = looks.find_decoder(self.plug_in)
         if decoder is None or hasattr(self.loaded.kind, "TOGETHER"):
-            msg = (
-                f"{self.address}: there is no way between two samples of this model: pipeline/models/{self.plug_in}.py"
-            )
-            raise ArtifactError(f"{msg} defines no decode" if decoder is None else f"{msg} makes values, no pictures")
+            why = f"pipeline/models/{self.plug_in}.py has no decode" if decoder is None else "one alone shows nothing"
+            msg = f"{self.address}: there is no way between two samples of this model: {why}"
+            raise ArtifactError(msg)
         loaded = self._give(given or {})
         ends, rows = [], []
         for seed in seeds:
-            generator = _start(loaded, seed)
+            generator = choices.start(loaded, seed)
             rows.append(loaded.pool.draw(1, generator))
             ends.append(normal(1, loaded.config.latent, generator=generator))
         places = torch.arange(steps) / steps
@@ -149,26 +146,6 @@ class Trained:
             "data_licence": read_licence(str(self.origin.get("source", ""))),
         }
 
-    def find_label_field(self) -> str:
-        """Return the given field that has a value for each class; empty if the model is given none."""
-        return next((name for name in self.loaded.model.given if name in self.loaded.pool.values), "")
-
-    def name_class(self, label: int) -> str:
-        """Return the name of a class, or its number without names."""
-        return self.classes[label] if label < len(self.classes) else str(label)
-
-    @cached_property
-    def classes(self) -> list[str]:
-        """The names of the classes, if this project has prepared the data that the model learnt from."""
-        if not self.data or not (artifacts.PREPARED / self.data / "manifest.json").exists():
-            return []
-        return list(artifacts.read_manifest(self.data).get("classes", ()))
-
-
-def _start(loaded: Loaded, seed: int) -> torch.Generator:
-    """Return the generator of the sample of a seed, the same one as in history/serving.py."""
-    return make_generator(seed, "serve", device=loaded.model.device)
-
 
 def read_licence(source: str) -> str:
     """Return the terms of the data that a source in pipeline/data/ brings, as it states them in LICENCE."""
@@ -191,7 +168,7 @@ def load(address: str | Path) -> Trained:
     address = str(address)
     try:
         with tempfile.TemporaryDirectory(prefix="model-") as place:
-            return _load(address, *_find_folder(address, Path(place)))
+            return _load(address, *find_folder(address, Path(place)))
     except ArtifactError as error:
         msg = f"{address}: {error}"
         raise ArtifactError(msg) from error
@@ -200,7 +177,7 @@ def load(address: str | Path) -> Trained:
         raise ArtifactError(msg[:MAX_MESSAGE]) from error
 
 
-def _find_folder(address: str, place: Path) -> tuple[Path, Mapping[str, Any]]:
+def find_folder(address: str, place: Path) -> tuple[Path, Mapping[str, Any]]:
     """Return the folder that has a model's files, and what is known about the model from elsewhere.
 
     Args:
@@ -237,11 +214,20 @@ def _as_mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _load(address: str, folder: Path, about: Mapping[str, Any]) -> Trained:
+def require_small(folder: Path) -> None:
+    """Refuse JSON files that nobody would write.
+
+    Raises:
+        ArtifactError: with the size.
+    """
     for name in (SEAL, CONFIG):
         if (folder / name).is_file() and (size := (folder / name).stat().st_size) > MAX_JSON_BYTES:
             msg = f"{name} has {size} bytes, expected at most {MAX_JSON_BYTES}"
             raise ArtifactError(msg)
+
+
+def _load(address: str, folder: Path, about: Mapping[str, Any]) -> Trained:
+    require_small(folder)
     artifacts.verify(folder)
     require_fit(folder)
     loaded = load_model(folder)
@@ -259,7 +245,7 @@ def _load(address: str, folder: Path, about: Mapping[str, Any]) -> Trained:
         address,
         loaded,
         _choose_sampling(loaded.kind, about.get("sampling")),
-        about.get("data"),
+        [str(name) for name in about.get("classes") or choices.list_classes(about.get("data"))],
         plug_in=artifacts.read_json(folder / CONFIG)["model"],
         sha256=artifacts.digest(folder / WEIGHTS),
         origin=_as_mapping(about.get("origin")),
