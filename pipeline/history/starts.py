@@ -47,7 +47,7 @@ def list_hashes(run: Run) -> list[str]:
 
 
 def name_lineage(run: Run) -> dict[str, str]:
-    """Return the tags that lead from a run to weights from outside: their address, hash, and if known run and commit."""
+    """Return the tags that lead from a run to weights from outside: address, hash, and the run that made them."""
     folder = find(run)
     if not run.weights or not folder:
         return {}

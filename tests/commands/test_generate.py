@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import re
+import shlex
 import struct
 import zlib
 from importlib.metadata import version
@@ -17,9 +18,11 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts
 from pipeline.__main__ import main
+from pipeline.commands.generate import parse
 from pipeline.formats.tokenizers import ByteTokenizer
 from pipeline.kinds.images import make_fields as image_fields
 from pipeline.kinds.text import make_fields as text_fields
+from tests.conftest import ROOT
 from tests.history.test_serving import make_generator_of
 
 
@@ -107,6 +110,14 @@ def test_what_cannot_be_drawn_is_said_in_one_line_and_nothing_is_written(
     assert message in error
     assert error.count("\n") == 1
     assert not Path("generated").exists()
+
+
+def test_the_commands_of_the_page_are_understood() -> None:
+    page = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^    pipeline generate (.*)$", page, re.MULTILINE)
+    assert len(lines) == 7
+    for line in lines:
+        parse(shlex.split(line, comments=True))
 
 
 @pytest.mark.parametrize(
