@@ -139,7 +139,8 @@ def find_labels(model: Any, label: str | None) -> list[dict[str, int]]:
 
 def draw_each(model: Any, labels: Sequence[dict[str, int]], options: argparse.Namespace) -> Iterator[Sample]:
     """Yield a sample of each class and seed."""
-    chosen = {key: getattr(options, key) for key in ("prompt", "temperature") if getattr(options, key) is not None}
+    chosen = {key: getattr(options, key) for key in choices.CHOSEN if getattr(options, key) is not None}
+    choices.require_prompt(model.loaded, options.prompt or "", f"{model.address}: --prompt")
     for given in labels:
         for seed in range(options.seed, options.seed + options.count):
             [value] = model.draw([seed], given=given, **chosen)
@@ -168,7 +169,7 @@ def _name_classes(model: Any, given: dict[str, int]) -> list[str]:
 def write(folder: Path, model: Any, samples: Sequence[Sample], options: argparse.Namespace) -> None:
     """Write each sample, the sheet, or of a walk the strip and an animation, each with its origin; and samples.csv."""
     kind, about, entries = model.loaded.kind, model.describe_origin(), {}
-    chosen = {key: str(getattr(options, key)) for key in ("prompt", "temperature") if getattr(options, key) is not None}
+    chosen = {key: str(getattr(options, key)) for key in choices.CHOSEN if getattr(options, key) is not None}
 
     def put(exhibit: Any, label: str, seed: str, frames: Sequence[Image.Image] = ()) -> str:
         origin = {**about, **({"label": label} if label else {}), "seed": seed, **chosen}

@@ -103,7 +103,7 @@ def _read_picture(path: Path) -> dict[str, str]:
     """Return the texts of a picture and the two fields of its XMP; nothing of a file that has no DigitalSourceType."""
     try:
         with Image.open(path) as picture:
-            texts = {key: str(value) for key, value in picture.info.items() if isinstance(value, str)}
+            texts = {str(key): value for key, value in picture.info.items() if isinstance(value, str)}
     except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError):
         return {}
     packet = texts.pop(PACKET, "")

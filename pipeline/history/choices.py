@@ -8,12 +8,15 @@ import torch
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
+from pipeline.formats.tokenizers import name_character
 from pipeline.randomness import make_generator
 from pipeline.weights import Loaded
 
 OPTIONS = {"label": "", "count": 1, "seed": 0, "details": False}  # of the served model; without classes it has no label
 CHOSEN = ("prompt", "temperature")  # settings of a sample, where its kind has them
 MOST = 1000  # samples of each seed of a request
+SHOWN = 200  # characters that a message lists
+LINE_END = "\n"
 
 
 def require_range(count: int, temperature: float) -> None:
@@ -28,6 +31,24 @@ def require_range(count: int, temperature: float) -> None:
     if not 0 <= temperature < math.inf:
         msg = f"temperature: expected 0 or a positive number, got {temperature}"
         raise ArtifactError(msg)
+
+
+def require_prompt(loaded: Loaded, prompt: str, key: str) -> None:
+    """Refuse a prompt with characters that the model has not learnt to read, and say which it has.
+
+    Raises:
+        ArtifactError: naming the key.
+    """
+    tokenizer = loaded.tokenizer
+    if tokenizer is None or not (unknown := [each for each in dict.fromkeys(prompt) if not tokenizer.knows(each)]):
+        return
+    if prompt == LINE_END:  # goes with any text
+        return
+    known = "".join(each for each in tokenizer.characters if tokenizer.knows(each))
+    rest = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    got = ", ".join(map(name_character, unknown[:5])) + ", ..." * (len(unknown) > 5)
+    msg = f"{key}: expected characters of the training text, {known[:SHOWN]!r}{rest}; got {got}"
+    raise ArtifactError(msg)
 
 
 def list_classes(data: Any) -> list[str]:

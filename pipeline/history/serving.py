@@ -101,6 +101,7 @@ class Generator(PythonModel):
         sampling = SimpleNamespace(**vars(self.sampling) | chosen)
         try:
             choices.require_range(count, chosen.get("temperature", 0))
+            choices.require_prompt(self.loaded, chosen.get("prompt", ""), "prompt")
             if label:
                 given |= self._find_label(label, given)
             first = np.asarray(model_input).ravel().tolist()

@@ -91,7 +91,7 @@ def test_texts_continue_a_prompt_at_a_temperature() -> None:
         (["gan", "--label", "3"], "gan: --label: expected all or one of cat, dog, ../owl, got 3"),
         (["gan", "--prompt", "a"], "gan: a sample of this model has no prompt"),
         (["text", "--label", "3"], "text: the model is given no class, got --label 3"),
-        (["text", "--prompt", "x"], "expected characters of the training text, got U+0078"),
+        (["text", "--prompt", "x"], "text: --prompt: expected characters of the training text, 'abc\\n'; got U+0078"),
         (["text", "--prompt", ""], "expected characters of the training text, got an empty text"),
         (["gone"], "gone: no model is there; expected a run in data/runs"),
         (["text", "--interpolate"], "text: there is no way between two samples of this model: pipeline/models/transf"),

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from mlflow.models import ModelSignature
 from PIL import Image
 
 from pipeline import artifacts, params, plugins
-from pipeline.formats.tokenizers import ByteTokenizer
+from pipeline.formats.tokenizers import ByteTokenizer, CharacterTokenizer
 from pipeline.history import serving
 from pipeline.history.mlflow_files import make_signature
 from pipeline.history.serving import Generator
@@ -170,6 +171,7 @@ def test_a_text_takes_a_prompt_and_a_temperature(tmp_path: Path) -> None:
     [
         ({"label": "owl"}, "label: expected one of cat, dog, 2, got owl"),
         ({"label": "cat", "labels": [1]}, "label: expected label or labels, got both"),
+        ({"prompt": "ax"}, "prompt: expected characters of the training text, 'abc'; got U.0078"),
         ({"count": 0}, "count: expected 1 to 1000, got 0"),
         ({"count": 10**9}, "count: expected 1 to 1000, got 1000000000"),
         ({"temperature": -1.0}, "temperature: expected 0 or a positive number, got -1.0"),
@@ -179,6 +181,7 @@ def test_a_text_takes_a_prompt_and_a_temperature(tmp_path: Path) -> None:
 def test_an_option_out_of_range_is_named(params: dict[str, Any], message: str, tmp_path: Path) -> None:
     served = make_generator_of("gan", image_fields((1, 8, 8), 3), tmp_path)
     served.classes = ["cat", "dog"]
+    served.loaded = replace(served.loaded, tokenizer=CharacterTokenizer("abc"))
     with pytest.raises(MlflowException, match=message):
         served.predict(None, [1], params)
 
