@@ -196,13 +196,15 @@ def add_run(workdir: Path, values: dict[str, Any]) -> None:
     yaml.dump(content, workdir / "params.yaml")
 
 
-def test_other_weights_are_another_training_and_no_weights_change_nothing(workdir: Path) -> None:
+def test_other_weights_are_another_training_and_no_weights_change_nothing(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
+    monkeypatch.setattr(code, "list_instances", lambda _: [("train", "vae"), ("train", "tuned")])
     for sha256 in ("0" * 64, "1" * 64):
         add_run(workdir, {"sha256": sha256, "freeze": ["decoder.*"], "changes": {"steps": 0}})
         settings = params.load()
-        runs = {name: settings.runs[name] for name in ("vae", "tuned")}
-        code.write_all(settings.model_copy(update={"data": {"images": settings.data["images"]}, "runs": runs}))
+        code.write_all(settings)
         seen.append(artifacts.read_json(code.FOLDER / "train" / "tuned.json"))
         assert settings.runs["tuned"].weights == Weights(address="own.safetensors", sha256=sha256)
     assert seen[0]["weights"] == ["own.safetensors", "0" * 64]
