@@ -7,14 +7,16 @@ first stage, `check`. `fetch` and `prepare` come after it and load only their ow
 hundreds of megabytes of memory. Messages name the key in full, what was expected and what came.
 """
 
+import copy
 import difflib
+import functools
 import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -65,6 +67,11 @@ class Network(Section):
 
     network: str = Field(description="a file in pipeline/networks/")
     data: str = Field(description="section of data that the network learns, or is used on")
+    probe: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[],
+        exclude_if=lambda counts: not counts,
+        description="labels per class that a linear probe on the features learns from; none: no probe",
+    )
 
 
 class Trainable(Section):
@@ -257,13 +264,19 @@ def _read_yaml(path: Path) -> Any:
             text = path.read_text(encoding="utf-8")
             problem = _find_excess(text) if "&" in text or _count_brackets(text) > MAX_DEPTH else ""
             if not problem:
-                return YAML(typ="safe", pure=True).load(text)
+                return copy.deepcopy(_parse(text))
         except RecursionError:
             problem = f"expected at most {MAX_DEPTH} levels, got more"
         except (YAMLError, UnicodeDecodeError, ValueError) as error:  # such as a date that no calendar has
             problem = f"not valid YAML: {error}"
     msg = f"{path}: {problem}"
     raise ParamsError(msg)
+
+
+@functools.lru_cache(maxsize=16)
+def _parse(text: str) -> Any:
+    """Parse YAML; a training reads its params a dozen times, and each time would take 40 milliseconds."""
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def _count_brackets(text: str) -> int:

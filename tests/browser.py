@@ -94,7 +94,7 @@ class Browser:
         end = time.monotonic() + seconds
         while not all(word in (text := self.read()) for word in words):
             assert time.monotonic() < end, f"expected {words}, the page shows:\n{text}"
-            time.sleep(0.5)
+            time.sleep(0.2)
         return text
 
     def wait_until(self, condition: str, seconds: float = 60) -> None:
@@ -102,7 +102,7 @@ class Browser:
         end = time.monotonic() + seconds
         while not self.run(f"return Boolean({condition})"):
             assert time.monotonic() < end, f"expected {condition}, the page shows:\n{self.read()}"
-            time.sleep(0.5)
+            time.sleep(0.2)
 
     def settle(self, seconds: float = 1.5) -> None:
         """Wait until no request was sent for some time."""

@@ -1,6 +1,13 @@
-"""Shared fixtures: no network but loopback, no tracking server, a working folder of the test's own."""
+"""Shared fixtures: no network but loopback, no tracking server, a working folder of the test's own.
+
+The fixtures import what they need: pytest-xdist's controller, which runs no test, reads this file before any worker
+starts, and the libraries would take it five seconds.
+"""
+
+from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -12,20 +19,10 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-import torch
-from mlflow.tracking import MlflowClient
-from PIL import Image
-from ruamel.yaml import YAML
-from torch_fidelity import feature_extractor_inceptionv3
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from pipeline import plugins
-from pipeline.networks import inception
-from pipeline.stages import fetch, prepare
 from tests.faults import (  # noqa: F401 - pytest takes its hooks from here
     note_faults,
     pytest_addoption,
@@ -35,9 +32,20 @@ from tests.faults import (  # noqa: F401 - pytest takes its hooks from here
 )
 from tests.servers import database, proxy, server  # noqa: F401 - pytest takes its fixtures from here
 
+if TYPE_CHECKING:
+    from pipeline.networks import inception
+
 ROOT = Path(__file__).resolve().parents[1]
-# Two workers that get whole files end at about the same time when the longest come first.
-LONGEST = ("test_dvc.py", "test_processes.py", "test_faults.py", "test_outages.py")
+# Workers that get whole files end at about the same time when the longest come first.
+LONGEST = (
+    "test_dvc.py",
+    "test_processes.py",
+    "test_server.py",
+    "test_faults.py",
+    "test_outages.py",
+    "test_prove.py",
+    "test_silence.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -65,12 +73,16 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "PIPELINE_", "DVC_"))]:
         monkeypatch.delenv(name)
     yield
+    import torch
+
     torch.set_grad_enabled(True)
 
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs: its tables take seconds to create, so once for all tests."""
+    from mlflow.tracking import MlflowClient
+
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
@@ -89,6 +101,8 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder data/ of the shipped params with its pictures prepared: once for all tests."""
+    from pipeline.stages import fetch, prepare
+
     folder = tmp_path_factory.mktemp("digits")
     shutil.copy(ROOT / "params.yaml", folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -120,6 +134,9 @@ def set_value(values: Any, key: str, value: object) -> None:
 
 def write_pictures(folder: Path, count: int, side: int = 8) -> None:
     """Write grey noise of two classes, a and b."""
+    import numpy as np
+    from PIL import Image
+
     generator = np.random.default_rng(side)
     for number in range(count):
         path = folder / "ab"[number % 2] / f"{number}.png"
@@ -127,17 +144,28 @@ def write_pictures(folder: Path, count: int, side: int = 8) -> None:
         Image.fromarray(generator.integers(0, 256, (side, side), dtype=np.uint8)).save(path)
 
 
+@pytest.fixture(scope="session")
+def yaml_texts() -> dict[str, str]:
+    """The YAML of the values that tests have written; many write the same."""
+    return {}
+
+
 @pytest.fixture
-def edit_params(workdir: Path) -> Callable[..., None]:
+def edit_params(workdir: Path, yaml_texts: dict[str, str]) -> Callable[..., None]:
     """Change values of the working folder's params.yaml by dotted key."""
+    from ruamel.yaml import YAML
+
+    from pipeline import params
 
     def edit(changes: dict[str, Any]) -> None:
-        yaml = YAML(typ="safe", pure=True)
-        values = yaml.load(workdir / "params.yaml")
+        values = params.read_mapping(workdir / "params.yaml", params.SECTIONS_SAID, params.FOLDER)
         for key, value in changes.items():
             set_value(values, key, value)
-        with (workdir / "params.yaml").open("w") as file:
-            yaml.dump(values, file)
+        if repr(values) not in yaml_texts:
+            stream = io.StringIO()
+            YAML(typ="safe", pure=True).dump(values, stream)
+            yaml_texts[repr(values)] = stream.getvalue()
+        (workdir / "params.yaml").write_text(yaml_texts[repr(values)], encoding="utf-8")
 
     return edit
 
@@ -145,6 +173,8 @@ def edit_params(workdir: Path) -> Callable[..., None]:
 @pytest.fixture
 def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
     """Make a text the model `flow_matching` of another installed package; the function returns its file."""
+    from pipeline import plugins
+
     entry = EntryPoint("flow_matching", "brought_package.flow", f"{plugins.GROUP}.models")
     monkeypatch.setattr(plugins, "_read_entry_points", lambda: EntryPoints([entry]))
     path = tmp_path / "brought_package" / "flow.py"
@@ -198,6 +228,12 @@ def tiny(edit_params: Callable[..., None]) -> None:
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[inception.Config]:
     """A server of random weights with the published names and shapes (91 MB)."""
+    import torch
+    from torch_fidelity import feature_extractor_inceptionv3
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    from pipeline.networks import inception
+
     folder = tmp_path_factory.mktemp("weights")
     with pytest.MonkeyPatch.context() as patch:
         # The class loads weights as it is built: give it none, to learn the names and shapes.

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 
 from pipeline.runtime.preemption import names_stage
 from tests.forks import Fork
-from tests.test_dvc import BIN, copy_project, run, set_params
+from tests.test_dvc import BIN, copy_project, list_runs, run, set_params
 
 pytestmark = pytest.mark.slow
 MODEL = Path("data/runs/transformer/model/model.safetensors")
@@ -168,7 +167,7 @@ def test_a_finished_training_outlives_a_dvc_that_fails_before_it_has_stored_its_
     failing.write_text(FAILS)
     repro = ("repro", "--single-item", "--no-run-cache", "train@transformer")
     lock = (project / "dvc.lock").read_text()
-    before = list_runs(project)
+    before = [(each.info.run_id, each.info.status) for each in list_runs(project)]
     run(project, "python", str(failing), "kill", *repro, status=137)
     assert (project / MODEL).read_bytes() == expected
     said = run(project, "python", "-m", "pipeline", "doctor", status=1)  # for the entry in DVC's table of locks
@@ -179,21 +178,14 @@ def test_a_finished_training_outlives_a_dvc_that_fails_before_it_has_stored_its_
     assert "train@transformer" not in (project / "dvc.lock").read_text()
     assert "resuming at step 1500 of 1500" in run(project, "dvc", *repro)
     assert (project / MODEL).read_bytes() == expected
-    assert [run["status"] for run in list_runs(project) if run not in before] == ["FINISHED"]
+    after = [(each.info.run_id, each.info.status) for each in list_runs(project)]
+    assert [status for number, status in after if (number, status) not in before] == ["FINISHED"]
     assert len(list_checkpoints(project)) == 1
     assert "whose outputs DVC has stored" in run(project, "python", "-m", "pipeline", "doctor", status=1)
     run(project, "dvc", "repro", "--force", "--single-item", "fetch@text")
     assert not list_checkpoints(project)
     (project / "dvc.lock").write_text(lock)
     (project / MODEL).unlink()
-
-
-def list_runs(folder: Path) -> list[dict[str, str]]:
-    """List the MLflow runs of a project."""
-    code = "from pipeline.history.mlflow_store import connect; import json; c, e = connect(); print(json.dumps([{'id': "
-    code += "r.info.run_id, 'status': r.info.status} for r in c.search_runs([e])]))"
-    found: list[dict[str, str]] = json.loads(run(folder, sys.executable, "-c", code).splitlines()[-1])
-    return found
 
 
 @pytest.mark.fault(59)

@@ -11,7 +11,7 @@ trainings: the time and memory in results.json stay if the value is still the sa
 is one, also become claims of results.json.
 
 A claim with `against` is a difference or a ratio: its values are those of `runs` less, or over, those of `against`,
-seed by seed.
+seed by seed. One with `networks` is of feature networks, such as the accuracy of their linear probes; it has no costs.
 """
 
 import math
@@ -20,9 +20,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline import artifacts
+from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
 from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, format_refusals, list_differences
@@ -39,8 +39,9 @@ class Claim(Section):
     """One line of the table."""
 
     title: str = Field(description="what was measured, by which protocol")
-    runs: list[str] = Field(min_length=1, description="runs of params.yaml, one per seed")
-    metric: str = Field(description="a metric of those runs")
+    runs: list[str] = Field(default=[], description="runs of params.yaml, one per seed")
+    networks: list[str] = Field(default=[], description="feature networks instead of runs, one per seed")
+    metric: str = Field(description="a metric of those runs, or a number of reports/networks/<network>.json")
     lower_is_better: bool
     must: float = Field(description="what had to be reached")
     aim: float = Field(description="what was aimed at")
@@ -48,6 +49,16 @@ class Claim(Section):
     against: list[str] = Field(default=[], description="runs that these are compared with, one for each; none: not")
     by: Literal["difference", "ratio"] = Field(default="difference", description="of what to what, with `against`")
     optional: bool = Field(default=False, description="may be missing: what it needs is not everywhere at hand")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Claim":
+        if bool(self.runs) == bool(self.networks):
+            msg = "expected either runs or networks"
+            raise ValueError(msg)
+        if self.against and len(self.against) != len(self.runs):
+            msg = f"against: expected {len(self.runs)} runs, got {len(self.against)}"
+            raise ValueError(msg)
+        return self
 
 
 def main(arguments: list[str]) -> int:
@@ -77,9 +88,8 @@ def read_claims() -> dict[str, Claim]:
         claim = check_section(Claim, values, str(name), problems)
         if isinstance(claim, Claim):
             claims[str(name)] = claim
-            problems += [f"{name}.runs: {run} comes twice" for run, times in Counter(claim.runs).items() if times > 1]
-            if claim.against and len(claim.against) != len(claim.runs):
-                problems.append(f"{name}.against: expected {len(claim.runs)} runs, got {len(claim.against)}")
+            for key, names in (("runs", claim.runs), ("networks", claim.networks)):
+                problems += [f"{name}.{key}: {each} comes twice" for each, times in Counter(names).items() if times > 1]
     if problems:
         raise ArtifactError("\n".join(f"{PATH}: {problem}" for problem in problems))
     return claims
@@ -111,6 +121,8 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
         ProtocolError: if the runs have different protocols of the metric.
         ArtifactError: if a file of a run or the metric is missing, or the runs differ in more than the seed.
     """
+    if claim.networks:
+        return measure_networks(name, claim)
     everyone = [*claim.runs, *claim.against]
     folders = {run: artifacts.REPORTS / "runs" / run for run in everyone}
     command = "dvc repro " + " ".join(f"evaluate@{run}" for run in everyone)
@@ -151,6 +163,40 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
         "must": claim.must,
         "aim": claim.aim,
         "verdict": judge_claim(claim, interval or [sum(row) / len(row) for row in table]),
+    }
+
+
+def measure_networks(name: str, claim: Claim) -> dict[str, Any]:
+    """Return value, interval, seeds, command and verdict of a claim about feature networks.
+
+    Raises:
+        ArtifactError: if a network is not made, lacks the number, or differs from the first one in more than the seed.
+    """
+    sections = {network: params.load().networks.get(network) for network in claim.networks}
+    configs = {network: artifacts.encode(section) for network, section in sections.items() if section}
+    found = {network: artifacts.read_json(artifacts.REPORTS / "networks" / f"{network}.json") for network in configs}
+    for network in claim.networks:
+        if network not in configs or claim.metric not in found[network]:
+            known = ", ".join(found.get(network, params.load().networks))
+            msg = f"{PATH}: {name}: no {claim.metric!r} of a network {network!r}; there are {known}"
+            raise ArtifactError(msg)
+    first = configs[claim.networks[0]]
+    for network, config in configs.items():
+        if keys := [key for key, *_ in list_differences(first, config) if key != "seed"]:
+            msg = f"{PATH}: {name}.networks: expected networks that differ only in the seed, {network}: {keys}"
+            raise ArtifactError(msg)
+    values = [[found[network][claim.metric]] for network in claim.networks]
+    summary = summarize(values)
+    interval = None if math.isnan(summary.low) else [summary.low, summary.high]
+    return {
+        "value": summary.mean,
+        "interval": interval,
+        **({"no_interval": summary.reason} if summary.reason else {}),
+        "seeds": [config["seed"] for config in configs.values()],
+        "command": make_command("dvc repro " + " ".join(f"networks@{network}" for network in claim.networks)),
+        "must": claim.must,
+        "aim": claim.aim,
+        "verdict": judge_claim(claim, interval or [value for [value] in values]),
     }
 
 
@@ -290,10 +336,14 @@ def format_table(claims: dict[str, Claim], results: dict[str, Any]) -> str:
         interval = format_interval(low, high, found.get("no_interval", ""))
         value = format_number(found["value"])
         value = f"**{value}**" if found["verdict"] == "reached" else f"{value} ({found['verdict']})"
-        counts = format_counts(found, read_values(claim))
+        beginning = f"| {claim.title} (`{name}`) | {value} | {interval} | {len(found['seeds'])} "
+        wanted = f"{claim.must:g} | {claim.aim:g}"
+        if claim.networks:
+            lines.append(f"{beginning}| | {wanted} | | | | |")
+            continue
         lines.append(
-            f"| {claim.title} (`{name}`) | {value} | {interval} | {len(found['seeds'])} | {counts} "
-            f"| {claim.must:g} | {claim.aim:g} | {found['training_seconds']:,.0f} s | {found['cpu_seconds']:,.0f} s "
+            f"{beginning}| {format_counts(found, read_values(claim))} | {wanted} "
+            f"| {found['training_seconds']:,.0f} s | {found['cpu_seconds']:,.0f} s "
             f"| {found['peak_memory_mib']:,.0f} MiB | `{found['protocol']}` |"
         )
     return "\n".join(lines) + "\n"

@@ -15,14 +15,14 @@ from pipeline.kinds import flatten_fields, read_fields
 from pipeline.weights import CONFIG
 
 RECIPE = "recipe.json"
-NAMED = "data"  # the key of the section that names a section, and not what it holds
+LEFT_OUT = ("data", "probe")  # keys that no weight follows from: the name of a section, and what is measured
 
 
 def describe_recipe(config: Any) -> dict[str, Any]:
     """Return what the weights of a section of networks follow from on one machine; its data must be prepared."""
     manifest = artifacts.read_manifest(config.data)
     return {
-        "config": {name: value for name, value in artifacts.encode(config).items() if name != NAMED},
+        "config": {name: value for name, value in artifacts.encode(config).items() if name not in LEFT_OUT},
         "fields": artifacts.encode(flatten_fields(read_fields(config.data))),
         "trained_on": manifest["splits"]["train"]["sha256"],
     }

@@ -1,11 +1,12 @@
 """What few labels give on frozen features: the accuracy of a linear probe over draws of the labels.
 
+A feature network whose section names labels per class, `probe: [1, 5, 10]`, gets one when it is made.
 The draw of the labels is the dominant noise, so each accuracy is a mean over draws, which are the same for all
 features. The probe's penalty is chosen by cross-validation on the few labels, never on the test split.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from pipeline.artifacts import ArtifactError
 from pipeline.randomness import make_generator
 
 DRAWS = 10
@@ -36,6 +38,45 @@ def draw_labels(labels: Tensor, per_class: int, draw: int) -> Tensor:
             raise ValueError(msg)
         chosen.append(indices[torch.randperm(len(indices), generator=generator)[:per_class]])
     return torch.cat(chosen)
+
+
+def require(per_class: Sequence[int], train: Mapping[str, Tensor]) -> None:
+    """Refuse probes whose labels the training split lacks.
+
+    Raises:
+        ArtifactError: with the key.
+    """
+    if not per_class:
+        return
+    least = int(train["labels"].unique(return_counts=True)[1].min()) if "labels" in train else 0
+    if max(per_class) > least:
+        msg = f"probe: expected at most {least} labels per class, as the training split has, got {max(per_class)}"
+        raise ArtifactError(msg)
+
+
+def measure_all(
+    extract: Callable[[Tensor], Tensor], name: str, splits: Mapping[str, Mapping[str, Tensor]], per_class: Sequence[int]
+) -> dict[str, float]:
+    """Return test accuracies of probes on features and, with the same labels, on the raw values.
+
+    Args:
+        extract: returns the features (N, D) of values (N, ...).
+        name: the field that it reads.
+        splits: train and test, with that field and labels int64 (N,).
+        per_class: numbers of labelled examples of each class.
+
+    Returns:
+        By count of all labels, such as 100: probe_100_labels_accuracy, a mean over draws of the labels, its standard
+        error probe_100_labels_error, and raw_100_labels_accuracy and raw_100_labels_error.
+    """
+    found = {}
+    for prefix, change in (("probe", extract), ("raw", torch.Tensor.float)):
+        train, test = ((change(splits[split][name]), splits[split]["labels"]) for split in ("train", "test"))
+        for count in per_class:
+            total = count * len(train[1].unique())
+            mean, error = summarize(measure_probe(train, test, count))
+            found |= {f"{prefix}_{total}_labels_accuracy": mean, f"{prefix}_{total}_labels_error": error}
+    return found
 
 
 def measure_probe(

@@ -1,6 +1,8 @@
 """Reads dvc.lock: the hashes of what each stage instance has read and made."""
 
 import contextlib
+import copy
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,7 @@ def parse_lock(text: str, place: str) -> dict[str, Any]:
         ArtifactError: if the text is not YAML, or not a mapping.
     """
     try:
-        lock = YAML(typ="safe", pure=True).load(text) or {}
+        lock = copy.deepcopy(_parse(text)) or {}
     except YAMLError as error:
         msg = f"{place}: not YAML: {error}"
         raise ArtifactError(msg) from error
@@ -63,6 +65,12 @@ def parse_lock(text: str, place: str) -> dict[str, Any]:
         msg = f"{place}: expected a mapping, got {lock!r}"
         raise ArtifactError(msg)
     return lock
+
+
+@functools.lru_cache(maxsize=4)
+def _parse(text: str) -> Any:
+    """Parse YAML; a training reads the same lock once per split."""
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def list_hashes(stages: Mapping[str, Any], instance: str, side: str) -> dict[str, str]:

@@ -36,6 +36,7 @@ import torch
 
 from pipeline import artifacts
 from pipeline.history.costs import measure_memory
+from pipeline.params import NONE, Params
 from pipeline.runtime import environment
 
 log = logging.getLogger(__name__)
@@ -266,6 +267,22 @@ def read_exhibit(path: Path) -> ExhibitId | None:
     """Return what a path <key>/<step><suffix> names; None for another file, such as one that is being written."""
     match = re.fullmatch(r"(\d+)(\.[a-z0-9]+)", path.name)
     return ExhibitId(path.parent.name, int(match[1]), match[2]) if match else None
+
+
+def describe_settings(key: str, settings: Params) -> dict[str, dict[str, Any]]:
+    """Return the sections of params.yaml that a run stands on, and MLflow's parameters: those of its training."""
+    run = settings.runs[key]
+    trained = {"run": run, "model": settings.models[key], "data": settings.data[run.data]}
+    network = {} if run.network == NONE else settings.networks[run.network].model_dump()
+    config = {name: section.model_dump() for name, section in trained.items()}
+    parameters = {
+        f"{section}.{name}": value
+        for section, values in config.items()
+        for name, value in values.items()
+        if name != "changes"
+    }
+    measured = {"metric": settings.metrics[run.metric].model_dump(), "network": network}
+    return {"parameters": parameters, "config": config | measured}
 
 
 def describe_environment() -> dict[str, str]:

@@ -3,9 +3,9 @@
     python -m pipeline.stages networks classifier
 
 Networks with published weights, such as Inception, are fetched. All others are trained, unless git keeps weights of the
-same recipe: pipeline/evidence/judges.py. reports/networks/<name>.json holds the SHA-256 of the weights and, except for
-fetched networks, the accuracies. A training that was interrupted, or whose weights DVC has not stored, resumes from
-.state/networks-<name>/.
+same recipe: pipeline/evidence/judges.py. reports/networks/<name>.json holds the SHA-256 of the weights, the accuracies
+of trained networks, and those of linear probes with few labels, where the section has `probe`. A training that was
+interrupted, or whose weights DVC has not stored, resumes from .state/networks-<name>/.
 """
 
 import contextlib
@@ -15,11 +15,12 @@ from types import ModuleType
 from typing import Any
 
 from pipeline import artifacts, code, params, plugins
-from pipeline.evidence import judges
+from pipeline.evidence import judges, probe
+from pipeline.evidence.features import extract
 from pipeline.history import finished, inputs
 from pipeline.history.inputs import Inputs
 from pipeline.history.recorder import Recorder
-from pipeline.kinds import read_fields, read_known
+from pipeline.kinds import find_field, read_fields, read_known
 from pipeline.runtime import agreement, checkpoints, hardware, processes, sharding
 from pipeline.runtime.agreement import Agreement
 from pipeline.runtime.processes import get_rank
@@ -42,6 +43,7 @@ def main(key: str) -> None:
     for run in (name for name, run in settings.runs.items() if run.network == key):  # its features are for their sake
         require_run(run, settings, known)
     folder = artifacts.NETWORKS / key
+    probe.require(config.probe, artifacts.read_split(config.data, "train") if config.probe else {})
     is_fetched = hasattr(module, "fetch")
     judge = None if is_fetched else judges.find(judges.describe_recipe(config))
     if not (is_fetched or judge):
@@ -61,6 +63,7 @@ def main(key: str) -> None:
         print(f"networks.{key}: took the weights that git keeps in {judge}")
     about: dict[str, float | str] = {} if is_fetched else measure_accuracies(module, config, folder)
     artifacts.seal(folder)
+    about |= measure_probes(module, config, folder)
     about["weights_sha256"] = artifacts.digest(artifacts.find_weights(folder))
     artifacts.write_json(artifacts.REPORTS / "networks" / f"{key}.json", about)
     print(f"{key}: {about}")
@@ -71,6 +74,16 @@ def measure_accuracies(module: ModuleType, config: Any, folder: Path) -> dict[st
     network = module.load_features(folder)
     splits = {split: artifacts.read_split(config.data, split) for split in HELD_OUT}
     return {f"{split}_accuracy": module.measure_accuracy(network, values) for split, values in splits.items()}
+
+
+def measure_probes(module: ModuleType, config: Any, folder: Path) -> dict[str, float]:
+    """Return the test accuracies of linear probes that learn from few labels; nothing if the section names no count."""
+    if not config.probe:
+        return {}
+    network = module.load_features(folder)
+    splits = {split: artifacts.read_split(config.data, split) for split in ("train", "test")}
+    field = find_field(read_fields(config.data), module.LEARNS)
+    return probe.measure_all(lambda values: extract(network, values).features, field, splits, config.probe)
 
 
 def train(key: str, module: ModuleType, config: Any, digest: str, seen: Inputs) -> None:

@@ -23,10 +23,10 @@ from pipeline.formats.tokenizers import restore_tokenizer
 from pipeline.history import alarms, continuation, dvc_lock, finished, inputs, leftovers, starts
 from pipeline.history.inputs import Inputs
 from pipeline.history.mlflow_sync import MlflowSync
-from pipeline.history.record import Record, describe_environment, describe_lineage
+from pipeline.history.record import Record, describe_environment, describe_lineage, describe_settings
 from pipeline.history.recorder import Recorder
 from pipeline.kinds import TRAIN, Pool, make_pool, read_known
-from pipeline.params import NONE, Params, Run, Section, Trainable
+from pipeline.params import Params, Run, Section, Trainable
 from pipeline.runtime import agreement, checkpoints, hardware, processes, sharding
 from pipeline.runtime.agreement import Agreement
 from pipeline.runtime.preemption import PreemptedError
@@ -66,7 +66,7 @@ def describe(key: str, settings: Params) -> dict[str, str]:
         "train",
         key,
         runs={key: run},
-        models={run.model: settings.models[run.model]},
+        models={run.model: settings.models[key]},
         data={run.data: artifacts.read_manifest(run.data)},
         start=read_start(run),
         code=code.digest("train", key, settings),
@@ -134,6 +134,7 @@ def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
         record.finish("FINISHED", kept_parameters=sum(p.numel() for p in model.kept.parameters()))
         sync.finish(model=folder)
         write_curves(record, artifacts.REPORTS / "runs" / key / "curves")
+        write_previews(record, artifacts.REPORTS / "runs" / key / "previews")
         seen.require_same()  # MLflow may have taken minutes
         continuation.keep_state(record, state, config.steps, folder)
         _publish(record, state, folder)
@@ -192,10 +193,7 @@ def _open_record(state: Path, key: str, settings: Params, pool: Pool) -> Record:
 
     `pool` goes into it for the served model, which has no data.
     """
-    run, config = settings.runs[key], settings.models[key]
-    resolved = {"run": run.model_dump(), "model": config.model_dump(), "data": settings.data[run.data].model_dump()}
-    network = {} if run.network == NONE else settings.networks[run.network].model_dump()
-    measured = {"metric": settings.metrics[run.metric].model_dump(), "network": network}
+    run = settings.runs[key]
     manifest = artifacts.PREPARED / run.data / "manifest.json"
     datasets = [
         {"name": f"{run.data} ({settings.data[run.data].source})", "path": str(manifest.parent), "context": context}
@@ -205,13 +203,7 @@ def _open_record(state: Path, key: str, settings: Params, pool: Pool) -> Record:
     ]
     about: dict[str, Any] = {
         "name": key,
-        "parameters": {
-            f"{section}.{name}": value
-            for section, values in resolved.items()
-            for name, value in values.items()
-            if name != "changes"
-        },
-        "config": resolved | measured,
+        **describe_settings(key, settings),
         "given": pool.dump(),
         "tags": {
             **describe_lineage(),
@@ -297,3 +289,14 @@ def write_curves(record: Record, folder: Path) -> None:
             columns.setdefault(name, [f"step,{name}"]).append(f"{line['step']},{value:.6g}")
     for name, rows in columns.items():
         (folder / f"{name}.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def write_previews(record: Record, folder: Path) -> None:
+    """Copy the previews that are pictures to <folder>/<name>/<step>.png: `dvc plots` and editors step through them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for exhibit, path in record.list_exhibits().items():
+        if exhibit.suffix == ".png":
+            target = folder / exhibit.key / f"{exhibit.step}.png"
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)

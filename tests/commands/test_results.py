@@ -4,12 +4,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import artifacts
+from pipeline import artifacts, params
 from pipeline.__main__ import main
 from pipeline.commands import results
 from pipeline.metrics import images, text
@@ -359,3 +360,46 @@ def test_the_benchmarks_last_stage_writes_them_and_keeps_costs_of_trainings_that
     shutil.rmtree(runs / artifacts.RUNS / "one" / "record")
     assert "Running stage" in repro("--force")
     assert artifacts.read_json(Path("results.json")) == before
+
+
+@pytest.mark.usefixtures("workdir")
+def test_a_claim_of_feature_networks_is_a_mean_over_their_seeds(edit_params: Callable[..., None]) -> None:
+    section = artifacts.encode(params.load().networks["classifier"])
+    edit_params({"networks": {f"n{seed}": {**section, "seed": seed} for seed in range(3)} | {"classifier": section}})
+    for seed, value in enumerate((0.94, 0.95, 0.96)):
+        artifacts.write_json(artifacts.REPORTS / "networks" / f"n{seed}.json", {"accuracy": value})
+    claim = CLAIM.replace("runs: [one, two]", "networks: [n0, n1, n2]").replace("test_nats", "accuracy")
+    claim = claim.replace("must: 2.0", "must: 0.9").replace("lower_is_better: true", "lower_is_better: false")
+    Path("results.yaml").write_text(claim, encoding="utf-8")
+    assert main(["results"]) == 0
+    found = artifacts.read_json(Path("results.json"))["speed"]
+    half = 4.30265 * 0.01 / 3**0.5
+    assert (found["value"], found["seeds"], found["verdict"]) == (pytest.approx(0.95), [0, 1, 2], "reached")
+    assert found["interval"] == pytest.approx([0.95 - half, 0.95 + half], abs=1e-6)
+    assert found["command"] == "dvc repro networks@n0 networks@n1 networks@n2"
+    assert "| how fast (`speed`) | **0.95** | [0.9252, 0.9748] | 3 | |" in Path("results.md").read_text(
+        encoding="utf-8"
+    )
+
+
+@pytest.mark.usefixtures("workdir")
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ("networks: [classifier, other]", "no 'accuracy' of a network 'other'"),
+        ("networks: [classifier, wider]", "differ only in the seed, wider: .'width'."),
+        ("networks: [classifier, classifier]", "classifier comes twice"),
+        ("runs: [gan]\n  networks: [classifier]", "expected either runs or networks"),
+    ],
+)
+def test_networks_that_are_missing_or_no_seeds_of_one_are_refused(
+    edit_params: Callable[..., None], capsys: pytest.CaptureFixture[str], claim: str, message: str
+) -> None:
+    section = artifacts.encode(params.load().networks["classifier"])
+    edit_params({"networks": {"classifier": section, "wider": {**section, "width": 32, "seed": 1}}})
+    for name in ("classifier", "wider"):
+        artifacts.write_json(artifacts.REPORTS / "networks" / f"{name}.json", {"accuracy": 0.9})
+    text = CLAIM.replace("runs: [one, two]", claim).replace("test_nats", "accuracy")
+    Path("results.yaml").write_text(text, encoding="utf-8")
+    assert main(["results"]) == 1
+    assert re.search(message, capsys.readouterr().err)

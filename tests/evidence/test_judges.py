@@ -32,6 +32,15 @@ def test_the_default_classifier_is_the_one_in_git(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.usefixtures("prepared")
+def test_a_probe_is_measured_on_the_judge_s_features(edit_params: Callable[..., None]) -> None:
+    edit_params({"networks.classifier.probe": [1]})
+    networks.main("classifier")
+    about = artifacts.read_json(artifacts.REPORTS / "networks" / "classifier.json")
+    assert about["weights_sha256"] == artifacts.digest(find_judge() / "model.safetensors")  # type: ignore[operator]
+    assert about["probe_10_labels_accuracy"] > about["raw_10_labels_accuracy"] + 0.2  # features that were learnt
+
+
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("changes", [{"networks.classifier.seed": 1}, {"data.images.split_seed": 1}])
 def test_another_section_or_another_split_has_no_judge(
     edit_params: Callable[..., None], changes: dict[str, object]

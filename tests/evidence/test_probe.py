@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from pipeline.evidence.probe import draw_labels, measure_probe, summarize
+from pipeline.artifacts import ArtifactError
+from pipeline.evidence.probe import draw_labels, measure_all, measure_probe, require, summarize
 
 
 def test_each_draw_has_so_many_of_each_class_and_another_draw_has_others() -> None:
@@ -42,3 +43,28 @@ def test_the_summary_is_mean_and_standard_error() -> None:
     mean, error = summarize([0.7, 0.8, 0.9])
     assert mean == pytest.approx(0.8)
     assert error == pytest.approx(0.1 / 3**0.5)
+
+
+def test_features_and_raw_values_are_probed_with_the_same_labels() -> None:
+    digits = load_digits()
+    values, labels = torch.tensor(digits.data).view(-1, 1, 8, 8).byte(), torch.tensor(digits.target)
+    splits = {
+        "train": {"images": values[:600], "labels": labels[:600]},
+        "test": {"images": values[600:], "labels": labels[600:]},
+    }
+    found = measure_all(lambda images: images.flatten(1).float(), "images", splits, [1, 2])
+    assert list(found)[:2] == ["probe_10_labels_accuracy", "probe_10_labels_error"]
+    for count in (10, 20):
+        assert found[f"probe_{count}_labels_accuracy"] == found[f"raw_{count}_labels_accuracy"]
+    blind = measure_all(lambda images: torch.zeros(len(images), 2), "images", splits, [2])
+    assert blind["probe_20_labels_accuracy"] < 0.2 < found["raw_20_labels_accuracy"]
+
+
+def test_more_labels_than_a_class_has_are_refused() -> None:
+    train = {"labels": torch.tensor([0, 0, 0, 1, 1])}
+    require([1, 2], train)
+    require([], {})
+    with pytest.raises(ArtifactError, match=r"probe: expected at most 2 labels per class, .* got 3"):
+        require([1, 3], train)
+    with pytest.raises(ArtifactError, match="at most 0 labels"):
+        require([1], {})

@@ -46,3 +46,11 @@ def test_every_input_of_a_training_is_a_fact(
     monkeypatch.setenv("PIPELINE_PRECISION", "64-true")
     versions = [f"version of {name}" for name in agreement.LIBRARIES]
     assert compare(facts) == ["code", *versions, "PIPELINE_PRECISION"]
+
+
+@pytest.mark.fault(53)
+@pytest.mark.usefixtures("prepared")
+def test_the_facts_are_those_of_the_run_and_not_of_its_model_s_section(edit_params: Callable[..., None]) -> None:
+    run = {**artifacts.encode(params.load().runs["vae"]), "changes": {"learning_rate": 0.25}}
+    edit_params({"runs": {"another": run}})  # no run has the name of the model
+    assert train.describe("another", params.load())["models.vae.learning_rate"] == "0.25"

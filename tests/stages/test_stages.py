@@ -316,16 +316,31 @@ def test_a_prompt_that_the_text_lacks_is_refused_before_training_and_before_samp
         sample.main("transformer")
 
 
-def test_curves_become_one_table_a_value(workdir: Path) -> None:
-    record = train.Record(
-        workdir / "record",
-        {"name": "x", "tags": {}, "parameters": {}, "config": {}, "datasets": [], "environment": {}},
-    )
+@pytest.fixture
+def record(workdir: Path) -> train.Record:
+    about = {"name": "x", "tags": {}, "parameters": {}, "config": {}, "datasets": [], "environment": {}}
+    return train.Record(workdir / "record", about)
+
+
+def test_curves_become_one_table_a_value(workdir: Path, record: train.Record) -> None:
     record.log(1, {"loss": 2.0, "kl": 1.0})
     record.log(2, {"loss": 1.5})
     train.write_curves(record, workdir / "curves")
     assert charts.read_table(workdir / "curves" / "loss.csv") == ([1, 2], [2.0, 1.5])
     assert charts.read_table(workdir / "curves" / "kl.csv") == ([1], [1.0])
+
+
+def test_previews_become_pictures_numbered_by_their_step(workdir: Path, record: train.Record) -> None:
+    for step in (0, 1500):
+        record.exhibit("samples", step, ".png", bytes([step % 7]))
+    record.exhibit("texts", 0, ".yaml", b"a text")
+    (workdir / "previews" / "older").mkdir(parents=True)
+    train.write_previews(record, workdir / "previews")
+    files = [path for path in (workdir / "previews").rglob("*") if path.is_file()]
+    assert {str(path.relative_to(workdir)): path.read_bytes() for path in files} == {
+        "previews/samples/0.png": bytes([0]),
+        "previews/samples/1500.png": bytes([1500 % 7]),
+    }
 
 
 def test_chosen_images_are_of_all_classes_when_the_split_is_sorted_by_class() -> None:
