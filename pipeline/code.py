@@ -99,8 +99,8 @@ def write_all(settings: Params) -> list[str]:
 def _find_others(stage: str, key: str, settings: Params) -> dict[str, list[str]]:
     """Return what an instance stands on and dvc.yaml cannot name.
 
-    That is the optional keys `skip`, `freeze` and `resume` of a run, and of a feature network the weights that git
-    keeps.
+    That is the optional keys `skip`, `freeze`, `resume` and `weights` of a run, and of a feature network the weights
+    that git keeps.
     """
     if stage == "networks":
         return {"judges": [artifacts.digest(path) for path in sorted(JUDGES.glob(f"*/{artifacts.SEAL}"))]}
@@ -108,7 +108,9 @@ def _find_others(stage: str, key: str, settings: Params) -> dict[str, list[str]]
         return {}
     run = settings.runs[key]
     resumed = [run.start] if run.resume else []
-    return {name: value for name, value in (("freeze", run.freeze), ("skip", run.skip), ("resume", resumed)) if value}
+    brought = [run.weights.address, run.weights.sha256] if run.weights else []
+    others = {"freeze": run.freeze, "skip": run.skip, "resume": resumed, "weights": brought}
+    return {name: value for name, value in others.items() if value}
 
 
 def list_instances(settings: Params) -> Iterator[tuple[str, str]]:

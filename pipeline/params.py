@@ -91,6 +91,15 @@ class Measure(Section):
     sampling: Section
 
 
+class Weights(Section):
+    """Weights from outside of this project: where they are, and which they are."""
+
+    address: str = Field(
+        min_length=1, description="models:/..., runs:/..., the folder of a model or a run, or a .safetensors file"
+    )
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the file of weights, 64 hex digits")
+
+
 class Run(Section):
     """One run: learn `model` on `data` from `start`, measured by `metric` through `network`."""
 
@@ -101,6 +110,11 @@ class Run(Section):
     network: str = Field(description="section of networks that the metric looks through, or none")
     seed: int = Field(ge=0, description="seed of weights, data order, noise and samples")
     changes: dict[str, Any] = Field(description="keys of the model's section that this run changes")
+    weights: Weights | None = Field(
+        default=None,
+        exclude_if=lambda weights: weights is None,
+        description="weights from outside of this project that this run starts from, in the place of `start`",
+    )
     freeze: list[str] = Field(default=[], description="patterns of weights that stay as the start has them")
     skip: list[str] = Field(default=[], description="patterns of weights that are not taken from the start")
     resume: bool = Field(
@@ -166,7 +180,7 @@ def load(path: Path = PATH) -> Params:
         if not problems
     }
     for name, run in runs.items():
-        if not problems and run.start == NONE and not models[name].steps:
+        if not problems and run.start == NONE and not run.weights and not models[name].steps:
             problems.append(f"runs.{name}: steps 0 keeps the weights of a start, which is {NONE}")
         problems += [] if problems else _check_kinds(name, run, checked["data"][run.data])
         problems += [] if problems else _check_resumption(name, runs, models)
@@ -354,7 +368,12 @@ def _check_starts(runs: dict[str, Run], problems: list[str]) -> None:
             at = runs[at].start
         if at == name and at != NONE:
             problems.append(f"runs.{name}.start: the runs start from one another: {' <- '.join([*seen, at])}")
-        if run.start == NONE and (run.freeze or run.skip):
+        if run.weights and run.start != NONE:
+            problems.append(f"runs.{name}.weights: a run starts from one model, expected start {NONE}, got {run.start}")
+        if run.weights and run.weights.address in runs:
+            ours = f"{run.weights.address} is a run of this project, which the key start names"
+            problems.append(f"runs.{name}.weights.address: {ours}")
+        if run.start == NONE and not run.weights and (run.freeze or run.skip):
             problems.append(f"runs.{name}: freeze and skip are about the weights of a start, which is {NONE}")
 
 

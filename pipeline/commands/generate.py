@@ -1,65 +1,111 @@
-"""Draws samples from a trained model into a folder: one file each, and a sheet of all.
+"""Draws samples from a trained model into a folder: one file each, a sheet of all, and a table.
 
     pipeline generate gan                                  # a run of this project
     pipeline generate models:/gan@latest --count 100       # or models:/<id>, runs:/<run id>, or a folder
     pipeline generate gan --label all                      # each class in turn, --count of each
+    pipeline generate gan --label 3 --interpolate          # pictures on the way from each seed to the next
     pipeline generate transformer --prompt "Parameters" --temperature 0.5
+    pipeline generate --read generated/00000.png           # what a file says of its origin
 
 The command uses the model's weights and config, and none of the code that came with it. The seeds are --seed and the
-numbers after it. Equal seeds give equal samples, the same ones as `model.predict` of MLflow.
+numbers after it. Equal seeds give equal samples, the same ones as `model.predict` of MLflow. Each file says that a
+model made it, and which: a PNG by itself, others in origin.json.
 """
 
 import argparse
+import csv
+import io
+import json
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from PIL import Image
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 import pipeline
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
+from pipeline.formats import provenance
+from pipeline.history import choices
+from pipeline.kinds import Exhibit
 
 ALL = "all"
+PICTURE = ".png"
+STEPS = 8  # pictures on the way from one seed to the next
+
+
+class Sample(NamedTuple):
+    """A drawn value: the name of its file, its class, and its seed, or its place between two."""
+
+    name: str
+    value: Any
+    label: str
+    seed: str
 
 
 def main(arguments: list[str]) -> int:
-    """Load the model, and write its samples."""
+    """Load the model, and write its samples; or print the origin of a file."""
     options = parse(arguments)
+    if options.read:
+        for key, value in provenance.read(options.read).items():
+            print(f"{key}: {value if value.isprintable() else json.dumps(value)}")
+        return 0
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         msg = f"{options.out}: expected a new or an empty folder, so that no file is overwritten; --out names another"
         raise ArtifactError(msg)
     model = pipeline.load(options.address)
-    chosen = {key: getattr(options, key) for key in ("prompt", "temperature") if getattr(options, key) is not None}
-    seeds = range(options.seed, options.seed + options.count)
-    names, values = [], []
-    for label in find_labels(model, options.label):
-        values += model.draw(seeds, given=label, **chosen)
-        names += ["-".join([*(f"{key}-{value}" for key, value in label.items()), f"{seed:05}"]) for seed in seeds]
-    kind = model.loaded.kind
-    many = values if isinstance(values[0], str) else stack(values)
-    exhibits = [kind.to_file(name, value, model.loaded) for name, value in zip(names, values, strict=True)]
-    for exhibit in [*exhibits, kind.show("sheet", many, model.loaded)]:
-        artifacts.write_bytes(options.out / f"{exhibit.name}{exhibit.suffix}", exhibit.content)
-    print(f"{options.address}: {len(exhibits)} samples in {options.out}")
+    labels = find_labels(model, options.label)
+    draw = walk if options.interpolate else draw_each
+    total = len(labels) * ((options.count - 1) * options.interpolate + 1 if options.interpolate else options.count)
+    # All are drawn before the first is written: what cannot be drawn leaves no folder behind.
+    samples = list(tqdm(draw(model, labels, options), "generate", total, unit=" samples", disable=None))
+    write(options.out, model, samples, options)
+    print(f"{options.address}: {len(samples)} samples in {options.out}")
     return 0
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the options."""
     parser = make_parser("generate", __doc__)
-    parser.add_argument("address", help="a run, a folder, models:/... or runs:/...")
+    parser.add_argument("address", nargs="?", help="a run, a folder, models:/... or runs:/...")
     parser.add_argument("--count", type=_read_count, default=16, help="number of samples; default: 16")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first sample; default: 0")
+    parser.add_argument("--seed", type=_read_seed, default=0, help="seed of the first sample; default: 0")
     parser.add_argument("--label", metavar="NAME", help=f"class of all samples, its name or number, or {ALL}")
     parser.add_argument("--prompt", help="text that the samples continue")
     parser.add_argument("--temperature", type=_read_temperature, help="divides the logits; 0 takes the likeliest token")
+    parser.add_argument(
+        "--interpolate",
+        metavar="STEPS",
+        type=_read_count,
+        nargs="?",
+        const=STEPS,
+        help=f"walk from the sample of each seed to that of the next; pictures per seed, {STEPS} if not said",
+    )
     parser.add_argument("--out", type=Path, default=Path("generated"), help="new folder; default: generated")
-    return parser.parse_args(arguments)
+    parser.add_argument("--read", type=Path, metavar="FILE", help="print what a generated file says of its origin")
+    options = parser.parse_args(arguments)
+    if bool(options.address) == bool(options.read):
+        parser.error("expected the address of a model, or --read and a file")
+    if options.interpolate and options.count < 2:
+        parser.error("--count: --interpolate needs 2 seeds or more, got 1")
+    if options.interpolate and (options.prompt is not None or options.temperature is not None):
+        parser.error("--interpolate: a walk takes no --prompt and no --temperature")
+    return options
 
 
 def _read_count(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        msg = f"expected a number of samples from 1 on, got {text!r}"
+        msg = f"expected a number from 1 on, got {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _read_seed(text: str) -> int:
+    if not text.isdecimal():
+        msg = f"expected a number from 0 on, got {text!r}"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 
@@ -80,21 +126,95 @@ def find_labels(model: Any, label: str | None) -> list[dict[str, int]]:
     """
     if label is None:
         return [{}]
-    pool = {name: values.tolist() for name, values in model.loaded.pool.values.items()}
-    field = next((name for name in model.loaded.model.given if name in pool), "")
-    if not field:
+    known = choices.list_labels(model.loaded, model.classes)
+    if not known:
         msg = f"{model.address}: the model is given no class, got --label {label}"
         raise ArtifactError(msg)
-    known = pool[field]
-    if label == ALL:
-        return [{field: value} for value in known]
-    names = dict(enumerate(model.read_classes()))
-    found = [value for value in known if label in {str(value), names.get(value)}]
+    found = list(known) if label == ALL else choices.find_labels(model.loaded, model.classes, label)[:1]
     if not found:
-        expected = ", ".join(names.get(value, str(value)) for value in known)
-        msg = f"{model.address}: --label: expected {ALL} or one of {expected}, got {label}"
+        msg = f"{model.address}: --label: expected {ALL} or one of {', '.join(known.values())}, got {label}"
         raise ArtifactError(msg)
-    return [{field: found[0]}]
+    return [{choices.find_field(model.loaded): value} for value in found]
+
+
+def draw_each(model: Any, labels: Sequence[dict[str, int]], options: argparse.Namespace) -> Iterator[Sample]:
+    """Yield a sample of each class and seed."""
+    chosen = {key: getattr(options, key) for key in choices.CHOSEN if getattr(options, key) is not None}
+    choices.require_prompt(model.loaded, options.prompt or "", f"{model.address}: --prompt")
+    for given in labels:
+        for seed in range(options.seed, options.seed + options.count):
+            [value] = model.draw([seed], given=given, **chosen)
+            name = "-".join([*_name_classes(model, given), f"{seed:05}"])
+            yield Sample(name, value, model.name_label(seed, given), str(seed))
+
+
+def walk(model: Any, labels: Sequence[dict[str, int]], options: argparse.Namespace) -> Iterator[Sample]:
+    """Yield the samples on the way from each seed to the next, for each class."""
+    seeds, steps = range(options.seed, options.seed + options.count), options.interpolate
+    for given in labels:
+        label = model.name_label(seeds[0], given)
+        for index, value in enumerate(model.walk(seeds, steps, given=given)):
+            seed, place = seeds[index // steps], index % steps
+            where = f"{seed} to {seed + 1}, {place}/{steps}" if place else str(seed)
+            name = "-".join([*_name_classes(model, given), "walk", f"{index:05}"])
+            yield Sample(name, value, label, where)
+
+
+def _name_classes(model: Any, given: dict[str, int]) -> list[str]:
+    """Return the parts of a file's name that say what the sample is given, with zeros in front so that they sort."""
+    pool = model.loaded.pool.values
+    return [f"{field}-{value:0{len(str(int(pool[field].max())))}}" for field, value in given.items()]
+
+
+def write(folder: Path, model: Any, samples: Sequence[Sample], options: argparse.Namespace) -> None:
+    """Write each sample, the sheet, or of a walk the strip and an animation, each with its origin; and samples.csv."""
+    kind, about, entries = model.loaded.kind, model.describe_origin(), {}
+    chosen = {key: str(getattr(options, key)) for key in choices.CHOSEN if getattr(options, key) is not None}
+
+    def put(exhibit: Any, label: str, seed: str, frames: Sequence[Image.Image] = ()) -> str:
+        origin = {**about, **({"label": label} if label else {}), "seed": seed, **chosen}
+        origin[provenance.AIGC] = provenance.make_aigc(about["generator"], f"{about['model_sha256']}/{label}/{seed}")
+        name, content = f"{exhibit.name}{exhibit.suffix}", exhibit.content
+        if exhibit.suffix == PICTURE:
+            content = provenance.mark(content, origin, frames)
+        else:
+            entries[name] = provenance.describe(content, origin)
+        artifacts.write_bytes(folder / name, content)
+        return name
+
+    rows = [("file", "label", "seed", "index")]
+    exhibits = [kind.to_file(sample.name, sample.value, model.loaded) for sample in samples]
+    for index, (exhibit, sample) in enumerate(zip(exhibits, samples, strict=True)):
+        rows.append((put(exhibit, sample.label, sample.seed), sample.label, sample.seed, str(index)))
+    values = [sample.value for sample in samples]
+    many = values if isinstance(values[0], str) else stack(values)
+    every = ", ".join(dict.fromkeys(sample.label for sample in samples if sample.label))
+    seeds = f"{options.seed} to {options.seed + options.count - 1}"
+    if options.interpolate and exhibits[0].suffix == PICTURE:
+        pictures = [Image.open(io.BytesIO(exhibit.content)) for exhibit in exhibits]
+        put(show_strip(pictures, options.interpolate, options.count), every, seeds)
+        put(exhibits[0]._replace(name="walk"), every, seeds, pictures[1:])
+    else:
+        put(kind.show("sheet", many, model.loaded), every, seeds)
+    if entries:
+        artifacts.write_json(folder / provenance.SIDECAR, entries)
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    artifacts.write_bytes(folder / "samples.csv", table.getvalue().encode("utf-8", "replace"))
+
+
+def show_strip(pictures: Sequence[Image.Image], steps: int, count: int) -> Exhibit:
+    """Show the ways between `count` seeds, one per row with both of its ends."""
+    width, height = pictures[0].size
+    length = (count - 1) * steps + 1  # of one class
+    begins = [row + way * steps for row in range(0, len(pictures), length) for way in range(count - 1)]
+    strip = Image.new(pictures[0].mode, (width * (steps + 1), height * len(begins)))
+    for row, begin in enumerate(begins):
+        for column, picture in enumerate(pictures[begin : begin + steps + 1]):
+            strip.paste(picture, (width * column, height * row))
+    buffer = io.BytesIO()
+    strip.save(buffer, "PNG")
+    return Exhibit("strip", PICTURE, buffer.getvalue())
 
 
 def stack(values: list[Any]) -> Any:

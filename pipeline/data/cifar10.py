@@ -16,6 +16,7 @@ from pipeline.formats.download import Source, fetch_all
 from pipeline.kinds import FieldSpec
 from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out, make_fields
 
+LICENCE = "not stated; the authors ask to cite Krizhevsky (2009)"
 FILE = "cifar-10-binary.tar.gz"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 ADDRESSES = (

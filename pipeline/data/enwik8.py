@@ -17,6 +17,7 @@ from pipeline.formats.archives import read_members
 from pipeline.formats.download import Source, fetch_all
 from pipeline.kinds.text import TextConfig, Texts
 
+LICENCE = "GNU Free Documentation License, text of Wikipedia's authors of 2006"
 FILE = "enwik8.zip"
 SHA256 = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"
 ADDRESSES = (

@@ -12,6 +12,7 @@ from pipeline.formats.idx import CLASSES, read_pair
 from pipeline.kinds import FieldSpec
 from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out, make_fields
 
+LICENCE = "MIT, copyright 2017 Zalando SE"
 ADDRESSES = (
     "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
     "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",

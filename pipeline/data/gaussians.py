@@ -16,6 +16,7 @@ from pipeline.kinds import FieldSpec
 from pipeline.kinds.points import PointConfig, Points, make_fields
 from pipeline.randomness import make_generator, normal
 
+LICENCE = "Apache 2.0"
 SHARES = {"train": 1.0, "validation": 0.2, "test": 0.2}
 
 

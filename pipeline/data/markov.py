@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.kinds.text import TextConfig, Texts, split_documents
 from pipeline.randomness import make_generator
 
+LICENCE = "Apache 2.0"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 STATES = 2**16  # at most
 SPREAD = 2.0  # standard deviation of the logits: with eight letters, half of their entropy is left

@@ -11,6 +11,7 @@ from pipeline.formats.idx import read_pair
 from pipeline.kinds import FieldSpec
 from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out, make_fields
 
+LICENCE = "not stated by the makers; Keras names CC BY-SA 3.0"
 ADDRESSES = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",

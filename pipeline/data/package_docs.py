@@ -19,6 +19,7 @@ from pydantic import Field
 from pipeline.artifacts import ArtifactError
 from pipeline.kinds.text import TextConfig, Texts, split_documents
 
+LICENCE = "BSD 3-Clause of scikit-learn and of pandas"
 FILE = "docstrings.json"
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "pandas": "pandas"}
 Package = Literal["sklearn", "pandas"]

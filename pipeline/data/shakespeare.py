@@ -9,6 +9,7 @@ from typing import Literal
 from pipeline.formats.download import Source, fetch_all
 from pipeline.kinds.text import TextConfig, Texts, split_documents
 
+LICENCE = "public domain"
 FILE = "input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 ADDRESSES = (

@@ -23,6 +23,7 @@ from pipeline.kinds import FieldSpec
 from pipeline.kinds.audio import LOUDEST, AudioConfig, Clips, make_fields
 from pipeline.randomness import make_generator
 
+LICENCE = "spoken by eSpeak NG, a program under GPL 3.0 or later"
 SHAPED_BY = ("samples", "rate")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-us-nyc")

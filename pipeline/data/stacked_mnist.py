@@ -17,6 +17,8 @@ from pipeline.kinds import FieldSpec
 from pipeline.kinds.images import ImageConfig, ImageSplits, make_fields
 from pipeline.randomness import make_generator
 
+LICENCE = mnist.LICENCE
+
 
 class Config(ImageConfig):
     """How the digits are split and how many images are made of them."""

@@ -16,6 +16,7 @@ from pipeline.formats.download import Source, fetch_all
 from pipeline.kinds import FieldSpec
 from pipeline.kinds.images import ImageConfig, ImageSplits, hold_out, make_fields
 
+LICENCE = "not stated by the makers"
 ADDRESSES = (
     "https://hastie.su.domains/ElemStatLearn/datasets/",
     "https://web.stanford.edu/~hastie/ElemStatLearn/datasets/",

@@ -16,6 +16,7 @@ from pipeline.formats.archives import read_files
 from pipeline.formats.download import Source, fetch_all
 from pipeline.kinds.text import TextConfig, Texts
 
+LICENCE = "Creative Commons Attribution-ShareAlike, text of Wikipedia's authors"
 FOLDERS = {"raw": "wikitext-2-raw", "tokens": "wikitext-2"}  # in the archive, which is named after it
 FILES = {
     "raw": "ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11",

@@ -113,7 +113,7 @@ def read_parts(start: str, names: Sequence[str]) -> dict[str, Tensor]:
     Raises:
         ArtifactError: as `read_state`, or if the state is broken.
     """
-    if not names:
+    if not names or start == NONE:  # weights from outside have no record
         return {}
     path = artifacts.RUNS / start / "record" / "run.json"
     config = artifacts.read_json(path).get("config", {}) if path.exists() else {}

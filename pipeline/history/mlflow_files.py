@@ -25,9 +25,10 @@ from ruamel.yaml import YAML
 from pipeline import artifacts, code, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.formats.download import hide_login
+from pipeline.history.choices import CHOSEN, OPTIONS, list_classes
 from pipeline.history.mlflow_names import PICTURES, TRAIN
 from pipeline.history.mlflow_store import use_store
-from pipeline.history.record import ExhibitId, read_exhibit
+from pipeline.history.record import ExhibitId, name_origin, read_exhibit
 from pipeline.params import read_mapping
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", message=".*An input example was not provided")
 FOLDER = "exhibits"  # of the artifacts of a training's previews
 IMAGES, PICTURE = "images/", ".png"  # the folder of log_image, which MLflow shows with a slider of steps
+ORIGIN = "origin"  # of a LoggedModel's metadata: its run, commit and source of data
 MODEL = "artifacts/model"  # of a LoggedModel: the folder that was its artifact
 TABLES = "mlflow.loggedArtifacts"  # the tag that names the tables of a run, as log_table writes it
 SENT = "mlflow.pipeline.results"  # the tag with the digest of the evaluation whose files a run has
@@ -127,16 +129,17 @@ def log_model(
                 return
             client.delete_logged_model(model.model_id)
     names = ("torch", "pytorch-lightning", "numpy", "mlflow")
-    given = about.get("given", {})
+    given, sampling = about.get("given", {}), about["config"].get("metric", {}).get("sampling", {})
+    classes = list_classes(about["config"].get("run", {}).get("data"))
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
         mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("serving.py")),
             artifacts={"model": str(folder)},
-            model_config={"sampling": about["config"].get("metric", {}).get("sampling", {}), "given": given},
-            signature=make_signature(given.get("values", {})),
+            model_config={"sampling": sampling, "given": given, "classes": classes},
+            signature=make_signature(given.get("values", {}), sampling),
             code_paths=[str(plugins.PACKAGE)],
-            metadata={code.TAG: about.get("tags", {}).get(code.TAG, "")},
+            metadata={code.TAG: about.get("tags", {}).get(code.TAG, ""), ORIGIN: name_origin(about)},
             pip_requirements=[f"{name}=={about['environment'][name]}" for name in names]
             + ["pydantic", "ruamel.yaml", "safetensors", "tokenizers", "torchvision"],
             step=step,
@@ -163,12 +166,21 @@ def register_model(client: MlflowClient, experiment: str, run_id: str, name: str
             log.warning("%s: its model is not registered: %s", name, error)
 
 
-def make_signature(given: Iterable[str]) -> ModelSignature:
-    """Return the signature of a served model: seeds in, texts out, and a parameter for each field that is given.
+def make_signature(given: Iterable[str], sampling: Mapping[str, Any] | None = None) -> ModelSignature:
+    """Return the signature of a served model: seeds in, texts out, and the parameters that serving.py describes.
 
-    A parameter is a list with one value for all samples, or one for each; an empty one lets the model draw.
+    A given field is a list with one value for all samples, or one for each; an empty one lets the model draw.
+
+    Args:
+        given: names of the fields that the model is given.
+        sampling: how a sample is drawn; prompt and temperature are the defaults of parameters.
     """
+    types = {str: "string", bool: "boolean", int: "long", float: "double"}
     parameters = [ParamSpec(name, "long", [], (-1,)) for name in given]
+    options = OPTIONS | {name: value for name, value in (sampling or {}).items() if name in CHOSEN}
+    if not parameters:
+        del options["label"]
+    parameters += [ParamSpec(name, types[type(value)], value) for name, value in options.items()]
     return ModelSignature(Schema([ColSpec("long")]), Schema([ColSpec("string")]), ParamSchema(parameters))
 
 
@@ -198,7 +210,8 @@ def fetch_model(address: str, names: Iterable[str], folder: Path, more: Iterable
     about = read_mapping(description, "the description of a model", "MLflow")
     description.unlink()  # the folder is to have the model's own files only
     flavor = about.get("flavors", {}).get("python_function", {})
-    return {**flavor.get("config", {}), "code": (about.get("metadata") or {}).get(code.TAG)}
+    metadata = about.get("metadata") or {}
+    return {**flavor.get("config", {}), "code": metadata.get(code.TAG), "origin": metadata.get(ORIGIN)}
 
 
 def _find_model(address: str) -> str:

@@ -53,7 +53,9 @@ def name_parameters(about: Mapping[str, Any]) -> dict[str, Any]:
     unread = () if reads_path(given.get("data.source")) else ("data.path",)
     for key, value in given.items():
         if value not in EMPTY and key not in unread:
-            found[key.removeprefix("run.")] = value
+            short = key.removeprefix("run.")
+            parts = value.items() if key == "run.weights" else ()
+            found |= {f"{short}.{part}": each for part, each in parts} or {short: value}
     return found
 
 

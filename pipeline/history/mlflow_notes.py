@@ -102,6 +102,8 @@ def _introduce(about: Mapping[str, Any]) -> str:
         text += f", with `{word_changes(run['changes'])}`"
     if run.get("start", NONE) != NONE:
         text += f", from the weights of `{run['start']}`"
+    if weights := run.get("weights"):
+        text += f", from the weights `{weights['sha256'][:12]}` of `{weights['address']}`"
     return f"{text}."
 
 

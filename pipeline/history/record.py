@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -346,6 +347,19 @@ def describe_lineage() -> dict[str, str]:
         "mlflow.source.name": " ".join(["python -m", *_module()]),
     }
     return {key: value for key, value in tags.items() if value}
+
+
+def name_origin(about: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a sample of a run's model says of its origin: the run, its commit, and the source of its data."""
+    tags, config = about.get("tags") or {}, about.get("config") or {}
+    commit = tags.get("mlflow.source.git.commit", "")
+    changed = "-dirty" if tags.get("git.dirty") == "true" else ""
+    found = {
+        "run": about.get("name", ""),
+        "commit": f"{commit}{changed}" if commit else "",
+        "source": (config.get("data") or {}).get("source", ""),
+    }
+    return {key: value for key, value in found.items() if value}
 
 
 def _module() -> list[str]:

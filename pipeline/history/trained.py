@@ -14,8 +14,10 @@ never more than numbers and settings here.
 import logging
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,8 +32,11 @@ from torch.nn.modules.module import (
 
 from pipeline import artifacts, code, plugins
 from pipeline.artifacts import SEAL, ArtifactError
+from pipeline.evidence import looks
+from pipeline.history import choices
+from pipeline.history.record import name_origin
 from pipeline.kinds import Pool, unflatten_fields
-from pipeline.randomness import make_generator
+from pipeline.randomness import normal
 from pipeline.weights import ADAPTER, CONFIG, WEIGHTS, Loaded, load_model
 
 log = logging.getLogger(__name__)
@@ -39,6 +44,8 @@ FILES = (SEAL, CONFIG, WEIGHTS)
 MAX_JSON_BYTES = 64 << 20  # of a config: a tokenizer of 100,000 tokens has 5 MB
 MOST_PARTS = 100  # registered parameters of a whole model for each stored one; a GAN keeps one of its two networks
 MAX_MESSAGE = 500  # characters
+DISTRIBUTION = "generative-experiment-pipeline"
+NOT_STATED = "not stated"
 DTYPES = {  # as safetensors calls them
     torch.float64: "F64",
     torch.float32: "F32",
@@ -57,13 +64,19 @@ class Trained:
 
     loaded: the model itself, with its fields, config and tokenizer.
     sampling: how a sample is drawn, such as the prompt of a text; its keys are those of the kind's SAMPLING.
-    data: the section of this project's data that the model learnt from, where its record is here.
+    classes: their names, if they have some and this project has prepared their data, or the LoggedModel has them.
+    plug_in: the file in pipeline/models/.
+    sha256: of the weights' file.
+    origin: the run, its commit and the source of its data, as far as its record or its LoggedModel says.
     """
 
     address: str
     loaded: Loaded
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    data: str | None = None
+    classes: Sequence[str] = ()
+    plug_in: str = ""
+    sha256: str = ""
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     def draw(self, seeds: Sequence[int], *, given: Mapping[str, Any] | None = None, **changes: Any) -> list[Any]:
         """Return one sample per seed, such as an image uint8 (C, H, W), or a text; equal for equal seeds.
@@ -76,26 +89,70 @@ class Trained:
         Raises:
             ArtifactError: if the model is given no such field or value, or has no such key.
         """
+        loaded = self._give(given or {})
+        if unknown := changes.keys() - self.sampling.keys():
+            known = f"only {', '.join(self.sampling)}" if self.sampling else "no such setting"
+            msg = f"{self.address}: a sample of this model has no {', '.join(sorted(unknown))}; it has {known}"
+            raise ArtifactError(msg)
+        sampling = SimpleNamespace(**{**self.sampling, **changes})
+        return [loaded.kind.draw_one(loaded, choices.start(loaded, seed), sampling) for seed in seeds]
+
+    def name_label(self, seed: int, given: Mapping[str, Any] | None = None) -> str:
+        """Return the class of the sample of a seed; empty without classes."""
+        return choices.name_drawn(self._give(given or {}), self.classes, seed)
+
+    def walk(self, seeds: Sequence[int], steps: int, *, given: Mapping[str, Any] | None = None) -> Iterator[Any]:
+        """Yield the values on the way from the sample of each seed to that of the next, `steps` apart, and the last.
+
+        Every value is of one class: the given one, or that of the first sample. With a given class, the values at the
+        seeds are those of `draw`.
+
+        Raises:
+            ArtifactError: if the model turns no latents into values, or one value shows nothing.
+        """
+        decoder = looks.find_decoder(self.plug_in)
+        if decoder is None or hasattr(self.loaded.kind, "TOGETHER"):
+            why = f"pipeline/models/{self.plug_in}.py has no decode" if decoder is None else "one alone shows nothing"
+            msg = f"{self.address}: there is no way between two samples of this model: {why}"
+            raise ArtifactError(msg)
+        loaded = self._give(given or {})
+        ends, rows = [], []
+        for seed in seeds:
+            generator = choices.start(loaded, seed)
+            rows.append(loaded.pool.draw(1, generator))
+            ends.append(normal(1, loaded.config.latent, generator=generator))
+        places = torch.arange(steps) / steps
+        for first, last in pairwise(ends):
+            for latents in looks.walk(first, last, places).split(1):  # one by one, as `draw` has them
+                yield looks.decode(loaded, decoder, latents, rows[0])[0]
+        yield looks.decode(loaded, decoder, ends[-1], rows[0])[0]
+
+    def _give(self, given: Mapping[str, Any]) -> Loaded:
         pool = self.loaded.pool
-        for name, value in (given or {}).items():
+        for name, value in given.items():
             if name not in self.loaded.model.given:
                 known = ", ".join(self.loaded.model.given) or "nothing"
                 msg = f"{self.address}: the model is given {known}, so it takes no {name}"
                 raise ArtifactError(msg)
             pool = pool.keep(name, value)
-        if unknown := changes.keys() - self.sampling.keys():
-            known = f"only {', '.join(self.sampling)}" if self.sampling else "no such setting"
-            msg = f"{self.address}: a sample of this model has no {', '.join(sorted(unknown))}; it has {known}"
-            raise ArtifactError(msg)
-        loaded, sampling = replace(self.loaded, pool=pool), SimpleNamespace(**{**self.sampling, **changes})
-        device = loaded.model.device
-        return [loaded.kind.draw_one(loaded, make_generator(seed, "serve", device=device), sampling) for seed in seeds]
+        return replace(self.loaded, pool=pool)
 
-    def read_classes(self) -> list[str]:
-        """Return the names of the classes, if this project has prepared the data that the model learnt from."""
-        if not self.data or not (artifacts.PREPARED / self.data / "manifest.json").exists():
-            return []
-        return list(artifacts.read_manifest(self.data).get("classes", ()))
+    def describe_origin(self) -> dict[str, str]:
+        """Return what each sample says of its origin: the program, the model, its run, and the licence of its data."""
+        return {
+            "generator": f"{DISTRIBUTION} {version(DISTRIBUTION)}",
+            "model_sha256": self.sha256,
+            **{key: str(self.origin[key])[:MAX_MESSAGE] for key in ("run", "commit") if self.origin.get(key)},
+            "data_licence": read_licence(str(self.origin.get("source", ""))),
+        }
+
+
+def read_licence(source: str) -> str:
+    """Return the terms of the data that a source in pipeline/data/ brings, as it states them in LICENCE."""
+    try:
+        return str(getattr(plugins.load("data", source), "LICENCE", NOT_STATED))
+    except ValueError:  # no such source
+        return NOT_STATED
 
 
 def load(address: str | Path) -> Trained:
@@ -111,7 +168,7 @@ def load(address: str | Path) -> Trained:
     address = str(address)
     try:
         with tempfile.TemporaryDirectory(prefix="model-") as place:
-            return _load(address, *_find_folder(address, Path(place)))
+            return _load(address, *find_folder(address, Path(place)))
     except ArtifactError as error:
         msg = f"{address}: {error}"
         raise ArtifactError(msg) from error
@@ -120,7 +177,7 @@ def load(address: str | Path) -> Trained:
         raise ArtifactError(msg[:MAX_MESSAGE]) from error
 
 
-def _find_folder(address: str, place: Path) -> tuple[Path, Mapping[str, Any]]:
+def find_folder(address: str, place: Path) -> tuple[Path, Mapping[str, Any]]:
     """Return the folder that has a model's files, and what is known about the model from elsewhere.
 
     Args:
@@ -149,6 +206,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         "given": about.get("given"),
         "code": _as_mapping(about.get("tags")).get(code.TAG),
         "data": _as_mapping(config.get("run")).get("data"),
+        "origin": name_origin(about),
     }
 
 
@@ -156,11 +214,20 @@ def _as_mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _load(address: str, folder: Path, about: Mapping[str, Any]) -> Trained:
+def require_small(folder: Path) -> None:
+    """Refuse JSON files that nobody would write.
+
+    Raises:
+        ArtifactError: with the size.
+    """
     for name in (SEAL, CONFIG):
         if (folder / name).is_file() and (size := (folder / name).stat().st_size) > MAX_JSON_BYTES:
             msg = f"{name} has {size} bytes, expected at most {MAX_JSON_BYTES}"
             raise ArtifactError(msg)
+
+
+def _load(address: str, folder: Path, about: Mapping[str, Any]) -> Trained:
+    require_small(folder)
     artifacts.verify(folder)
     require_fit(folder)
     loaded = load_model(folder)
@@ -174,7 +241,15 @@ def _load(address: str, folder: Path, about: Mapping[str, Any]) -> Trained:
         msg = f"given: expected a weight for each value, got {len(loaded.pool.weights)} weights"
         raise ArtifactError(msg)
     _compare_code(address, folder, about.get("code"))
-    return Trained(address, loaded, _choose_sampling(loaded.kind, about.get("sampling")), about.get("data"))
+    return Trained(
+        address,
+        loaded,
+        _choose_sampling(loaded.kind, about.get("sampling")),
+        [str(name) for name in about.get("classes") or choices.list_classes(about.get("data"))],
+        plug_in=artifacts.read_json(folder / CONFIG)["model"],
+        sha256=artifacts.digest(folder / WEIGHTS),
+        origin=_as_mapping(about.get("origin")),
+    )
 
 
 def require_fit(folder: Path) -> None:

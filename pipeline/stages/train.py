@@ -20,20 +20,20 @@ from torch import Tensor
 
 from pipeline import artifacts, code, params, plugins
 from pipeline.formats.tokenizers import restore_tokenizer
-from pipeline.history import alarms, continuation, dvc_lock, finished, inputs, leftovers
+from pipeline.history import alarms, continuation, dvc_lock, finished, inputs, leftovers, starts
 from pipeline.history.inputs import Inputs
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment, describe_lineage, describe_settings
 from pipeline.history.recorder import Recorder
 from pipeline.kinds import TRAIN, Pool, make_pool, read_known
-from pipeline.params import NONE, Params, Run, Section, Trainable
+from pipeline.params import Params, Run, Section, Trainable
 from pipeline.runtime import agreement, checkpoints, hardware, processes, sharding
 from pipeline.runtime.agreement import Agreement
 from pipeline.runtime.preemption import PreemptedError
 from pipeline.runtime.processes import get_rank
 from pipeline.runtime.requirements import require_run
 from pipeline.training import OwnSettings, fingerprint, fit
-from pipeline.weights import WEIGHTS, Learnt, Loaded, read_learnt, save_model, start_from
+from pipeline.weights import Learnt, Loaded, read_learnt, save_model, start_from
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +46,12 @@ def main(key: str) -> None:
     run, config = settings.runs[key], settings.models[key]
     manifest = artifacts.read_manifest(run.data)
     require_run(key, settings, {run.data: read_known(run.data)})
+    starts.bring(key, run)
     parts = (run, config, manifest, *read_start(run))
     state = checkpoints.locate(f"train-{key}") / fingerprint(*parts, code.digest("train", key, settings))
     if config.steps and processes.are_to_be_started():
         if sharding.is_named():  # what it cannot train is refused before the processes start
-            sharding.require_divisible(make_model(run, config, read_learnt(run.data, _find_start(run))))
+            sharding.require_divisible(make_model(run, config, read_learnt(run.data, starts.find(run))))
         processes.supervise("train", key, lambda cause: close_failed(state, cause))
         return
     checkpoints.require_writable(artifacts.RUNS / key, artifacts.REPORTS / "runs" / key)
@@ -74,8 +75,8 @@ def describe(key: str, settings: Params) -> dict[str, str]:
 
 def read_start(run: Run) -> list[str]:
     """Return the SHA-256 of the weights that a run starts from, or none, and of the state that it goes on with."""
-    weights = NONE if run.start == NONE else artifacts.digest(artifacts.RUNS / run.start / "model" / WEIGHTS)
-    return [weights, continuation.read_state(run.start)["sha256"]] if run.resume else [weights]
+    weights = starts.list_hashes(run)
+    return [*weights, continuation.read_state(run.start)["sha256"]] if run.resume else weights
 
 
 def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
@@ -85,7 +86,7 @@ def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
     """
     run, config = settings.runs[key], settings.models[key]
     manifest = artifacts.read_manifest(run.data)
-    learnt = read_learnt(run.data, _find_start(run))
+    learnt = read_learnt(run.data, starts.find(run))
     kind = plugins.load("kinds", manifest["kind"])
     model = make_model(run, config, learnt)
     training, validation = (artifacts.read_split(run.data, split) for split in ("train", "validation"))
@@ -143,18 +144,13 @@ def train(key: str, settings: Params, state: Path, seen: Inputs) -> None:
 def make_model(run: Run, config: Trainable, learnt: Learnt) -> Any:
     """Return the run's model: fresh, or with the weights of its start."""
     model = plugins.load("models", run.model).Model(config, learnt.fields, run.seed)
-    start = _find_start(run)
+    start = starts.find(run)
     if start:
         others = continuation.read_parts(run.start, getattr(model, "unkept", ()))
         start_from(model, start, skip=run.skip, freeze=run.freeze, tokens=learnt.tokens, others=others)
     if hasattr(model, "begin"):
         model.begin(has_start=start is not None)
     return model
-
-
-def _find_start(run: Run) -> Path | None:
-    """Return the folder of the model that a run starts from."""
-    return None if run.start == NONE else artifacts.RUNS / run.start / "model"
 
 
 def _give_up(record: Record, sync: MlflowSync, error: BaseException) -> None:
@@ -212,6 +208,7 @@ def _open_record(state: Path, key: str, settings: Params, pool: Pool) -> Record:
         "tags": {
             **describe_lineage(),
             **continuation.name_parent(run),
+            **starts.name_lineage(run),
             code.TAG: code.digest_model(run.model, settings.data[run.data].KIND),
         },
         "datasets": datasets,

@@ -1,16 +1,28 @@
 """pipeline generate: samples of a model in a folder, one file each and a sheet."""
 
+import csv
+import hashlib
+import json
+import re
+import shlex
+import struct
+import zlib
+from importlib.metadata import version
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from ruamel.yaml import YAML
 
 from pipeline import artifacts
 from pipeline.__main__ import main
+from pipeline.commands.generate import parse
 from pipeline.formats.tokenizers import ByteTokenizer
 from pipeline.kinds.images import make_fields as image_fields
 from pipeline.kinds.text import make_fields as text_fields
+from tests.conftest import ROOT
 from tests.history.test_serving import make_generator_of
 
 
@@ -23,7 +35,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_generator_of("gan", image_fields((1, 8, 8), 3), artifacts.RUNS / "gan" / "model")
         tokenizer = ByteTokenizer("abc\n").state()
         make_generator_of("transformer", text_fields(256), artifacts.RUNS / "text" / "model", tokenizer)
-        artifacts.write_json(artifacts.RUNS / "gan" / "record" / "run.json", {"config": {"run": {"data": "pets"}}})
+        config = {"run": {"data": "pets"}, "data": {"source": "optdigits"}}
+        tags = {"mlflow.source.git.commit": "c0ffee", "git.dirty": "true"}
+        about = {"name": "gan", "config": config, "tags": tags}
+        artifacts.write_json(artifacts.RUNS / "gan" / "record" / "run.json", about)
         manifest = dict.fromkeys(artifacts.MANIFEST) | {"classes": ["cat", "dog", "../owl"]}
         artifacts.write_json(artifacts.PREPARED / "pets" / "manifest.json", manifest)
     return folder / "data"
@@ -42,7 +57,7 @@ def list_files(folder: str) -> list[str]:
 
 def test_pictures_are_one_file_each_and_a_sheet(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "gan", "--count", "3", "--seed", "7"]) == 0
-    assert list_files("generated") == ["00007.png", "00008.png", "00009.png", "sheet.png"]
+    assert list_files("generated") == ["00007.png", "00008.png", "00009.png", "samples.csv", "sheet.png"]
     assert Image.open("generated/00008.png").size == (8, 8)
     assert Image.open("generated/sheet.png").size == (22, 22)  # two rows of two, and two pixels between and around
     assert capsys.readouterr().out == "gan: 3 samples in generated\n"
@@ -53,16 +68,17 @@ def test_pictures_are_one_file_each_and_a_sheet(capsys: pytest.CaptureFixture[st
 def test_classes_go_by_number_or_name_or_all_and_their_names_are_no_paths() -> None:
     for label, out in (("dog", "a"), ("1", "b"), ("../owl", "c")):
         assert main(["generate", "gan", "--count", "1", "--label", label, "--out", out]) == 0
-    assert list_files("a") == list_files("b") == ["labels-1-00000.png", "sheet.png"]
+    assert list_files("a") == list_files("b") == ["labels-1-00000.png", "samples.csv", "sheet.png"]
     assert Path("a/sheet.png").read_bytes() == Path("b/sheet.png").read_bytes()
     assert main(["generate", "gan", "--count", "2", "--label", "all", "--out", "d"]) == 0
-    assert list_files("d") == [*(f"labels-{each}-0000{seed}.png" for each in range(3) for seed in (0, 1)), "sheet.png"]
+    names = [f"labels-{each}-0000{seed}.png" for each in range(3) for seed in (0, 1)]
+    assert list_files("d") == [*names, "samples.csv", "sheet.png"]
     assert Path("d/labels-2-00000.png").read_bytes() == Path("c/labels-2-00000.png").read_bytes()
 
 
 def test_texts_continue_a_prompt_at_a_temperature() -> None:
     assert main(["generate", "text", "--count", "2", "--prompt", "ab", "--temperature", "0"]) == 0
-    assert list_files("generated") == ["00000.txt", "00001.txt", "sheet.yaml"]
+    assert list_files("generated") == ["00000.txt", "00001.txt", "origin.json", "samples.csv", "sheet.yaml"]
     texts = [Path(f"generated/0000{seed}.txt").read_text(encoding="utf-8") for seed in (0, 1)]
     assert texts[0] == texts[1]  # the likeliest text, whatever the seed
     assert texts[0].startswith("ab")
@@ -75,9 +91,12 @@ def test_texts_continue_a_prompt_at_a_temperature() -> None:
         (["gan", "--label", "3"], "gan: --label: expected all or one of cat, dog, ../owl, got 3"),
         (["gan", "--prompt", "a"], "gan: a sample of this model has no prompt"),
         (["text", "--label", "3"], "text: the model is given no class, got --label 3"),
-        (["text", "--prompt", "x"], "expected characters of the training text, got U+0078"),
+        (["text", "--prompt", "x"], "text: --prompt: expected characters of the training text, 'abc\\n'; got U+0078"),
         (["text", "--prompt", ""], "expected characters of the training text, got an empty text"),
         (["gone"], "gone: no model is there; expected a run in data/runs"),
+        (["text", "--interpolate"], "text: there is no way between two samples of this model: pipeline/models/transf"),
+        (["--read", "file"], "file: says nothing of its origin, and neither does origin.json in its folder"),
+        (["--read", "gone"], "gone: cannot be read: No such file or directory"),
         (["gan", "--out", "data"], "data: expected a new or an empty folder"),
         (["gan", "--out", "file"], "file: expected a new or an empty folder"),
     ],
@@ -93,8 +112,127 @@ def test_what_cannot_be_drawn_is_said_in_one_line_and_nothing_is_written(
     assert not Path("generated").exists()
 
 
-@pytest.mark.parametrize("option", ["--count=0", "--count=-1", "--count=x", "--temperature=nan", "--temperature=-1"])
+def test_the_commands_of_the_page_are_understood() -> None:
+    page = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^    pipeline generate (.*)$", page, re.MULTILINE)
+    assert len(lines) == 7
+    for line in lines:
+        parse(shlex.split(line, comments=True))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--count=0", "--count=-1", "--count=x", "--temperature=nan", "--temperature=-1", "--seed=-1"),
+        *("--interpolate=0", "--read=file"),
+    ],
+)
 def test_options_out_of_range_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["generate", "gan", option])
     assert option.partition("=")[0] in capsys.readouterr().err
+
+
+def read_origin(path: str, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    capsys.readouterr()
+    assert main(["generate", "--read", path]) == 0
+    return dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+
+
+def test_a_picture_says_in_itself_which_model_made_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "gan", "--count", "2", "--seed", "4", "--label", "../owl"]) == 0
+    found = read_origin("generated/labels-2-00005.png", capsys)
+    aigc = json.loads(found.pop("AIGC"))
+    weights = Path("data/runs/gan/model/model.safetensors").read_bytes()
+    assert found == {
+        "generator": f"generative-experiment-pipeline {version('generative-experiment-pipeline')}",
+        "model_sha256": hashlib.sha256(weights).hexdigest(),
+        "run": "gan",
+        "commit": "c0ffee-dirty",
+        "data_licence": "Creative Commons Attribution 4.0, E. Alpaydin and C. Kaynak",
+        "label": "../owl",
+        "seed": "5",
+        "DigitalSourceType": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
+    }
+    assert aigc["Label"] == "1"
+    assert aigc["ProduceID"] == f"{found['model_sha256']}/../owl/5"
+    assert read_origin("generated/sheet.png", capsys)["seed"] == "4 to 5"
+
+
+def test_readers_of_xmp_find_the_mark(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "gan", "--count", "1"]) == 0
+    content = Path("generated/00000.png").read_bytes()
+    [packet] = re.findall(rb"XML:com\.adobe\.xmp\0{5}(.*?<\?xpacket end=\"w\"\?>)", content, re.DOTALL)
+    description = ET.fromstring(packet.decode())[0][0]  # noqa: S314 - our own
+    found = {child.tag: child.text for child in description}
+    source = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
+    assert str(found[source]).endswith("/trainedAlgorithmicMedia")
+    aigc = json.loads(str(found["{http://www.tc260.org.cn/ns/AIGC/1.0/}AIGC"]))
+    assert list(aigc) == [
+        *("Label", "ContentProducer", "ProduceID", "ReservedCode1", "ContentPropagator", "PropagateID", "ReservedCode2")
+    ]
+    assert read_origin("generated/00000.png", capsys)["AIGC"] == json.dumps(aigc)
+
+
+def test_a_text_has_its_origin_next_to_it_until_it_is_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "text", "--count", "2", "--prompt", "a\nb"]) == 0
+    found = read_origin("generated/00001.txt", capsys)
+    assert (found["seed"], found["prompt"], found["data_licence"]) == ("1", '"a\\nb"', "not stated")
+    assert found["DigitalSourceType"].endswith("/trainedAlgorithmicMedia")
+    assert read_origin("generated/sheet.yaml", capsys)["seed"] == "0 to 1"
+    Path("generated/00001.txt").write_text("mine", encoding="utf-8")
+    assert main(["generate", "--read", "generated/00001.txt"]) == 1
+    assert "00001.txt: generated/origin.json is about SHA-256" in capsys.readouterr().err
+
+
+def test_the_table_has_the_class_that_each_seed_draws() -> None:
+    assert main(["generate", "gan", "--count", "9"]) == 0
+    rows = list(csv.DictReader(Path("generated/samples.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["file"] for row in rows] == [f"0000{seed}.png" for seed in range(9)]
+    assert [(row["seed"], row["index"]) for row in rows] == [(str(seed), str(seed)) for seed in range(9)]
+    assert {row["label"] for row in rows} == {"cat", "dog"}  # the third class is never drawn
+    for row in rows:  # the seed and the class of a row make its picture again
+        out = f"again-{row['seed']}"
+        assert main(["generate", "gan", "--count=1", "--seed", row["seed"], "--label", row["label"], "--out", out]) == 0
+        [again] = Path(out).glob("labels-*.png")
+        assert again.read_bytes() == Path("generated", row["file"]).read_bytes()
+
+
+def test_a_walk_leads_from_seed_to_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "gan", "--count", "3", "--seed", "2", "--label", "1", "--interpolate", "4"]) == 0
+    names = [f"labels-1-walk-{index:05}.png" for index in range(9)]
+    assert list_files("generated") == [*names, "samples.csv", "strip.png", "walk.png"]
+    assert main(["generate", "gan", "--count", "3", "--seed", "2", "--label", "1", "--out", "ends"]) == 0
+    ends = [Path(f"ends/labels-1-0000{seed}.png").read_bytes() for seed in (2, 3, 4)]
+    walk = [Path("generated", name).read_bytes() for name in names]
+    assert walk[::4] == ends
+    assert len(set(walk)) == 9
+    strip = Image.open("generated/strip.png")
+    assert strip.size == (5 * 8, 2 * 8)
+    second = Image.open("generated/labels-1-walk-00005.png")
+    assert strip.crop((8, 8, 16, 16)).tobytes() == second.tobytes()
+    with Image.open("generated/walk.png") as animation:
+        assert animation.n_frames == 9
+    assert read_origin("generated/walk.png", capsys)["seed"] == "2 to 4"
+    assert read_origin(f"generated/{names[5]}", capsys)["seed"] == "3 to 4, 1/4"
+
+
+def test_names_sort_where_there_are_ten_classes_or_more() -> None:
+    make_generator_of("gan", image_fields((1, 8, 8), 11), Path("many"))
+    assert main(["generate", "many", "--label", "9", "--count", "1"]) == 0
+    assert list_files("generated")[0] == "labels-09-00000.png"
+
+
+def test_a_picture_of_others_is_read_and_one_that_lies_in_its_size_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    chunks = PngInfo()
+    address = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+    chunks.add_itxt("XML:com.adobe.xmp", f"<x Iptc4xmpExt:DigitalSourceType='' a:DigitalSourceType=\"{address}\"/>")
+    chunks.add_text("Comment", "a\x1b[2J")
+    Image.new("L", (2, 2)).save("other.png", pnginfo=chunks)
+    assert read_origin("other.png", capsys) == {"Comment": '"a\\u001b[2J"', "DigitalSourceType": address}
+    content = Path("other.png").read_bytes()
+    size = struct.pack(">II", 60_000, 60_000)
+    head = b"IHDR" + size + content[24:29]
+    Path("bomb.png").write_bytes(content[:12] + head + struct.pack(">I", zlib.crc32(head)) + content[33:])
+    assert main(["generate", "--read", "bomb.png"]) == 1
+    assert "bomb.png: says nothing of its origin" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +21,11 @@ import pytest
 import requests
 import torch
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
 from PIL import Image
 
-from pipeline import params, plugins
-from pipeline.formats.tokenizers import ByteTokenizer
+from pipeline import artifacts, params, plugins
+from pipeline.formats.tokenizers import ByteTokenizer, CharacterTokenizer
 from pipeline.history import serving
 from pipeline.history.mlflow_files import make_signature
 from pipeline.history.serving import Generator
@@ -135,6 +137,68 @@ def test_classes_that_do_not_fit_are_refused(labels: list[int], message: str, tm
         served.predict(None, [1, 2, 3], {"labels": labels})
 
 
+def test_a_class_goes_by_its_name_or_number_and_a_count_takes_the_seeds_after_each(tmp_path: Path) -> None:
+    served = make_generator_of("gan", image_fields((1, 8, 8), 3), tmp_path)
+    served.classes = ["cat", "dog", "1"]
+    dogs = served.predict(None, [4, 5], {"labels": [1]})
+    assert served.predict(None, [4], {"label": "dog", "count": 2}) == dogs
+    assert served.predict(None, [1], {"label": "dog", "count": 2, "seed": 3}) == dogs
+    assert served.predict(None, [4, 5], {"label": "1"}) == served.predict(None, [4, 5], {"labels": [2]}) != dogs
+    assert served.predict(None, [4], {"label": "", "count": 2}) == served.predict(None, [4, 5])
+
+
+def test_details_say_of_each_sample_its_seed_class_and_origin(tmp_path: Path) -> None:
+    served = make_generator_of("gan", image_fields((1, 8, 8), 3), tmp_path)
+    answers = served.predict(None, [6, 7], {"details": True})
+    assert [answer["sample"] for answer in answers] == served.predict(None, [6, 7])  # type: ignore[index]
+    for answer in answers:
+        assert isinstance(answer, dict)
+        assert served.predict(None, [answer["seed"]], {"label": answer["label"]}) == [answer["sample"]]
+        assert answer["model_sha256"] == artifacts.digest(tmp_path / "model.safetensors")
+        assert answer["DigitalSourceType"].endswith("/trainedAlgorithmicMedia")
+
+
+def test_a_text_takes_a_prompt_and_a_temperature(tmp_path: Path) -> None:
+    served = make_generator_of("transformer", text_fields(256), tmp_path, ByteTokenizer("abc\n").state())
+    first, again = served.predict(None, [1, 2], {"prompt": "ab", "temperature": 0.0})
+    assert first == again
+    assert str(first).startswith("ab")
+    assert served.sampling.prompt == "\n"  # of the next request
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"label": "owl"}, "label: expected one of cat, dog, 2, got owl"),
+        ({"label": "cat", "labels": [1]}, "label: expected label or labels, got both"),
+        ({"prompt": "ax"}, "prompt: expected characters of the training text, 'abc'; got U.0078"),
+        ({"count": 0}, "count: expected 1 to 1000, got 0"),
+        ({"count": 10**9}, "count: expected 1 to 1000, got 1000000000"),
+        ({"temperature": -1.0}, "temperature: expected 0 or a positive number, got -1.0"),
+        ({"temperature": float("nan")}, "temperature: expected 0 or a positive number, got nan"),
+    ],
+)
+def test_an_option_out_of_range_is_named(params: dict[str, Any], message: str, tmp_path: Path) -> None:
+    served = make_generator_of("gan", image_fields((1, 8, 8), 3), tmp_path)
+    served.classes = ["cat", "dog"]
+    served.loaded = replace(served.loaded, tokenizer=CharacterTokenizer("abc"))
+    with pytest.raises(MlflowException, match=message):
+        served.predict(None, [1], params)
+
+
+def test_the_signature_has_the_options_of_the_model_with_their_defaults() -> None:
+    def list_defaults(signature: ModelSignature) -> dict[str, Any]:
+        return {spec.name: spec.default for spec in signature.params}
+
+    options = {"count": 1, "seed": 0, "details": False}
+    assert list_defaults(make_signature([], {"prompt": "a", "temperature": 0.8, "top_k": 3, "count": 9})) == {
+        **options,
+        "prompt": "a",
+        "temperature": 0.8,
+    }
+    assert list_defaults(make_signature(["labels"])) == {"labels": [], "label": "", **options}
+
+
 def save_served(folder: Path, package: Path, model: Path) -> str:
     """Save a model as MLflow logs it, with the code of a package; return its address."""
     mlflow.pyfunc.save_model(
@@ -209,17 +273,31 @@ def wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def ask(address: str) -> None:
-    """Send the requests of docs/deploy.md, and look at the answers."""
+    """Send the requests of docs/deploy.md, and compare the answers with those of the page."""
     page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
-    [text] = re.findall(r"--data '(.*)'", page)
-    assert re.search(r"curl http://127\.0\.0\.1:8080/invocations --header 'Content-Type: application/json'", page)
-    header = {"Content-Type": "application/json"}
-    answer = requests.post(f"{address}/invocations", data=text, headers=header, timeout=60).json()
-    assert len(set(answer["predictions"])) == len(json.loads(text)["inputs"]) == 2
-    assert all(Image.open(io.BytesIO(base64.b64decode(each))).size == (8, 8) for each in answer["predictions"])
-    refused = requests.post(f"{address}/invocations", json={"inputs": [0], "params": {"labels": [11]}}, timeout=60)
+    requested = re.findall(r"^    curl (\S+) --header '(\S+): (\S+)' \\\n +--data '(.*)'$", page, re.MULTILINE)
+    answered = [json.loads(line) for line in re.findall(r"^    (\{\"predictions\".*)$", page, re.MULTILINE)]
+    assert len(requested) == len(answered) == 2
+    for (url, header, value, text), shown in zip(requested, answered, strict=True):
+        path = url.removeprefix("http://127.0.0.1:8080")
+        answer = requests.post(address + path, data=text, headers={header: value}, timeout=60).json()
+        samples = [each if isinstance(each, str) else each.pop("sample") for each in answer["predictions"]]
+        examples = [each if isinstance(each, str) else each.pop("sample") for each in shown["predictions"]]
+        assert len(set(samples)) == len(examples)
+        for sample, example in zip(samples, examples, strict=True):
+            assert sample.startswith(example.removesuffix("..."))
+            assert Image.open(io.BytesIO(base64.b64decode(sample))).size == (8, 8)
+        for details, example in zip(answer["predictions"], shown["predictions"], strict=True):
+            if isinstance(example, dict):
+                assert details.keys() == example.keys()
+                assert {key: details[key] for key in ("seed", "label", "DigitalSourceType")} == {
+                    key: example[key] for key in ("seed", "label", "DigitalSourceType")
+                }
+    refused = requests.post(f"{address}/invocations", json={"inputs": [0], "params": {"label": "11"}}, timeout=60)
     assert refused.status_code == 400
-    assert "labels: expected one of 0, 1, 2" in refused.json()["message"]
+    assert "label: expected one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, got 11" in refused.json()["message"]
+    refused = requests.post(f"{address}/invocations", json={"inputs": [0], "params": {"labels": [11]}}, timeout=60)
+    assert (refused.status_code, "labels: expected one of 0, 1, 2" in refused.json()["message"]) == (400, True)
 
 
 @pytest.fixture

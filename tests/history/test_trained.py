@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +16,16 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from safetensors.torch import load_file, save_file
 
 import pipeline
-from pipeline import artifacts, code
+from pipeline import artifacts, code, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.formats.tokenizers import ByteTokenizer
 from pipeline.history import mlflow_files
+from pipeline.history.trained import read_licence
 from pipeline.kinds.images import make_fields as image_fields
 from pipeline.kinds.points import make_fields as point_fields
 from pipeline.kinds.text import make_fields as text_fields
 from pipeline.weights import ADAPTER, CONFIG, WEIGHTS
+from tests.conftest import ROOT
 from tests.history.test_serving import make_generator_of
 
 EVIL = """
@@ -265,3 +268,18 @@ def test_a_logged_model_brings_the_adapter_that_its_seal_names(logged: Path, fol
         pipeline.load("models:/digits/1").draw([3], given={"labels": 0})[0],
         pipeline.load(folder).draw([3], given={"labels": 0})[0],
     )
+
+
+def test_every_source_states_the_licence_that_the_page_names() -> None:
+    page = (ROOT / "THIRD_PARTY.md").read_text(encoding="utf-8").partition("## Data sources")[2]
+    rows = re.findall(r"^\| (`.*?) \| .*? \| (.*?) \|$", page, re.MULTILINE)
+    terms = {name: text for names, text in rows for name in re.findall(r"`(\w+)`", names)}
+    known = re.compile(
+        r"MIT|BSD 3-Clause|CC BY-SA 3\.0|Creative Commons [\w-]+|GPL 3\.0|GNU Free \w+|Apache 2\.0|public domain"
+    )
+    for name in plugins.names("data"):
+        licence, text = read_licence(name), terms[name]
+        assert (licence == "not stated") == (text == "yours")
+        text += terms["mnist"] if "`mnist`" in text else ""
+        assert set(known.findall(licence)) <= set(known.findall(text)), name
+    assert read_licence("../../evil") == "not stated"

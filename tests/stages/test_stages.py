@@ -105,9 +105,9 @@ def test_the_whole_pipeline_gives_equal_bits_twice_and_one_mlflow_run_a_training
         once, again = loaded.predict([1, 2]), loaded.predict([1, 2])
         assert list(once) == list(again)
         assert once[0] != once[1]
-        if given := loaded.metadata.get_params_schema():
-            [name] = given.to_dict()
-            asked = loaded.predict([1, 2], params={name["name"]: [3]})
+        if "labels" in {each["name"] for each in loaded.metadata.get_params_schema().to_dict()}:
+            asked = loaded.predict([1, 2], params={"labels": [3]})
+            assert list(asked) == list(loaded.predict([1], params={"label": "3", "count": 2}))
             assert len({*asked, *loaded.predict([1, 2], params={"labels": [4, 5]})}) == 4
             assert asked[0] == loaded.predict([1], params={"labels": [3]})[0]
     labels = artifacts.read_tensors(artifacts.RUNS / "gan" / "samples" / "given_labels.safetensors")

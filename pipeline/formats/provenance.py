@@ -1,0 +1,131 @@
+"""Says in a generated file that a model made it, and which: in a PNG by its text chunks, else in a JSON next to it.
+
+PNG       a text chunk per key, and an XMP packet with IPTC's DigitalSourceType and the field AIGC
+others    origin.json in their folder: the same keys under the file's name, and the SHA-256 of its content
+
+AIGC is the label in the metadata that GB 45438-2025 asks for; its namespace is that of TC260-PG-20258A. Nothing is
+signed, and no time is noted: equal samples of one model give equal bytes.
+"""
+
+import hashlib
+import html
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from pipeline import artifacts
+from pipeline.artifacts import ArtifactError
+
+SIDECAR = "origin.json"
+PACKET = "XML:com.adobe.xmp"  # the keyword of the chunk where readers of XMP look
+SOURCE_TYPE = "DigitalSourceType"
+GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+AIGC = "AIGC"
+MAX_BYTES = 1 << 26  # of a sidecar
+XMP = """\
+<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" \
+xmlns:TC260="http://www.tc260.org.cn/ns/AIGC/1.0/">
+<Iptc4xmpExt:DigitalSourceType>{source}</Iptc4xmpExt:DigitalSourceType>
+<TC260:AIGC>{aigc}</TC260:AIGC>
+</rdf:Description>
+</rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="w"?>"""
+
+
+def make_aigc(producer: str, identity: str) -> str:
+    """Return the field AIGC as JSON: generated for certain, by whom, and the producer's number of the content."""
+    return json.dumps(
+        {
+            "Label": "1",
+            "ContentProducer": producer,
+            "ProduceID": identity,
+            "ReservedCode1": "",
+            "ContentPropagator": "",
+            "PropagateID": "",
+            "ReservedCode2": "",
+        }
+    )
+
+
+def mark(content: bytes, origin: Mapping[str, str], frames: Sequence[Image.Image] = ()) -> bytes:
+    """Return a PNG with its origin; the pixels stay as they are.
+
+    Args:
+        content: the PNG.
+        origin: texts by key; AIGC must be one of the keys.
+        frames: further pictures, which make an animation of it.
+    """
+    chunks = PngInfo()
+    for key, value in origin.items():
+        if key != AIGC:
+            chunks.add_itxt(key, value.encode("utf-8", "replace").decode())
+    chunks.add_itxt(PACKET, XMP.format(source=GENERATED, aigc=html.escape(origin[AIGC])))
+    buffer = io.BytesIO()
+    animation: dict[str, Any] = {"save_all": True, "append_images": frames, "duration": 80, "loop": 0} if frames else {}
+    with Image.open(io.BytesIO(content)) as picture:
+        picture.save(buffer, "PNG", pnginfo=chunks, **animation)
+    return buffer.getvalue()
+
+
+def describe(content: bytes, origin: Mapping[str, str]) -> dict[str, str]:
+    """Return the entry of a file that is no PNG in the sidecar."""
+    return {**origin, SOURCE_TYPE: GENERATED, "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def read(path: Path) -> dict[str, str]:
+    """Return the origin that a file, or the sidecar next to it, states.
+
+    Raises:
+        ArtifactError: if it states none, or its content is not the one that the sidecar is about.
+    """
+    try:
+        found = _read_picture(path) or _read_sidecar(path)
+    except OSError as error:
+        msg = f"{path}: cannot be read: {error.strerror or error}"
+        raise ArtifactError(msg) from error
+    if not found:
+        msg = f"{path}: says nothing of its origin, and neither does {SIDECAR} in its folder"
+        raise ArtifactError(msg)
+    return found
+
+
+def _read_picture(path: Path) -> dict[str, str]:
+    """Return the texts of a picture and the two fields of its XMP; nothing of a file that has no DigitalSourceType."""
+    try:
+        with Image.open(path) as picture:
+            texts = {str(key): value for key, value in picture.info.items() if isinstance(value, str)}
+    except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError):
+        return {}
+    packet = texts.pop(PACKET, "")
+    fields = {name: _find_field(packet, name) for name in (SOURCE_TYPE, AIGC)}
+    return texts | {name: value for name, value in fields.items() if value} if fields[SOURCE_TYPE] else {}
+
+
+def _find_field(packet: str, name: str) -> str:
+    """Return a field of an XMP packet, which is an attribute or an element."""
+    found = re.search(rf':{name}(?:\s*=\s*"([^"]*)"|\s*>([^<]*)<)', packet)
+    return html.unescape(found[1] or found[2] or "") if found else ""
+
+
+def _read_sidecar(path: Path) -> dict[str, str]:
+    sidecar = path.with_name(SIDECAR)
+    if not sidecar.is_file() or sidecar.stat().st_size > MAX_BYTES:
+        return {}
+    entries = artifacts.read_json(sidecar)
+    entry = entries.get(path.name) if isinstance(entries, dict) else None
+    if not isinstance(entry, dict):
+        return {}
+    if (found := artifacts.digest(path)) != (expected := entry.get("sha256")):
+        msg = f"{path}: {sidecar} is about SHA-256 {expected}, found {found}"
+        raise ArtifactError(msg)
+    return {str(key): str(value) for key, value in entry.items()}
