@@ -45,6 +45,14 @@ def test_the_flow_changes_no_bit_of_the_other_weights_and_of_the_bound(changes: 
     assert {"flow.last.weight", "flow.mean", "flow.square"} <= {*learnt}
 
 
+def test_the_flows_gradient_is_clipped_by_itself() -> None:
+    model, _ = train(**DELICATE | FLOW | {"clip_norm": 1e-4})
+    for part in (model.network.flow, model.network.encoder):
+        assert part is not None
+        norm = torch.stack([p.grad.norm() for p in part.parameters() if p.grad is not None]).norm().item()
+        assert norm == pytest.approx(1e-4, rel=1e-2) if part is model.network.flow else norm < 1e-4
+
+
 def test_the_reported_loss_is_that_of_the_bound_and_the_flows_is_apart() -> None:
     batch = {"images": make_images(8), "labels": torch.zeros(8, dtype=torch.int64)}
     plain = Model(make_config(), FIELDS, seed=0).training_step(batch, 0)
