@@ -3,7 +3,8 @@
 Run with `dvc repro train@vae`. Convolutional encoder to mean and log-variance, reparameterisation, convolutional
 decoder. The Bernoulli likelihood binarises each training image again at every step (dynamic binarisation); the
 discretised logistic likelihood models the 256 grey levels (Kingma et al. 2016, appendix). The prior is a standard
-normal, or a flow that is learned (flow.py). Departures: SiLU, residual blocks, averaged weights.
+normal, or a flow that is learned (flow.py). Samples come from the prior, or from a flow of the latents
+(latent_flow.py), which changes no bit of the rest. Departures: SiLU, residual blocks, averaged weights.
 
 Dimensions: B batch, K importance samples, C H W image, Z latent.
 """
@@ -24,6 +25,7 @@ from pipeline.kinds import Fields, find_field
 from pipeline.kinds.images import Spec
 from pipeline.layers.blocks import make_average, shift_images, warmup_cosine
 from pipeline.layers.flow import Flow
+from pipeline.layers.latent_flow import LatentFlow, find_moments
 from pipeline.layers.likelihoods import gaussian_kl, log_bernoulli, log_discretized_logistic, log_normal
 from pipeline.params import Trainable
 from pipeline.randomness import WHOLE, Part, derive_seed, make_generator, normal, seed_global, seeded, share, this_part
@@ -42,6 +44,30 @@ class Config(Trainable):
     hidden: int = Field(ge=1, description="width of the dense layers around the latent")
     prior_couplings: int = Field(ge=0, description="affine couplings of the learned prior; 0: a standard normal")
     prior_hidden: int = Field(ge=1, description="width of the couplings' dense layers")
+    flow_blocks: int = Field(
+        default=0,
+        ge=0,
+        exclude_if=lambda blocks: not blocks,
+        description="residual blocks of the flow that samples latents; 0: samples come from the prior",
+    )
+    flow_width: int = Field(
+        default=128, ge=1, exclude_if=lambda width: width == 128, description="width of the flow's dense layers"
+    )
+    flow_draws: int = Field(
+        default=4, ge=1, exclude_if=lambda draws: draws == 4, description="latents per image and step that it learns"
+    )
+    flow_learning_rate: float = Field(
+        default=4e-3, gt=0, exclude_if=lambda rate: rate == 4e-3, description="peak learning rate of the flow"
+    )
+    flow_steps: int = Field(
+        default=4, ge=1, exclude_if=lambda steps: steps == 4, description="steps of Heun's method when sampling"
+    )
+    pixel_temperature: float = Field(
+        default=1.0,
+        gt=0,
+        exclude_if=lambda temperature: temperature == 1,
+        description="divides the pixels' logits in samples and reconstructions; 1 shows the pixels' means",
+    )
     conditional: bool = Field(
         default=False,
         exclude_if=lambda conditional: not conditional,
@@ -70,6 +96,9 @@ class Config(Trainable):
             raise ValueError(msg)
         if self.prior_couplings and self.free_bits:
             msg = "a learned prior has no KL of each unit: free_bits must be 0 with prior_couplings > 0"
+            raise ValueError(msg)
+        if self.pixel_temperature != 1 and self.likelihood != "bernoulli":
+            msg = f"pixel_temperature is of the bernoulli likelihood: expected 1 with {self.likelihood}"
             raise ValueError(msg)
         return self
 
@@ -156,6 +185,11 @@ class Network(nn.Module):
         is_used = config.likelihood == "discretized_logistic"
         self.log_scale = nn.Parameter(torch.full((channels, 1, 1), -2.0), requires_grad=is_used)
         self.prior = Flow(config.latent, config.prior_couplings, config.prior_hidden)
+        # The last part: the random weights of all others are those of a network without it.
+        self.flow = (
+            LatentFlow(config.latent, config.flow_width, config.flow_blocks, classes) if config.flow_blocks else None
+        )
+        self.flow_steps, self.pixel_temperature = config.flow_steps, config.pixel_temperature
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images in [0, 1] (B, C, H, W) to mean and log-variance (B, Z) of q(z | x)."""
@@ -193,13 +227,24 @@ class Network(nn.Module):
         mean, log_variance = self.find_prior(z, labels)
         return mean + z * (0.5 * log_variance).exp()
 
+    def draw_latents(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Turn standard normal noise (B, Z) into the latents of samples: draws of the flow, or of the prior."""
+        if self.flow is None:
+            return self.draw_prior(noise, labels)
+        return self.flow.draw(noise, self.flow_steps, labels)
+
+    def show(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the pixels' means of latents (B, Z), uint8 (B, C, H, W); below temperature 1 those of p^(1 / T)."""
+        logits = self.decode(z, labels)
+        return ((logits / self.pixel_temperature).sigmoid() * 255).round().byte()
+
 
 @torch.inference_mode()
 def decode(model: Any, latents: Tensor, given: Mapping[str, Tensor]) -> Tensor:
     """Return the pixels' means of standard normal latents (N, Z), uint8 (N, C, H, W), as `sample` draws them."""
     labels = given["labels"].to(model.device) if model.config.conditional else None
-    network = model.kept.eval()
-    return _to_bytes(network.decode(network.draw_prior(latents, labels), labels))
+    network: Network = model.kept.eval()
+    return network.show(network.draw_latents(latents, labels), labels)
 
 
 class Model(LightningModule):
@@ -272,14 +317,42 @@ class Model(LightningModule):
             mean, log_variance = (mean - centre) * (-0.5 * spread).exp(), log_variance - spread
         return gaussian_kl(mean, log_variance)
 
+    def _learn_flow(self, x: Tensor, labels: Tensor | None, step: int, part: Part) -> dict[str, Tensor]:
+        """Return a loss of value 0 with the gradient of the flow's loss, and that loss; the encoder gets no gradient.
+
+        The latents are those of the kept encoder without dropout, with noise of their own: no other number changes.
+        """
+        flow = self.network.flow
+        if flow is None:
+            return {}
+        with torch.no_grad():
+            mean, log_variance = self.kept.eval().encode(x, labels)
+            self.network.train()
+            moments = find_moments(mean, log_variance)
+            flow.observe(self.trainer.strategy.reduce(moments, reduce_op="mean") if part.world > 1 else moments)
+        generator = make_generator(self.seed, "flow", step, 0, device=self.device)
+        draws, latent = self.config.flow_draws, self.config.latent
+        noise = share(lambda count: normal(2, count, draws, latent, generator=generator), len(x), part, dim=1)
+        t = share(lambda count: normal(count, generator=generator), len(x), part).sigmoid()
+        z = mean[:, None] + noise[0] * (0.5 * log_variance).exp()[:, None]  # (B, K, Z)
+        loss = flow.loss(z, noise[1], t, labels)
+        return {"loss": loss - loss.detach(), "flow_loss": loss.detach()}
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss in nats an image, and its parts."""
-        config = self.config
         part = this_part()
         seed_global(derive_seed(self.seed, "noise", batch_idx, part.rank))  # dropout has no generator argument
         generator = make_generator(self.seed, "noise", batch_idx, 0, device=self.device)
-        x = self._observe(shift_images(batch[self.makes], config.shift, generator, part), generator, part)
+        x = self._observe(shift_images(batch[self.makes], self.config.shift, generator, part), generator, part)
         labels = self._take_labels(batch)
+        values = self._compute_bound(x, labels, batch_idx, generator, part)
+        learnt = self._learn_flow(x, labels, batch_idx, part)
+        return values | learnt | ({"loss": values["loss"] + learnt["loss"]} if learnt else {})
+
+    def _compute_bound(
+        self, x: Tensor, labels: Tensor | None, step: int, generator: torch.Generator, part: Part
+    ) -> dict[str, Tensor]:
+        config = self.config
         if config.importance_samples > 1:
             likelihood, divergence = self.draw(self.network, x, config.importance_samples, generator, part, labels)
             weights = likelihood - divergence
@@ -289,7 +362,7 @@ class Model(LightningModule):
         z = mean + noise * (0.5 * log_variance).exp()
         reconstruction = -self._log_likelihood(self.network, z, x, labels).mean()
         kl = self.divergence(z, mean, log_variance, labels).mean(dim=0)  # (Z,)
-        beta = config.beta * min(1.0, (batch_idx + 1) / max(1, config.kl_warmup))
+        beta = config.beta * min(1.0, (step + 1) / max(1, config.kl_warmup))
         loss = reconstruction + beta * kl.clamp(min=config.free_bits).sum()
         return {"loss": loss, "reconstruction_nats": reconstruction.detach(), "kl_nats": kl.sum().detach()}
 
@@ -299,12 +372,26 @@ class Model(LightningModule):
         if self.average is not None:
             self.average.update_parameters(self.network)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the flow's gradient by itself: its norm must not change the update of the rest."""
+        del gradient_clip_algorithm
+        if gradient_clip_val:
+            for group in optimizer.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return AdamW with warm-up and cosine decay."""
+        """Return AdamW with warm-up and cosine decay; the flow is a group with a learning rate of its own."""
         config = self.config
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        named = [*self.network.named_parameters()]
+        flow = [parameter for name, parameter in named if name.startswith("flow.")]
+        groups: list[dict[str, Any]] = [{"params": [p for name, p in named if not name.startswith("flow.")]}]
+        groups += [{"params": flow, "lr": config.flow_learning_rate}] if flow else []
+        optimizer = torch.optim.AdamW(groups, config.learning_rate, weight_decay=config.weight_decay, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: warmup_cosine(
@@ -324,7 +411,7 @@ class Model(LightningModule):
         drawn = []
         for part in torch.arange(count, device=self.device).split(500):
             own = None if labels is None else labels[part]
-            drawn.append(_to_bytes(network.decode(network.draw_prior(noise[part], own), own)))
+            drawn.append(network.show(network.draw_latents(noise[part], own), own))
         return {self.makes: torch.cat(drawn)}
 
     @torch.inference_mode()
@@ -332,7 +419,7 @@ class Model(LightningModule):
         """Encode uint8 images (N, C, H, W), with labels int64 (N,) if conditional, and decode the posterior means."""
         network, labels = self.kept.eval(), self._take_labels(given)
         mean, _ = network.encode(images.to(self.device).float() / 255, labels)
-        return _to_bytes(network.decode(mean, labels))
+        return network.show(mean, labels)
 
     def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return uint8 images (N, C, H, W) as the likelihood sees them: drawn black or white, or as they are.
@@ -375,7 +462,3 @@ class Model(LightningModule):
 
 def _chunks(total: int, most: int) -> list[int]:
     return [min(most, total - start) for start in range(0, total, most)]
-
-
-def _to_bytes(logits: Tensor) -> Tensor:
-    return (logits.sigmoid() * 255).round().byte()
