@@ -69,7 +69,7 @@ def measure_all(
         By count of all labels, such as 100: probe_100_labels_accuracy, a mean over draws of the labels, its standard
         error probe_100_labels_error, and raw_100_labels_accuracy and raw_100_labels_error.
     """
-    found = {}
+    found: dict[str, float] = {}
     for prefix, change in (("probe", extract), ("raw", torch.Tensor.float)):
         train, test = ((change(splits[split][name]), splits[split]["labels"]) for split in ("train", "test"))
         for count in per_class:
