@@ -2,15 +2,18 @@
 
 Run with `dvc repro train@codes`. Two strided convolutions, a code at each place of a quarter of the height and width,
 and the same backwards; a Bernoulli likelihood with dynamic binarisation, as in vae.py. Departures: no codebook and no
-loss of its own (quantization.py), SiLU, residual blocks, averaged weights. A prior of the codes is learned by another
-run that starts from this one (codes_prior.py). Without it all codes are equally likely, and samples are drawn so.
+loss of its own (quantization.py), SiLU, residual blocks, averaged weights; and the decoder learns the grey levels, not
+the draw that the encoder sees: codes that tell the noise of a draw would cost a prior as many nats as they save.
+
+A prior of the codes is learned by another run that starts from this one (codes_prior.py). Without it all codes are
+equally likely, and samples are drawn so.
 
 Dimensions: B batch, C H W image, L numbers of a code, h w codes of an image.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import Field
@@ -121,9 +124,10 @@ class Model(OneNetwork):
         return Network(fields[self.makes], config.levels, config.width, config.blocks)
 
     def compute_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        """Return the reconstruction's nats an image."""
-        x = binarize(shift_images(batch[self.makes], self.config.shift, generator), generator)
-        return -log_bernoulli(self.network.decode(self.network.encode(x)), x).mean()
+        """Return the nats an image of other draws of the pixels than the one that is encoded, in the mean over them."""
+        images, network = shift_images(batch[self.makes], self.config.shift, generator), cast("Network", self.network)
+        values = network.encode(binarize(images, generator))
+        return -log_bernoulli(network.decode(values), images / 255).mean()
 
     def draw(self, network: Any, count: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
         """Draw every code with equal chances, and return the pixels' means, uint8 (N, C, H, W)."""
@@ -135,8 +139,9 @@ class Model(OneNetwork):
     def reconstruct(self, images: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """Encode uint8 images (N, C, H, W) and decode them again, to the pixels' means."""
         del given
-        network = self.kept.eval()
-        return network.paint(network.read(images.to(self.device) / 255))
+        network: Any = self.kept.eval()
+        painted: Tensor = network.paint(network.read(images.to(self.device) / 255))
+        return painted
 
     def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return uint8 images (N, C, H, W) as the likelihood sees them: each pixel drawn black or white.

@@ -9,7 +9,7 @@ Dimensions: B batch, N images, C H W image, T = h w codes of an image.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import Field
@@ -74,7 +74,7 @@ class Model(pixels.Tokens):
         if not has_start:
             msg = f"start: expected a run of the model {' or '.join(STARTS)}, got none"
             raise ArtifactError(msg)
-        if (levels := self.network.levels.tolist()) != self.config.levels:
+        if (levels := cast("Network", self.network).levels.tolist()) != self.config.levels:
             msg = f"levels: expected {levels} as in the start, got {self.config.levels}"
             raise ArtifactError(msg)
 
@@ -108,4 +108,4 @@ class Model(pixels.Tokens):
 
     def describe(self, nats: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         """Return kl, the nats of the codes, which is the KL of a posterior that is sure of them; and their use."""
-        return {"kl": nats} | codes.describe_use(tokens, self.network.count)
+        return {"kl": nats} | codes.describe_use(tokens, cast("Network", self.network).count)
