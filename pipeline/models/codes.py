@@ -174,9 +174,12 @@ class Model(OneNetwork):
             prior.append(nats)
             codes.append(own)
         nats = torch.cat(bound)
-        return {"elbo": nats, "iw": nats, "kl": torch.cat(prior)} | describe_use(torch.cat(codes), network.count)
+        return {"elbo": nats, "iw": nats.clone(), "kl": torch.cat(prior)} | describe_use(
+            torch.cat(codes), network.count
+        )
 
     def score_codes(self, network: Any, codes: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """Return the nats of codes int64 (B, h w), float64 (B,)."""
         del given
-        return torch.full((len(codes),), codes.size(1) * math.log(network.count), dtype=torch.float64)
+        nats = codes.size(1) * math.log(network.count)
+        return torch.full((len(codes),), nats, dtype=torch.float64, device=codes.device)

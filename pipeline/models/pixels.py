@@ -268,7 +268,7 @@ class Tokens(OneNetwork):
             codes.append(nats)
             seen.append(tokens)
         nats = torch.cat(total)
-        return {"elbo": nats, "iw": nats} | self.describe(torch.cat(codes), torch.cat(seen))
+        return {"elbo": nats, "iw": nats.clone()} | self.describe(torch.cat(codes), torch.cat(seen))
 
     def describe(self, nats: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         """Return more scores from the nats of the tokens (N,) and the tokens (N, T)."""

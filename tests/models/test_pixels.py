@@ -1,6 +1,7 @@
 """Pixels as tokens: probabilities of all images of a few pixels, samples against them, the cache of keys and values."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from scipy.stats import chisquare
 
+from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.batches import Rows
 from pipeline.kinds.images import make_fields as image_fields
@@ -59,9 +61,10 @@ def number(images: torch.Tensor) -> torch.Tensor:
     return ((images.flatten(1) > 127).long() << torch.arange(7, -1, -1)).sum(dim=1)
 
 
-def test_the_probabilities_of_all_images_have_a_sum_of_one() -> None:
+def test_the_probabilities_of_all_images_have_a_sum_of_one(tmp_path: Path) -> None:
     scores = make_model().score(list_images(), 1, torch.Generator(), {})
     assert scores.keys() == {"elbo", "iw"}
+    artifacts.write_tensors(tmp_path / "scores.safetensors", scores)  # which refuses two names of one tensor
     assert torch.equal(scores["elbo"], scores["iw"])
     probabilities = (-scores["elbo"]).exp()
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
