@@ -55,7 +55,7 @@ LEAST = 50  # images that a metric is computed of
 SURVEYED = 2000  # images whose values tell the range that a set uses
 TAIL = 0.001  # share of the values at each end that may be outliers
 NARROW = 128  # values; a set that uses fewer is too dark, too bright or too pale
-LEAST_CODES = 0.05  # share of a codebook; the default codes use nearly all
+LEAST_PERPLEXITY = 2.0  # of codes; 16 codes of MNIST have 9, 256 have 55
 ROWS, COLUMNS, THUMB, MARGIN = 20, 8, 128, 104  # of a contact sheet: classes, images of each, and pixels
 
 
@@ -369,9 +369,9 @@ def find_alarms(newest: dict[str, tuple[int, float]], manifest: dict[str, Any]) 
         found.append(f"step {step}: mode collapse: {share:.0%} of the samples are all but copies of another one")
     if "active_units" in newest and newest["active_units"][1] == 0:
         found.append(f"step {newest['active_units'][0]}: posterior collapse: no latent unit depends on the image")
-    if "codes_used" in newest and newest["codes_used"][1] < LEAST_CODES:
-        step, share = newest["codes_used"]
-        found.append(f"step {step}: collapse of the codes: the validation images use {share:.1%} of them")
+    if "code_perplexity" in newest and newest["code_perplexity"][1] < LEAST_PERPLEXITY:
+        step = newest["code_perplexity"][0]
+        found.append(f"step {step}: collapse of the codes: nearly all codes of the validation images are the same")
     return found
 
 

@@ -223,6 +223,6 @@ def test_samples_of_the_prior_have_the_codes_that_it_expects() -> None:
     assert ((places.bincount(minlength=36) - expected).square() / expected).sum() < 70  # chi-square, 35: p = 0.0004
 
 
-def test_a_use_of_few_codes_is_an_alarm() -> None:
-    assert find_alarms({"codes_used": (100, 0.5)}, {}) == []
-    assert "step 100: collapse of the codes" in find_alarms({"codes_used": (100, 0.01)}, {})[0]
+def test_one_code_for_nearly_everything_is_an_alarm() -> None:
+    assert find_alarms({"code_perplexity": (100, 9.0)}, {}) == []
+    assert "step 100: collapse of the codes" in find_alarms({"code_perplexity": (100, 1.1)}, {})[0]
