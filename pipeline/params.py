@@ -397,6 +397,10 @@ def _check_resumption(name: str, runs: dict[str, Run], models: dict[str, Trainab
 def _check_start(name: str, runs: dict[str, Run], models: dict[str, Any], data: Mapping[str, Any]) -> list[str]:
     """Return the problems of a run whose start cannot give it what its keys ask for."""
     run = runs[name]
+    starts = getattr(plugins.load("models", run.model), "STARTS", ())
+    if starts and (run.start == NONE or runs[run.start].model not in starts):
+        came = run.start if run.start == NONE else f"{run.start} of the model {runs[run.start].model}"
+        return [f"runs.{name}.start: model {run.model} needs a run of the model {' or '.join(starts)}, got {came}"]
     if getattr(models[name], "lora_rank", 0) and (run.freeze or run.skip):
         what = "only adapters of all blocks are trained, so that freeze keeps nothing and skip leaves fresh weights"
         return [f"runs.{name}: lora_rank: {what}; drop freeze and skip"]

@@ -201,8 +201,8 @@ def test_two_definitions_that_swap_their_names_change_the_digest(package: Path) 
     def change() -> None:
         edit(
             package / "models" / "vae.py",
-            "import make_average, shift_images, warmup_cosine",
-            "import make_average, warmup_cosine\nfrom pipeline.layers.blocks import translate as shift_images",
+            "make_average, shift_images, warmup_cosine",
+            "make_average, warmup_cosine\nfrom pipeline.layers.blocks import translate as shift_images",
         )
 
     assert find_changed(change) == {"train@vae", "sample@vae", "audit@vae"}

@@ -375,6 +375,24 @@ def test_a_run_starts_from_another_run_and_not_from_itself(write: Write) -> None
     assert problems(write({"runs.none": SHIPPED["runs"]["gan"]})) == ["runs.none: the name is reserved"]
 
 
+def test_a_prior_of_codes_starts_from_codes(write: Write) -> None:
+    training = {"steps": 5, "batch_size": 4, "learning_rate": 0.01, "warmup": 0, "final_learning_rate": 0.0}
+    training |= {"weight_decay": 0.0, "ema": 0.0, "shift": 0, "levels": [4, 4]}
+    size = {"layers": 1, "heads": 2, "width": 16, "dropout": 0.0, "matrix_learning_rate": 0.01, "temperature": 1.0}
+    prior = {**training, **size, "codes_width": 4, "codes_blocks": 1, "conditional": True}
+    models = {"models.codes": {**training, "width": 4, "blocks": 1}, "models.codes_prior": prior}
+    runs = {f"runs.{name}": {**SHIPPED["runs"]["vae"], "model": name} for name in ("codes", "codes_prior")}
+    runs["runs.codes_prior"] |= {"start": "codes", "skip": ["prior.*"]}
+    assert params.load(write({**models, **runs})).runs["codes_prior"].start == "codes"
+    [problem] = problems(write({**models, **runs, "runs.codes_prior.start": "vae"}))
+    needed = "runs.codes_prior.start: model codes_prior needs a run of the model codes or codes_prior"
+    assert problem == f"{needed}, got vae of the model vae"
+    [problem] = problems(
+        write({**models, **runs, "runs.codes_prior": {**runs["runs.codes_prior"], "start": "none", "skip": []}})
+    )
+    assert problem == f"{needed}, got none"
+
+
 def test_changes_are_checked_like_the_model_section(write: Write) -> None:
     [problem] = problems(write({"runs.vae.changes": {"lerning_rate": 1.0e-3}}))
     assert problem == "runs.vae.changes.lerning_rate: unknown key, did you mean 'learning_rate'?"

@@ -55,6 +55,7 @@ LEAST = 50  # images that a metric is computed of
 SURVEYED = 2000  # images whose values tell the range that a set uses
 TAIL = 0.001  # share of the values at each end that may be outliers
 NARROW = 128  # values; a set that uses fewer is too dark, too bright or too pale
+LEAST_PERPLEXITY = 2.0  # of codes; 16 codes of MNIST have 9, 256 have 55
 ROWS, COLUMNS, THUMB, MARGIN = 20, 8, 128, 104  # of a contact sheet: classes, images of each, and pixels
 
 
@@ -355,7 +356,7 @@ def look(loaded: Any, held_out: dict[str, Tensor], manifest: dict[str, Any], see
     if hasattr(model, "score"):
         scores = model.score(images, 1, make_generator(seed, "validate", device=model.device), held_out)
         values["validation_elbo_nats"] = float(scores["elbo"].mean())
-        values["active_units"] = float(scores["active_units"])
+        values |= {name: float(score) for name, score in scores.items() if not score.ndim}  # of latents or codes
     return Look([show("samples", samples, loaded)], values)
 
 
@@ -368,6 +369,9 @@ def find_alarms(newest: dict[str, tuple[int, float]], manifest: dict[str, Any]) 
         found.append(f"step {step}: mode collapse: {share:.0%} of the samples are all but copies of another one")
     if "active_units" in newest and newest["active_units"][1] == 0:
         found.append(f"step {newest['active_units'][0]}: posterior collapse: no latent unit depends on the image")
+    if "code_perplexity" in newest and newest["code_perplexity"][1] < LEAST_PERPLEXITY:
+        step = newest["code_perplexity"][0]
+        found.append(f"step {step}: collapse of the codes: nearly all codes of the validation images are the same")
     return found
 
 
@@ -400,18 +404,18 @@ def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: 
     observed = model.observe(images, make_generator(0, "observe"))
     generator = make_generator(seed, "score", device=model.device)
     scores = model.score(observed, sampling.importance_samples, generator, held_out)
-    named = {
-        "elbo_nats": scores["elbo"],
-        f"iw{sampling.importance_samples}_nats": scores["iw"],
-        "kl_nats": scores["kl"],
-        "active_units": scores["active_units"],
-    }
-    drawn.files["scores"] = {name: score.cpu() for name, score in named.items()}
+    names = {"elbo": "elbo_nats", "iw": f"iw{sampling.importance_samples}_nats", "kl": "kl_nats"}
+    drawn.files["scores"] = {names.get(name, name): score.cpu() for name, score in scores.items()}
     rows = spread(len(images), GRID // 2)
-    chosen = images[rows]
-    again = model.reconstruct(chosen, {name: held_out[name][rows] for name in model.given})
-    pairs = torch.stack([chosen, again.cpu()], dim=1).flatten(0, 1)
-    drawn.exhibits.append(show("reconstructions", pairs, loaded))
+    chosen, given = images[rows], {name: held_out[name][rows] for name in model.given}
+    again = {}
+    if hasattr(model, "reconstruct"):
+        again["reconstructions"] = model.reconstruct(chosen, given)
+    if hasattr(model, "complete"):  # of the upper half, to an even number of rows
+        generator = make_generator(seed, "complete", device=model.device)
+        again["completions"] = model.complete(chosen, chosen.size(2) // 4 * 2, generator, given)
+    for name, others in again.items():
+        drawn.exhibits.append(show(name, torch.stack([chosen, others.cpu()], dim=1).flatten(0, 1), loaded))
     return drawn
 
 

@@ -1,4 +1,4 @@
-"""Blocks that two or more models use: weight averaging, learning-rate schedules, the Muon optimizer.
+"""Blocks that several models use: residual convolutions, averaged weights, learning-rate schedules, the Muon optimizer.
 
 Dimensions: B batch, C H W image, T tokens, D width, V vocabulary, Z latent.
 """
@@ -15,6 +15,20 @@ from torch.optim.adamw import adamw
 from torch.optim.swa_utils import AveragedModel
 
 from pipeline.randomness import WHOLE, Part, share
+
+
+class Residual(nn.Module):
+    """x + conv(silu(conv(silu(x)))), same shape (B, D, H, W); starts as the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of x."""
+        return x + self.second(F.silu(self.first(F.silu(x))))
 
 
 def make_average(module: nn.Module, decay: float) -> AveragedModel:

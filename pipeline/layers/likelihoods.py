@@ -40,3 +40,8 @@ def log_normal(z: Tensor, mean: Tensor | float, log_variance: Tensor | float) ->
     log_variance = torch.as_tensor(log_variance, dtype=z.dtype, device=z.device)
     terms = log_variance + (z - mean).square() * (-log_variance).exp() + math.log(2 * math.pi)
     return -0.5 * terms.sum(dim=-1)
+
+
+def binarize(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw each pixel of uint8 images (B, C, H, W) white with its grey level as the chance: float32, 0 or 1."""
+    return (torch.rand(images.shape, generator=generator, device=images.device) < images / 255).float()

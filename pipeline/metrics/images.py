@@ -84,6 +84,8 @@ VALUES = {
     "class_share_min_{network}": _sample((), role="description", unit="share"),
     "class_share_max_{network}": _sample((), role="description", unit="share"),
     "active_units": Value(role="description", unit="latent units", counts="scored_images", depends=SCORED),
+    "codes_used": Value(role="description", unit="share of the codes", counts="scored_images", depends=SCORED),
+    "code_perplexity": Value(role="description", unit="codes", counts="scored_images", depends=SCORED),
     "floor_sets": Value(role="count", unit="sets", in_protocol=True),
     "scored_images": Value(role="count", unit="images"),  # always the whole test split
     "fid_{network}_reliable": Value(role="check", of="fid_{network}", depends=SEEN),

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields, find_field
 from pipeline.kinds.images import Spec
-from pipeline.layers.blocks import make_average, shift_images, warmup_cosine
+from pipeline.layers.blocks import Residual, make_average, shift_images, warmup_cosine
 from pipeline.layers.flow import Flow
 from pipeline.layers.latent_flow import LatentFlow, find_moments
 from pipeline.layers.likelihoods import gaussian_kl, log_bernoulli, log_discretized_logistic, log_normal
@@ -124,20 +123,6 @@ def require(config: Config, fields: Fields) -> None:
         below = max(4, max(height, width) // 4 * 4)
         msg = f"image sides must be multiples of 4, got {height}x{width}; {below} or {below + 4} would do"
         raise ArtifactError(msg)
-
-
-class Residual(nn.Module):
-    """x + conv(silu(conv(silu(x)))), same shape (B, D, H, W); starts as the identity."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return a tensor of the shape of x."""
-        return x + self.second(F.silu(self.first(F.silu(x))))
 
 
 class Network(nn.Module):

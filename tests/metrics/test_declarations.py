@@ -49,7 +49,9 @@ def compute_images() -> dict[str, list[float]]:
     sampling = Images(count=100, sets=2, importance_samples=7)
     config = images.Config(sampling=sampling, kid_subsets=2, kid_subset_size=50, neighbours=3, isc_splits=2)
     scores = {name: torch.rand(100) for name in ("elbo_nats", "iw7_nats", "kl_nats")} | {
-        "active_units": torch.tensor(5)
+        "active_units": torch.tensor(5),
+        "codes_used": torch.tensor(0.5),
+        "code_perplexity": torch.tensor(9.0),
     }
     networks = {"small_classifier": Pixels(), "inception": Pixels()}
     evidence = Evidence([draw(0), draw(1)], draw(2), [draw(3)], networks, scores, labelled={"small_classifier"})

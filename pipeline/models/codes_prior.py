@@ -1,0 +1,111 @@
+"""A transformer as the prior of discrete codes (van den Oord et al. 2017, "VQ-VAE"; Esser et al. 2021, "VQGAN").
+
+Run with `dvc repro train@codes_prior`, which starts from a run of codes.py: its encoder and decoder are a part of this
+model and stay as they are. The transformer of pixels.py learns the codes, row by row, after the class. They are encoded
+afresh at each step, from images that are drawn black and white again. The bound on the likelihood is that of codes.py
+with this prior in the place of equal chances.
+
+Dimensions: B batch, N images, C H W image, T = h w codes of an image.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.artifacts import ArtifactError
+from pipeline.kinds import Fields
+from pipeline.layers.likelihoods import log_bernoulli
+from pipeline.models import codes, pixels
+
+LEARNS = ("images",)
+STARTS = ("codes", "codes_prior")  # models that a run can start from
+
+
+class Config(pixels.Config):
+    """Hyper-parameters of the prior, and those of the codes' network, as its run has them."""
+
+    levels: list[Annotated[int, Field(ge=2)]] = Field(min_length=1, description="levels of the codes, as in the start")
+    codes_width: int = Field(ge=1, description="width of the codes' network, as in the start")
+    codes_blocks: int = Field(ge=0, description="blocks of the codes' network, as in the start")
+
+
+def describe_scores(config: Any) -> dict[str, Any]:
+    """Return what the scores are of, for the protocol: the class is a token whose nats count."""
+    del config
+    return {"of": "bernoulli on binarised images"}
+
+
+def require(config: Any, fields: Fields) -> None:
+    """Refuse data that the config does not fit.
+
+    Raises:
+        ArtifactError: if the sides are no multiples of 4, or if a conditional model gets no labels.
+    """
+    codes.require(config, fields)
+    pixels.require_labels(config, fields)
+
+
+class Network(codes.Network):
+    """The codes' encoder and decoder, which are not trained, and the transformer."""
+
+    def __init__(self, config: Config, spec: Any, classes: int) -> None:
+        super().__init__(spec, config.levels, config.codes_width, config.codes_blocks)
+        self.requires_grad_(False)
+        self.prior = pixels.Network(config, self.count, classes, self.size[0] * self.size[1])
+
+
+class Model(pixels.Tokens):
+    """Trains the transformer on the log-likelihood of each image's codes."""
+
+    def build(self, fields: Fields) -> Network:
+        """Return the network for images of these fields."""
+        require(self.config, fields)
+        return Network(self.config, fields[self.makes], self.count_classes(fields))
+
+    def begin(self, *, has_start: bool) -> None:
+        """Refuse codes that are not those of a start.
+
+        Raises:
+            ArtifactError: if there is no start, or its codes have other levels.
+        """
+        if not has_start:
+            msg = f"start: expected a run of the model {' or '.join(STARTS)}, got none"
+            raise ArtifactError(msg)
+        if (levels := cast("Network", self.network).levels.tolist()) != self.config.levels:
+            msg = f"levels: expected {levels} as in the start, got {self.config.levels}"
+            raise ArtifactError(msg)
+
+    def find_transformer(self, network: Any) -> pixels.Network:
+        """Return the part of a network that predicts codes."""
+        predictor: pixels.Network = network.prior
+        return predictor
+
+    def read(self, network: Any, x: Tensor) -> Tensor:
+        """Return the codes of binary images (B, C, H, W), int64 (B, T)."""
+        with torch.no_grad():
+            found: Tensor = network.read(x)
+        return found
+
+    def paint(self, network: Any, tokens: Tensor, probabilities: Tensor) -> Tensor:
+        """Return the pixels' means of codes (N, T), uint8 (N, C, H, W)."""
+        del probabilities
+        painted: Tensor = network.paint(tokens)
+        return painted
+
+    @torch.inference_mode()
+    def reconstruct(self, images: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """Encode uint8 images (N, C, H, W) and decode them again, to the pixels' means."""
+        del given
+        network: Any = self.kept.eval()
+        return self.paint(network, self.read(network, images.to(self.device) / 255), images)
+
+    def score_rest(self, network: Any, x: Tensor, tokens: Tensor) -> Tensor:
+        """Return the nats of binary images (B, C, H, W) given their codes, float64 (B,)."""
+        return -log_bernoulli(network.write(tokens), x).double()
+
+    def describe(self, nats: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """Return kl, the nats of the codes, which is the KL of a posterior that is sure of them; and their use."""
+        return {"kl": nats} | codes.describe_use(tokens, cast("Network", self.network).count)

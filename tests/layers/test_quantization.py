@@ -1,0 +1,55 @@
+"""Codes of few levels: every level and every code, and the gradient."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from pipeline.layers.quantization import from_codes, quantize, to_codes
+
+LEVELS = torch.tensor([2, 3, 4, 8])
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 8])
+def test_a_sweep_meets_exactly_the_levels_evenly_from_minus_one_to_one(count: int) -> None:
+    values = quantize(torch.linspace(-5, 5, 1001)[:, None], torch.tensor([count])).flatten()
+    assert (values.diff() >= -1e-6).all()
+    found = sorted({round(value, 5) for value in values.tolist()})
+    assert found == pytest.approx([2 * level / (count - 1) - 1 for level in range(count)], abs=1e-5)
+
+
+def test_a_value_goes_to_the_nearest_level_of_its_tanh() -> None:
+    z = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    values = quantize(z, LEVELS)
+    for place, count in enumerate(LEVELS.tolist()):
+        grid = torch.tensor([2 * level / (count - 1) - 1 for level in range(count)])
+        nearest = grid[(z[:, place, None].tanh() - grid).abs().argmin(dim=1)]
+        torch.testing.assert_close(values[:, place], nearest, rtol=0, atol=1e-6)
+
+
+def test_the_gradient_passes_the_rounding_as_that_of_tanh() -> None:
+    z = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weights = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
+    (quantize(z, LEVELS) * weights).sum().backward()
+    torch.testing.assert_close(z.grad, weights / z.detach().cosh().square())
+
+
+def test_codes_and_values_are_one_to_one_and_all_can_be_reached() -> None:
+    total = math.prod(LEVELS.tolist())
+    codes = torch.arange(total)
+    values = from_codes(codes, LEVELS)
+    assert torch.equal(to_codes(values, LEVELS), codes)
+    grids = [[2 * level / (count - 1) - 1 for level in range(count)] for count in LEVELS.tolist()]
+    expected = {tuple(round(value, 5) for value in row) for row in itertools.product(*grids)}
+    assert {tuple(round(value, 5) for value in row) for row in values.tolist()} == expected
+    # An encoder reaches each of them, as the level's own tanh, or nearly so at the ends.
+    reached = quantize((values * 0.95).atanh(), LEVELS)
+    assert torch.equal(to_codes(reached, LEVELS), codes)
+
+
+def test_codes_keep_the_shape_in_front() -> None:
+    z = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    codes = to_codes(quantize(z, LEVELS), LEVELS)
+    assert codes.shape == (3, 5)
+    torch.testing.assert_close(from_codes(codes, LEVELS), quantize(z, LEVELS), rtol=0, atol=1e-6)
