@@ -1,0 +1,246 @@
+"""Flow matching (Lipman et al. 2023; Liu et al. 2023, "rectified flow") of any kind of data that has a backbone.
+
+Run with `dvc repro train@<run>`. A network learns the velocity dx/dt = E[x1 - x0 | x] that carries noise x0 at time 0
+to data x1 at time 1, on the straight lines x = (1 - t) x0 + t x1. Times are logit-normal (Esser et al. 2024). Labels
+are dropped in a share of the examples, for guidance (Ho and Salimans 2022). `objective: meanflow` learns the mean
+velocity over a span of time, so that one step makes a sample (Geng et al. 2025, "MeanFlow"); it may start from a run
+that has learnt velocities. The likelihood is that of the flow's differential equation: layers/ode.py.
+
+Departures: grey levels are dequantised in the training too; a share of the times is close to the data, where the
+likelihood is decided; MeanFlow has our direction of time, and spans of zero in a share of the batch.
+
+Dimensions: B batch, C H W image, D dimensions of a value.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pipeline import plugins
+from pipeline.artifacts import ArtifactError
+from pipeline.kinds import Fields, find_field
+from pipeline.layers.ode import EXACT, draw_probes, find_log_density, integrate, to_time
+from pipeline.models import OneNetwork, OneNetworkConfig
+from pipeline.randomness import normal
+
+BACKBONE = ("CELL", "find_shape", "from_continuous", "make_velocity", "require_velocity", "to_continuous")
+LEARNS = plugins.find_providers("backbones", BACKBONE)
+TOGETHER = 100  # values that are scored in one pass
+VALIDATED = 500  # examples of a preview's loss
+
+
+class Config(OneNetworkConfig):
+    """Hyper-parameters of the flow."""
+
+    backbone: Literal["unet", "dit", "perceptron"] = Field(
+        description="network: unet or dit, a transformer for GPUs, of images; perceptron of points"
+    )
+    width: int = Field(ge=1, description="channels of a unet at half resolution; units of dit and perceptron")
+    blocks: int = Field(ge=1, description="blocks of a unet at a quarter of the resolution; layers of the others")
+    conditional: bool = Field(description="give the class to the network")
+    label_dropout: float = Field(ge=0, lt=1, description="share of the examples that are learnt without their label")
+    objective: Literal["velocity", "meanflow"] = Field(
+        description="what is learnt: velocities, or mean velocities over spans, for samples in one step"
+    )
+    meanflow_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        exclude_if=lambda share: share == 0.5,
+        description="share of the examples of meanflow that have a span; the others learn the velocity",
+    )
+    times: Literal["logit_normal", "uniform"] = Field(description="distribution of the times in [0, 1]")
+    late_share: float = Field(
+        ge=0, le=1, description="share of the times that are close to the data instead, for the likelihood"
+    )
+    guidance: float = Field(ge=0, description="weight of the class when sampling; 1: as learnt, above: more typical")
+    sampler: Literal["euler", "heun"] = Field(description="solver of the samples; heun takes two evaluations per step")
+    sampling_steps: int = Field(ge=1, description="steps from noise to sample; 1 needs objective meanflow")
+    likelihood_steps: int = Field(
+        ge=1, description="steps of the likelihood, of four evaluations each; it is computed with twice as many, too"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if not self.conditional and (self.label_dropout or self.guidance != 1):
+            msg = "label_dropout and guidance are about classes: with conditional false they must be 0 and 1"
+            raise ValueError(msg)
+        if self.guidance != 1 and not self.label_dropout:
+            msg = "guidance needs what is learnt without labels: set label_dropout above 0, or guidance 1"
+            raise ValueError(msg)
+        return self
+
+
+def describe_scores(config: Config) -> dict[str, Any]:
+    """Return what the scores are of, for the protocol; `levels` is equal for all models of such probabilities."""
+    given = ", given the class" if config.conditional else ""
+    return {"of": f"density of the flow on dequantised grey levels{given}", "levels": f"256 grey levels{given}"}
+
+
+def require(config: Config, fields: Fields) -> None:
+    """Refuse data that the config does not fit.
+
+    Raises:
+        ArtifactError: if a conditional model gets no labels, or the network does not fit the values.
+    """
+    spec = fields[find_field(fields, LEARNS)]
+    if config.conditional and ("labels" not in fields or not fields["labels"].classes):
+        msg = "conditional true needs labels, and the data have none: "
+        msg += "set conditional false, label_dropout 0 and guidance 1"
+        raise ArtifactError(msg)
+    plugins.load("backbones", spec.kind).require_velocity(config.backbone, config.width, spec)
+
+
+class Model(OneNetwork):
+    """Trains the network on velocities or mean velocities; the kept one is the average."""
+
+    def build(self, fields: Fields) -> nn.Module:
+        """Return the network for data of these fields."""
+        config, spec = self.config, fields[self.makes]
+        require(config, fields)
+        self.spec, self.backbone = spec, plugins.load("backbones", spec.kind)
+        self.given = ("labels",) if config.conditional else ()
+        self.classes = fields["labels"].classes if config.conditional else 0
+        network: nn.Module = self.backbone.make_velocity(
+            config.backbone, config.width, config.blocks, spec, self.classes
+        )
+        return network
+
+    def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw the times of training examples in [0, 1), (B,)."""
+        numbers = torch.rand(2, count, generator=generator, device=generator.device)
+        times = normal(count, generator=generator).sigmoid() if self.config.times == "logit_normal" else numbers[0]
+        return torch.where(numbers[1] < self.config.late_share, to_time(numbers[0]), times)
+
+    def compute_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Return the mean squared error of the velocity or mean velocity, over a batch of stored values and labels."""
+        config = self.config
+        data = self.backbone.to_continuous(batch[self.makes], generator)  # (B, ...)
+        labels = self._take_labels(batch)
+        times, noise = self.draw_times(len(data), generator), normal(*data.shape, generator=generator)
+        if labels is not None:
+            dropped = torch.rand(len(data), generator=generator, device=data.device) < config.label_dropout
+            labels = torch.where(dropped, self.classes, labels)
+        x, velocity = torch.lerp(noise, data, _fit(times, data)), data - noise
+        if config.objective == "velocity":
+            return F.mse_loss(self.network(x, times, torch.zeros_like(times), labels), velocity)
+        return self._compute_meanflow(x, times, velocity, labels, generator)
+
+    def _compute_meanflow(
+        self, x: Tensor, times: Tensor, velocity: Tensor, labels: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
+        """Return the loss of the mean velocity u(x, t, s) over the span from t to t + s (Geng et al. 2025, eq. 6).
+
+        s u is the integral of v from t to t + s. The derivative of both along the path, with t + s fixed, gives
+        u = v + s du/dt. The first examples of a batch have a span.
+        """
+        count = max(1, round(self.config.meanflow_share * len(x)))
+        other = self.draw_times(count, generator)
+        early, late = torch.minimum(times[:count], other), torch.maximum(times[:count], other)
+        moved = x[:count] + _fit(early - times[:count], x) * velocity[:count]  # along the same line
+        x = torch.cat([moved, x[count:]])
+        times = torch.cat([early, times[count:]])
+        spans = torch.cat([late - early, torch.zeros_like(times[count:])])
+        own = None if labels is None else labels[:count]
+        # The fused kernels of attention have no forward derivative (pytorch#117629).
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            _, change = torch.func.jvp(
+                lambda *at: self.network(*at, own),
+                (x[:count], early, spans[:count]),
+                (velocity[:count], torch.ones_like(early), -torch.ones_like(early)),
+            )
+        target = velocity.clone()
+        target[:count] += _fit(spans[:count], x) * change
+        error = (self.network(x, times, spans, labels) - target).square().flatten(1).mean(dim=1)
+        return (error / (error.detach() + 1e-2)).mean()  # large errors count less, as in the paper
+
+    def _take_labels(self, values: Mapping[str, Tensor]) -> Tensor | None:
+        return values["labels"].to(self.device) if self.config.conditional else None
+
+    def draw(self, network: nn.Module, count: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
+        """Return `count` samples of a network, by the config's sampler, steps and guidance."""
+        shape = self.backbone.find_shape(self.spec)
+        return self.carry(network, normal(count, *shape, generator=generator), self._take_labels(given))
+
+    def carry(self, network: nn.Module, noise: Tensor, labels: Tensor | None) -> Tensor:
+        """Carry noise (B, ...) to values like the data."""
+        config, x = self.config, noise
+        times = torch.linspace(0, 1, config.sampling_steps + 1, dtype=torch.float64).tolist()
+        if config.objective == "meanflow":  # each step is the network's own
+            for start in times[:-1]:
+                x = x + self.guide(network, x, start, 1 / config.sampling_steps, labels) / config.sampling_steps
+            return self.backbone.from_continuous(x)
+
+        def rate(state: Tensor, time: float) -> Tensor:
+            return self.guide(network, state, time, 0.0, labels)
+
+        x = integrate(rate, x, times[:-1], config.sampler)
+        return self.backbone.from_continuous(integrate(rate, x, times[-2:], "euler"))  # none is learnt at time 1
+
+    def guide(self, network: nn.Module, x: Tensor, time: float, span: float, labels: Tensor | None) -> Tensor:
+        """Return the guided velocity v0 + w (v - v0) at values x (B, ...); v0 is that without labels."""
+        times, spans = (torch.full((len(x),), value, device=x.device) for value in (time, span))
+        if labels is None or self.config.guidance == 1:
+            velocity: Tensor = network(x, times, spans, labels)
+            return velocity
+        both = torch.cat([labels, torch.full_like(labels, self.classes)])
+        found, without = network(x.repeat(2, *[1] * (x.ndim - 1)), times.repeat(2), spans.repeat(2), both).chunk(2)
+        return without + self.config.guidance * (found - without)
+
+    @torch.inference_mode()
+    def validate(self, values: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, float]:
+        """Return the loss of the kept network's velocities on held-out values, for previews."""
+        network = self.kept.eval()
+        data = self.backbone.to_continuous(values[self.makes][:VALIDATED].to(self.device), generator)
+        labels = self._take_labels({name: each[:VALIDATED] for name, each in values.items()})
+        times, noise = self.draw_times(len(data), generator), normal(*data.shape, generator=generator)
+        x = torch.lerp(noise, data, _fit(times, data))
+        return {"validation_loss": float(F.mse_loss(network(x, times, torch.zeros_like(times), labels), data - noise))}
+
+    def find_log_density(self, values: Tensor, labels: Tensor | None, steps: int, probes: Tensor | None) -> Tensor:
+        """Return log p in nats of continuous values (B, ...), float64 (B,), given the class when conditional."""
+        network = self.kept.eval()
+        return find_log_density(
+            lambda x, times: network(x, times, torch.zeros_like(times), labels), values, steps, probes
+        )
+
+    def score_levels(
+        self, values: Tensor, generator: torch.Generator, given: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Score held-out uint8 images (N, C, H, W), with labels int64 (N,) if conditional.
+
+        Returns:
+            bits_per_dim: bound of the bits per dimension of the grey levels, float64 (N,); nats: the same in nats per
+            image; bits_per_dim_change: what twice as many evaluations have changed.
+        """
+        dimensions = math.prod(self.backbone.find_shape(self.spec))
+        data = self.backbone.to_continuous(values.to(self.device), generator)
+        probes = draw_probes(data.shape, generator) if dimensions > EXACT else None
+        labels, steps = self._take_labels(given), self.config.likelihood_steps
+        found: dict[int, list[Tensor]] = {steps: [], 2 * steps: []}
+        for part in torch.arange(len(data), device=self.device).split(TOGETHER):
+            own, probe = None if labels is None else labels[part], None if probes is None else probes[part]
+            for count, densities in found.items():
+                densities.append(self.find_log_density(data[part], own, count, probe))
+        coarse, fine = (to_bits(torch.cat(densities), dimensions, self.backbone.CELL) for densities in found.values())
+        return {
+            "bits_per_dim": fine,
+            "nats": fine * dimensions * math.log(2),
+            "bits_per_dim_change": fine - coarse,
+        }
+
+
+def to_bits(log_density: Tensor, dimensions: int, width: float) -> Tensor:
+    """Return the bits per dimension of cells of a width, which a log-density in nats of D dimensions gives (bounds)."""
+    return -log_density / (dimensions * math.log(2)) - math.log2(width)
+
+
+def _fit(times: Tensor, values: Tensor) -> Tensor:
+    """Return times (B,) in a shape that multiplies values (B, ...)."""
+    return times.view(-1, *[1] * (values.ndim - 1))
