@@ -80,7 +80,11 @@ class Config(OneNetworkConfig):
 def describe_scores(config: Config) -> dict[str, Any]:
     """Return what the scores are of, for the protocol; `levels` is equal for all models of such probabilities."""
     given = ", given the class" if config.conditional else ""
-    return {"of": f"density of the flow on dequantised grey levels{given}", "levels": f"256 grey levels{given}"}
+    return {
+        "of": f"density of the flow on dequantised grey levels{given}",
+        "levels": f"256 grey levels{given}",
+        "evaluations": 8 * config.likelihood_steps,
+    }
 
 
 def require(config: Config, fields: Fields) -> None:
@@ -216,8 +220,8 @@ class Model(OneNetwork):
         """Score held-out uint8 images (N, C, H, W), with labels int64 (N,) if conditional.
 
         Returns:
-            bits_per_dim: bound of the bits per dimension of the grey levels, float64 (N,); nats: the same in nats per
-            image; bits_per_dim_change: what twice as many evaluations have changed.
+            bits_per_dim: bound of the bits per dimension of the grey levels, float64 (N,); levels_nats: the same in
+            nats per image; bits_per_dim_change: how much twice as many evaluations have changed the bits.
         """
         dimensions = math.prod(self.backbone.find_shape(self.spec))
         data = self.backbone.to_continuous(values.to(self.device), generator)
@@ -231,7 +235,7 @@ class Model(OneNetwork):
         coarse, fine = (to_bits(torch.cat(densities), dimensions, self.backbone.CELL) for densities in found.values())
         return {
             "bits_per_dim": fine,
-            "nats": fine * dimensions * math.log(2),
+            "levels_nats": fine * dimensions * math.log(2),
             "bits_per_dim_change": fine - coarse,
         }
 
