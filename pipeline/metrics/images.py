@@ -58,9 +58,9 @@ FLOORS = {"fid": FID, "fid_infinity": FID, "kid": KID, "precision": NEAREST, "re
 # ... and those of a model's scores.
 SCORED = ("scores", "numbers.scores", "reference.sha256.test")
 BOUND = (*SCORED, "metric.sampling.importance_samples")
-# Bits are comparable between models: their kind of bound is no field.
-LEVELS = ("scores.levels", "numbers.scores", "reference.sha256.test", "counts.bits_images")
-BITS = (*LEVELS, "metric.sampling.importance_samples")
+# Bits are comparable between models: their kind of bound is no field. Those of a flow are computed without samples.
+LEVELS = (*SCORED, "counts.bits_images")
+BITS = ("scores.levels", *BOUND[1:], "counts.bits_images")
 MOST_CHANGED = 0.01  # bits per dimension, by twice as many evaluations; above, the likelihood is not reliable
 
 
@@ -88,10 +88,10 @@ VALUES = {
     ),
     "levels_nats": Value(direction="lower", unit="nats per image", counts="bits_images", depends=LEVELS),
     "bits_per_dim_change": Value(
-        role="description", unit="bits, by twice the evaluations", counts="bits_images", depends=(*LEVELS, "scores")
+        role="description", unit="bits, by twice the evaluations", counts="bits_images", depends=LEVELS
     ),
     "bits_images": Value(role="count", unit="images", in_protocol=True),
-    "bits_per_dim_reliable": Value(role="check", of="bits_per_dim", depends=(*LEVELS, "scores")),
+    "bits_per_dim_reliable": Value(role="check", of="bits_per_dim", depends=("scores",)),
     "fid_infinity_{network}": _sample((*TEST, *FID), direction="lower"),
     "kid_{network}": _sample((*TEST, *KID), direction="lower"),
     "isc_{network}": _sample(ISC, direction="higher"),

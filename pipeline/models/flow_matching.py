@@ -2,12 +2,12 @@
 
 Run with `dvc repro train@<run>`. A network learns the velocity dx/dt = E[x1 - x0 | x] that carries noise x0 at time 0
 to data x1 at time 1, on the straight lines x = (1 - t) x0 + t x1. Times are logit-normal (Esser et al. 2024). Labels
-are dropped in a share of the examples, for guidance (Ho and Salimans 2022). `objective: meanflow` learns the mean
-velocity over a span of time, so that one step makes a sample (Geng et al. 2025, "MeanFlow"); it may start from a run
-that has learnt velocities. The likelihood is that of the flow's differential equation: layers/ode.py.
+are dropped in a share of the examples, for guidance (Ho and Salimans 2022). `objective: shortcut` also learns mean
+velocities over spans of time, so that one step makes a sample (Frans et al. 2025, "shortcut models"); it may start from
+a run that has learnt velocities. The likelihood is that of the flow's differential equation: layers/ode.py.
 
 Departures: grey levels are dequantised in the training too; a share of the times is close to the data, where the
-likelihood is decided; MeanFlow has our direction of time, and spans of zero in a share of the batch.
+likelihood is decided; the shortest spans are learnt from guided velocities, and no other guidance is needed for spans.
 
 Dimensions: B batch, C H W image, D dimensions of a value.
 """
@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline import plugins
 from pipeline.artifacts import ArtifactError
@@ -31,6 +30,7 @@ from pipeline.randomness import normal
 
 BACKBONE = ("CELL", "find_shape", "from_continuous", "make_velocity", "require_velocity", "to_continuous")
 LEARNS = plugins.find_providers("backbones", BACKBONE)
+SPANS = (1.0, 0.5, 0.25, 0.125)  # that shortcuts are learnt of
 TOGETHER = 100  # values that are scored in one pass
 VALIDATED = 500  # examples of a preview's loss
 
@@ -45,15 +45,11 @@ class Config(OneNetworkConfig):
     blocks: int = Field(ge=1, description="blocks of a unet at a quarter of the resolution; layers of the others")
     conditional: bool = Field(description="give the class to the network")
     label_dropout: float = Field(ge=0, lt=1, description="share of the examples that are learnt without their label")
-    objective: Literal["velocity", "meanflow"] = Field(
-        description="what is learnt: velocities, or mean velocities over spans, for samples in one step"
+    objective: Literal["velocity", "shortcut"] = Field(
+        description="what is learnt: velocities, or mean velocities over spans too, for samples in 1, 2, 4 or 8 steps"
     )
-    meanflow_share: float = Field(
-        default=0.5,
-        gt=0,
-        le=1,
-        exclude_if=lambda share: share == 0.5,
-        description="share of the examples of meanflow that have a span; the others learn the velocity",
+    shortcut_share: float = Field(
+        default=0.5, gt=0, lt=1, description="share of the examples of a shortcut that have a span"
     )
     times: Literal["logit_normal", "uniform"] = Field(description="distribution of the times in [0, 1]")
     late_share: float = Field(
@@ -61,7 +57,7 @@ class Config(OneNetworkConfig):
     )
     guidance: float = Field(ge=0, description="weight of the class when sampling; 1: as learnt, above: more typical")
     sampler: Literal["euler", "heun"] = Field(description="solver of the samples; heun takes two evaluations per step")
-    sampling_steps: int = Field(ge=1, description="steps from noise to sample; 1 needs objective meanflow")
+    sampling_steps: int = Field(ge=1, description="steps from noise to sample; few need objective shortcut")
     likelihood_steps: int = Field(
         ge=1, description="steps of the likelihood, of four evaluations each; it is computed with twice as many, too"
     )
@@ -73,6 +69,9 @@ class Config(OneNetworkConfig):
             raise ValueError(msg)
         if self.guidance != 1 and not self.label_dropout:
             msg = "guidance needs what is learnt without labels: set label_dropout above 0, or guidance 1"
+            raise ValueError(msg)
+        if self.objective == "shortcut" and 1 / self.sampling_steps not in SPANS:
+            msg = f"sampling_steps: expected 1, 2, 4 or 8 with objective shortcut, got {self.sampling_steps}"
             raise ValueError(msg)
         return self
 
@@ -132,37 +131,33 @@ class Model(OneNetwork):
             dropped = torch.rand(len(data), generator=generator, device=data.device) < config.label_dropout
             labels = torch.where(dropped, self.classes, labels)
         x, velocity = torch.lerp(noise, data, _fit(times, data)), data - noise
-        if config.objective == "velocity":
-            return F.mse_loss(self.network(x, times, torch.zeros_like(times), labels), velocity)
-        return self._compute_meanflow(x, times, velocity, labels, generator)
+        spans = torch.zeros_like(times)
+        if config.objective == "shortcut":
+            count = max(1, round(config.shortcut_share * len(data)))
+            own = None if labels is None else labels[:count]
+            spans[:count], times[:count] = self.draw_spans(count, generator)
+            x[:count] = torch.lerp(noise[:count], data[:count], _fit(times[:count], data))
+            velocity[:count] = self.find_shortcut(x[:count], times[:count], spans[:count], own)
+        return F.mse_loss(self.network(x, times, spans, labels), velocity)
 
-    def _compute_meanflow(
-        self, x: Tensor, times: Tensor, velocity: Tensor, labels: Tensor | None, generator: torch.Generator
-    ) -> Tensor:
-        """Return the loss of the mean velocity u(x, t, s) over the span from t to t + s (Geng et al. 2025, eq. 6).
+    def draw_spans(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw spans of SPANS and the times at which they begin, multiples of the span, (B,) each."""
+        numbers = torch.rand(2, count, generator=generator, device=generator.device)
+        spans = torch.tensor(SPANS, device=generator.device)[(numbers[0] * len(SPANS)).long()]
+        return spans, spans * (numbers[1] / spans).floor()
 
-        s u is the integral of v from t to t + s. The derivative of both along the path, with t + s fixed, gives
-        u = v + s du/dt. The first examples of a batch have a span.
+    @torch.no_grad()
+    def find_shortcut(self, x: Tensor, times: Tensor, spans: Tensor, labels: Tensor | None) -> Tensor:
+        """Return what the mean velocity over spans from times (B,) at x (B, ...) shall be: that of two half spans.
+
+        The kept network makes them. Halves of the shortest span are steps of its velocity, guided as the config says.
         """
-        count = max(1, round(self.config.meanflow_share * len(x)))
-        other = self.draw_times(count, generator)
-        early, late = torch.minimum(times[:count], other), torch.maximum(times[:count], other)
-        moved = x[:count] + _fit(early - times[:count], x) * velocity[:count]  # along the same line
-        x = torch.cat([moved, x[count:]])
-        times = torch.cat([early, times[count:]])
-        spans = torch.cat([late - early, torch.zeros_like(times[count:])])
-        own = None if labels is None else labels[:count]
-        # The fused kernels of attention have no forward derivative (pytorch#117629).
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            _, change = torch.func.jvp(
-                lambda *at: self.network(*at, own),
-                (x[:count], early, spans[:count]),
-                (velocity[:count], torch.ones_like(early), -torch.ones_like(early)),
-            )
-        target = velocity.clone()
-        target[:count] += _fit(spans[:count], x) * change
-        error = (self.network(x, times, spans, labels) - target).square().flatten(1).mean(dim=1)
-        return (error / (error.detach() + 1e-2)).mean()  # large errors count less, as in the paper
+        shortest = spans == SPANS[-1]
+        halves = torch.where(shortest, 0.0, spans / 2)
+        weight = torch.where(shortest, self.config.guidance, 1.0)
+        first = self.guide(self.kept, x, times, halves, labels, weight)
+        later = x + _fit(spans / 2, x) * first
+        return (first + self.guide(self.kept, later, times + spans / 2, halves, labels, weight)) / 2
 
     def _take_labels(self, values: Mapping[str, Tensor]) -> Tensor | None:
         return values["labels"].to(self.device) if self.config.conditional else None
@@ -176,26 +171,29 @@ class Model(OneNetwork):
         """Carry noise (B, ...) to values like the data."""
         config, x = self.config, noise
         times = torch.linspace(0, 1, config.sampling_steps + 1, dtype=torch.float64).tolist()
-        if config.objective == "meanflow":  # each step is the network's own
-            for start in times[:-1]:
-                x = x + self.guide(network, x, start, 1 / config.sampling_steps, labels) / config.sampling_steps
-            return self.backbone.from_continuous(x)
+        is_shortcut = config.objective == "shortcut"
+        span = 1 / config.sampling_steps if is_shortcut else 0.0
+        weight = torch.full((len(x),), 1.0 if is_shortcut else config.guidance, device=x.device)
 
         def rate(state: Tensor, time: float) -> Tensor:
-            return self.guide(network, state, time, 0.0, labels)
+            at = torch.full((len(state),), time, device=state.device)
+            return self.guide(network, state, at, torch.full_like(at, span), labels, weight)
 
-        x = integrate(rate, x, times[:-1], config.sampler)
-        return self.backbone.from_continuous(integrate(rate, x, times[-2:], "euler"))  # none is learnt at time 1
+        # No velocity is learnt at time 1, where the last step of heun would end.
+        x = integrate(rate, x, times[:-1], "euler" if is_shortcut else config.sampler)
+        return self.backbone.from_continuous(integrate(rate, x, times[-2:], "euler"))
 
-    def guide(self, network: nn.Module, x: Tensor, time: float, span: float, labels: Tensor | None) -> Tensor:
-        """Return the guided velocity v0 + w (v - v0) at values x (B, ...); v0 is that without labels."""
-        times, spans = (torch.full((len(x),), value, device=x.device) for value in (time, span))
-        if labels is None or self.config.guidance == 1:
-            velocity: Tensor = network(x, times, spans, labels)
+    def guide(
+        self, network: nn.Module, x: Tensor, times: Tensor, spans: Tensor, labels: Tensor | None, weight: Tensor
+    ) -> Tensor:
+        """Return guided velocities v0 + w (v - v0) at values x (B, ...), with v0 without labels and weights w (B,)."""
+        velocity: Tensor = network(x, times, spans, labels)
+        rows = (weight != 1).nonzero().squeeze(1)
+        if labels is None or not len(rows):
             return velocity
-        both = torch.cat([labels, torch.full_like(labels, self.classes)])
-        found, without = network(x.repeat(2, *[1] * (x.ndim - 1)), times.repeat(2), spans.repeat(2), both).chunk(2)
-        return without + self.config.guidance * (found - without)
+        without = network(x[rows], times[rows], spans[rows], torch.full_like(labels[rows], self.classes))
+        guided = without + _fit(weight[rows], x) * (velocity[rows] - without)
+        return velocity.index_copy(0, rows, guided)
 
     @torch.inference_mode()
     def validate(self, values: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, float]:
