@@ -25,9 +25,8 @@ class Block(nn.Module):
         self.second_norm = nn.GroupNorm(GROUPS, width)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         self.modulation = nn.Linear(condition, 2 * width)
-        for layer in (self.second, self.modulation):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in (*self.second.parameters(), *self.modulation.parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Return a tensor of the shape of x."""

@@ -7,7 +7,7 @@ velocities over spans of time, so that one step makes a sample (Frans et al. 202
 a run that has learnt velocities. The likelihood is that of the flow's differential equation: layers/ode.py.
 
 Departures: grey levels are dequantised in the training too; a share of the times is close to the data, where the
-likelihood is decided; the shortest spans are learnt from guided velocities, and no other guidance is needed for spans.
+likelihood is decided; the shortest spans may be learnt from guided velocities, besides guidance when sampling.
 
 Dimensions: B batch, C H W image, D dimensions of a value.
 """
@@ -51,6 +51,9 @@ class Config(OneNetworkConfig):
     shortcut_share: float = Field(
         default=0.5, gt=0, lt=1, description="share of the examples of a shortcut that have a span"
     )
+    shortcut_guidance: float = Field(
+        default=1.0, ge=0, description="weight of the class in the velocities that the shortest spans are learnt from"
+    )
     times: Literal["logit_normal", "uniform"] = Field(description="distribution of the times in [0, 1]")
     late_share: float = Field(
         ge=0, le=1, description="share of the times that are close to the data instead, for the likelihood"
@@ -64,10 +67,11 @@ class Config(OneNetworkConfig):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
-        if not self.conditional and (self.label_dropout or self.guidance != 1):
+        is_guided = self.guidance != 1 or self.shortcut_guidance != 1
+        if not self.conditional and (self.label_dropout or is_guided):
             msg = "label_dropout and guidance are about classes: with conditional false they must be 0 and 1"
             raise ValueError(msg)
-        if self.guidance != 1 and not self.label_dropout:
+        if is_guided and not self.label_dropout:
             msg = "guidance needs what is learnt without labels: set label_dropout above 0, or guidance 1"
             raise ValueError(msg)
         if self.objective == "shortcut" and 1 / self.sampling_steps not in SPANS:
@@ -150,11 +154,11 @@ class Model(OneNetwork):
     def find_shortcut(self, x: Tensor, times: Tensor, spans: Tensor, labels: Tensor | None) -> Tensor:
         """Return what the mean velocity over spans from times (B,) at x (B, ...) shall be: that of two half spans.
 
-        The kept network makes them. Halves of the shortest span are steps of its velocity, guided as the config says.
+        The kept network makes them. Halves of the shortest span are steps of its velocity, guided by shortcut_guidance.
         """
         shortest = spans == SPANS[-1]
         halves = torch.where(shortest, 0.0, spans / 2)
-        weight = torch.where(shortest, self.config.guidance, 1.0)
+        weight = torch.where(shortest, self.config.shortcut_guidance, 1.0)
         first = self.guide(self.kept, x, times, halves, labels, weight)
         later = x + _fit(spans / 2, x) * first
         return (first + self.guide(self.kept, later, times + spans / 2, halves, labels, weight)) / 2
@@ -173,7 +177,7 @@ class Model(OneNetwork):
         times = torch.linspace(0, 1, config.sampling_steps + 1, dtype=torch.float64).tolist()
         is_shortcut = config.objective == "shortcut"
         span = 1 / config.sampling_steps if is_shortcut else 0.0
-        weight = torch.full((len(x),), 1.0 if is_shortcut else config.guidance, device=x.device)
+        weight = torch.full((len(x),), config.guidance, device=x.device)
 
         def rate(state: Tensor, time: float) -> Tensor:
             at = torch.full((len(state),), time, device=state.device)

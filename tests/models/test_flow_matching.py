@@ -200,7 +200,7 @@ class Curved(nn.Module):
 
 def test_the_target_of_a_span_is_what_its_halves_make() -> None:
     # The exact mean velocity is its own target; the halves of the shortest span are Euler steps of the velocity.
-    model = make_model(objective="shortcut", sampling_steps=1, ema=0.0, guidance=1.0)
+    model = make_model(objective="shortcut", sampling_steps=1, ema=0.0)
     model.network = Curved()
     x = torch.randn(4, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     spans, times = torch.tensor([1.0, 0.5, 0.25, 0.125]), torch.zeros(4)
@@ -208,6 +208,17 @@ def test_the_target_of_a_span_is_what_its_halves_make() -> None:
     exact = model.network(x, times, spans, None)
     torch.testing.assert_close(target[:3], exact[:3])
     torch.testing.assert_close(target[3], x[3] * ((1 + 1 / 16) ** 2 - 1) * 8)
+
+
+def test_only_the_shortest_spans_are_learnt_from_guided_velocities() -> None:
+    x, times, spans = torch.randn(4, 1, 8, 8), torch.zeros(4), torch.tensor([1.0, 0.5, 0.25, 0.125])
+    labels = torch.zeros(4, dtype=torch.int64)
+    values = {"objective": "shortcut", "sampling_steps": 1}
+    plain, guided = (
+        make_model(**values, shortcut_guidance=weight).find_shortcut(x, times, spans, labels) for weight in (1.0, 3.0)
+    )
+    torch.testing.assert_close(guided[:3], plain[:3])
+    assert (guided[3] - plain[3]).abs().max() > 1e-3
 
 
 def test_spans_begin_at_their_multiples_and_end_within_the_time() -> None:
@@ -252,6 +263,7 @@ def test_data_that_do_not_fit_are_refused_with_what_would(fields: Any, changes: 
     ("changes", "words"),
     [
         ({"conditional": False}, "label_dropout and guidance are about classes"),
+        ({"conditional": False, "label_dropout": 0.0, "guidance": 1.0, "shortcut_guidance": 2.0}, "about classes"),
         ({"label_dropout": 0.0}, "guidance needs what is learnt without labels"),
         ({"objective": "shortcut"}, "sampling_steps: expected 1, 2, 4 or 8 with objective shortcut, got 3"),
     ],
