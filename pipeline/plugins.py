@@ -102,7 +102,8 @@ def load(family: str, name: str) -> ModuleType:
     if absent := [needed for needed in NEEDED[family] if not hasattr(module, needed)]:
         msg = f"{file}: expected {', '.join(NEEDED[family])}; it lacks {', '.join(absent)}"
         raise ValueError(msg)
-    if hasattr(getattr(module, "Model", None), "score") and not hasattr(module, "describe_scores"):
-        msg = f"{file}: its Model has score, expected describe_scores: what the scores are of"
+    scores = [each for each in ("score", "score_levels") if hasattr(getattr(module, "Model", None), each)]
+    if scores and not hasattr(module, "describe_scores"):
+        msg = f"{file}: its Model has {scores[0]}, expected describe_scores: what the scores are of"
         raise ValueError(msg)
     return module

@@ -172,10 +172,10 @@ def edit_params(workdir: Path, yaml_texts: dict[str, str]) -> Callable[..., None
 
 @pytest.fixture
 def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
-    """Make a text the model `flow_matching` of another installed package; the function returns its file."""
+    """Make a text the model `tiny_flow` of another installed package; the function returns its file."""
     from pipeline import plugins
 
-    entry = EntryPoint("flow_matching", "brought_package.flow", f"{plugins.GROUP}.models")
+    entry = EntryPoint("tiny_flow", "brought_package.flow", f"{plugins.GROUP}.models")
     monkeypatch.setattr(plugins, "_read_entry_points", lambda: EntryPoints([entry]))
     path = tmp_path / "brought_package" / "flow.py"
     path.parent.mkdir()

@@ -60,9 +60,9 @@ def test_another_package_adds_a_plug_in_but_not_under_a_name_that_is_taken(
     brought: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     brought('"""A model."""\n\nConfig = Model = require = print\nLEARNS = ()\n')
-    assert "flow_matching" in plugins.names("models")
-    assert "flow_matching" not in plugins.names("data")
-    assert plugins.load("models", "flow_matching").__name__ == "brought_package.flow"
+    assert "tiny_flow" in plugins.names("models")
+    assert "tiny_flow" not in plugins.names("data")
+    assert plugins.load("models", "tiny_flow").__name__ == "brought_package.flow"
     entry = EntryPoint("gan", "brought_package.flow", f"{plugins.GROUP}.models")
     monkeypatch.setattr(plugins, "_read_entry_points", lambda: EntryPoints([entry]))
     with pytest.raises(ValueError, match=r"two models plug-ins 'gan': pipeline/models/gan.py and brought_package.flow"):
@@ -73,7 +73,7 @@ def test_another_package_adds_a_plug_in_but_not_under_a_name_that_is_taken(
 def test_a_file_that_cannot_be_imported_is_named(brought: Callable[[str], Path], line: str, error: str) -> None:
     brought(line)
     with pytest.raises(ValueError, match=rf"brought_package\.flow .*: cannot be imported: {error}"):
-        plugins.load("models", "flow_matching")
+        plugins.load("models", "tiny_flow")
 
 
 def test_listing_imports_no_plug_in() -> None:

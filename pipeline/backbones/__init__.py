@@ -7,4 +7,7 @@ PICTORIAL                     whether flips, augmentations and convolutions at f
 make_generator                layers from a latent vector to values
 make_discriminator            layers from values to features, and how many features there are
 make_features, shift          a classifier's layers likewise, and its augmentation
+to_continuous, from_continuous    between stored values and those that have a density
+CELL, find_shape              the width of a stored value among those, and the shape of an example
+make_velocity                 the network of a flow, by the name of an architecture
 """

@@ -1,6 +1,7 @@
-"""Convolutions for images: of a GAN (Radford et al. 2016, "DCGAN") and of the classifier, sized by the image's shape.
+"""Networks for images: of a GAN (Radford et al. 2016, "DCGAN"), of the classifier and of flows, sized by the shape.
 
-A generator starts at 7x7 for 28x28 and doubles the side; a discriminator halves it by stride-2 convolutions.
+A generator starts at 7x7 for 28x28 and doubles the side; a discriminator halves it by stride-2 convolutions. The
+velocity of a flow is a U-Net's or a transformer's.
 
 Dimensions: B batch, C H W image.
 """
@@ -8,16 +9,22 @@ Dimensions: B batch, C H W image.
 from collections.abc import Callable
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pipeline.artifacts import ArtifactError
 from pipeline.kinds.images import Spec
 from pipeline.layers.blocks import from_bytes, shift_images, to_bytes
+from pipeline.layers.dit import HEAD, PATCH, DiT
+from pipeline.layers.unet import GROUPS, UNet
 
 PICTORIAL = True
 to_unit = from_bytes
 from_unit = to_bytes
 shift = shift_images
+VELOCITIES = {"unet": (4, GROUPS), "dit": (PATCH, HEAD)}  # what sides and width must be multiples of
+CELL = 2 / 256  # width of a grey level in [-1, 1]
+LARGEST = 3.0  # standard deviations of noise that a network sees as such
 
 
 def find_smallest(spec: Spec) -> tuple[int, int, int]:
@@ -104,3 +111,71 @@ def make_features(spec: Spec, width: int) -> tuple[nn.Sequential, int]:
         layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         layers += [nn.MaxPool2d(2)]
     return nn.Sequential(*layers, nn.Flatten()), 4 * width * (spec.shape[1] // 8) * (spec.shape[2] // 8)
+
+
+def to_continuous(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Map uint8 images to [-1, 1), each grey level evenly to its share of 1 / 128 (Theis et al. 2016, "dequantise").
+
+    The density of what comes out bounds the probability of the grey levels: bits per dimension = 7 - log2 p / D.
+    """
+    places = torch.rand(images.shape, generator=generator, device=images.device)
+    return (images.float() + places) * CELL - 1
+
+
+def from_continuous(values: Tensor) -> Tensor:
+    """Map values in [-1, 1) to the grey level that they belong to, uint8; values beyond to the nearest."""
+    return ((values + 1) / CELL).floor().clamp(0, 255).byte()
+
+
+def find_shape(spec: Spec) -> tuple[int, ...]:
+    """Return the shape (C, H, W) of an image."""
+    return spec.shape
+
+
+class Velocity(nn.Module):
+    """Gives a network, besides x (B, C, H, W) at times t, the noise that x has if a pixel is black, or white.
+
+    Many pixels are one of the two. Near the data the noise is a small part of x, which a network would have to magnify
+    by as much as 1 / (1 - t): without this, likelihoods are poor. In units of its deviation, and at most about 3.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, times: Tensor, spans: Tensor, labels: Tensor | None) -> Tensor:
+        """Return velocities (B, C, H, W)."""
+        t = times.view(-1, 1, 1, 1)
+        deviation = ((1 - t).square() + CELL**2 / 12).sqrt()  # of x around a pixel of one level
+        noises = [(x - t * level) / deviation for level in (CELL / 2 - 1, 1 - CELL / 2)]
+        seen = torch.cat([x, *(LARGEST * torch.tanh(noise / LARGEST) for noise in noises)], dim=1)
+        velocity: Tensor = self.network(seen, times, spans, labels)
+        return velocity
+
+
+def require_velocity(name: str, width: int, spec: Spec) -> None:
+    """Refuse a network or a width that images have not, and sides that the network cannot cut up.
+
+    Raises:
+        ArtifactError: with what would do.
+    """
+    if name not in VELOCITIES:
+        msg = f"backbone: expected {' or '.join(VELOCITIES)} for images, got {name}"
+        raise ArtifactError(msg)
+    side, multiple = VELOCITIES[name]
+    if width % multiple:
+        msg = f"width: expected a multiple of {multiple} with backbone {name}, got {width}"
+        raise ArtifactError(msg)
+    if any(size % side for size in spec.shape[1:]):
+        below = max(side, max(spec.shape[1:]) // side * side)
+        sizes = "x".join(map(str, spec.shape[1:]))
+        msg = f"image sides must be multiples of {side}, got {sizes}; {below} or {below + side} would do"
+        raise ArtifactError(msg)
+
+
+def make_velocity(name: str, width: int, blocks: int, spec: Spec, classes: int) -> nn.Module:
+    """Return a network from images in [-1, 1], times, spans and labels to velocities; 0 classes: no labels."""
+    channels, *sides = spec.shape
+    if name == "unet":
+        return Velocity(UNet(3 * channels, channels, width, blocks, classes))
+    return Velocity(DiT(3 * channels, channels, (sides[0], sides[1]), width, blocks, classes))

@@ -29,6 +29,12 @@ class Sampling(Section):
     )
     sets: int = Field(ge=1, description="independent sets of so many images; metrics are means over them")
     importance_samples: int = Field(ge=1, description="K of a likelihood model's importance-weighted bound")
+    bits_images: int = Field(
+        default=200,
+        ge=20,
+        exclude_if=lambda images: images == 200,
+        description="test images whose bits per dimension are measured, of a model that has them",
+    )
     labels: Rule = "test"
 
 

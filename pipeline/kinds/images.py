@@ -347,7 +347,7 @@ def encode(loaded: Any, generator: torch.Generator, sampling: Any) -> str:
 
 
 def look(loaded: Any, held_out: dict[str, Tensor], manifest: dict[str, Any], seed: int, sampling: Any) -> Look:
-    """Show 64 samples; measure how many are alike, and score validation images where the model has a likelihood."""
+    """Show 64 samples; measure how many are alike, and score validation images where the model has a cheap score."""
     del manifest, sampling
     model, images = loaded.model, held_out[loaded.model.makes]
     samples = loaded.sample(PREVIEW, make_generator(seed, "preview", device=model.device))
@@ -357,6 +357,8 @@ def look(loaded: Any, held_out: dict[str, Tensor], manifest: dict[str, Any], see
         scores = model.score(images, 1, make_generator(seed, "validate", device=model.device), held_out)
         values["validation_elbo_nats"] = float(scores["elbo"].mean())
         values |= {name: float(score) for name, score in scores.items() if not score.ndim}  # of latents or codes
+    if hasattr(model, "validate"):
+        values |= model.validate(held_out, make_generator(seed, "validate", device=model.device))
     return Look([show("samples", samples, loaded)], values)
 
 
@@ -396,6 +398,8 @@ def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: 
     if "given_labels" in files:  # class by class
         shown = shown[files["given_labels"]["0"][:GRID].argsort(stable=True)]
     drawn = Drawn(files, [show("samples", shown, loaded)])
+    if hasattr(model, "score_levels"):
+        drawn.files["scores"] = _score_levels(model, sampling, seed, read("test"))
     if not hasattr(model, "score"):
         return drawn
     held_out = read("test")
@@ -406,6 +410,8 @@ def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: 
     scores = model.score(observed, sampling.importance_samples, generator, held_out)
     names = {"elbo": "elbo_nats", "iw": f"iw{sampling.importance_samples}_nats", "kl": "kl_nats"}
     drawn.files["scores"] = {names.get(name, name): score.cpu() for name, score in scores.items()}
+    if "bits_per_dim" in scores:
+        drawn.files["scores"]["bits_per_dim"] = scores["bits_per_dim"][spread(len(images), sampling.bits_images)].cpu()
     rows = spread(len(images), GRID // 2)
     chosen, given = images[rows], {name: held_out[name][rows] for name in model.given}
     again = {}
@@ -417,6 +423,15 @@ def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: 
     for name, others in again.items():
         drawn.exhibits.append(show(name, torch.stack([chosen, others.cpu()], dim=1).flatten(0, 1), loaded))
     return drawn
+
+
+def _score_levels(model: Any, sampling: Any, seed: int, held_out: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Score some of a split's images with a model whose likelihood is too dear for all of them."""
+    rows = spread(len(held_out[model.makes]), sampling.bits_images)
+    generator = make_generator(seed, "score", device=model.device)
+    given = {name: held_out[name][rows] for name in model.given}
+    scores = model.score_levels(held_out[model.makes][rows], generator, given)
+    return {name: score.cpu() for name, score in scores.items()}
 
 
 def spread(count: int, chosen: int) -> Tensor:

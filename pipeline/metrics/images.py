@@ -7,7 +7,8 @@ test images, with the same counts, once for each disjoint set of training images
 fid_ratio is FID over its floor, set by set, so that its interval covers the floor's noise too. Every image passes each
 network once.
 
-Per-image scores of a model with a likelihood (`scores`: elbo, iw, kl in nats) are averaged, with standard errors.
+Per-image scores of a model with a likelihood (`scores`: elbo, iw, kl in nats) are averaged, with standard errors. The
+bits per dimension are those of 256 grey levels, of some test images; a model of binarised images has none.
 """
 
 import itertools
@@ -26,7 +27,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence import features
 from pipeline.evidence.features import Evidence, Sampling, check_evidence, extract
-from pipeline.evidence.values import SETS, Value, fill_name, find_companion, find_value
+from pipeline.evidence.values import SETS, Value, fill_name, find_companion, find_count, find_value
 from pipeline.params import NONE, Known, Measure, Params
 from pipeline.randomness import make_generator, shuffle
 
@@ -57,6 +58,10 @@ FLOORS = {"fid": FID, "fid_infinity": FID, "kid": KID, "precision": NEAREST, "re
 # ... and those of a model's scores.
 SCORED = ("scores", "numbers.scores", "reference.sha256.test")
 BOUND = (*SCORED, "metric.sampling.importance_samples")
+# Bits are comparable between models: their kind of bound is no field. Those of a flow are computed without samples.
+LEVELS = (*SCORED, "counts.bits_images")
+BITS = ("scores.levels", *BOUND[1:], "counts.bits_images")
+MOST_CHANGED = 0.01  # bits per dimension, by twice as many evaluations; above, the likelihood is not reliable
 
 
 def _sample(depends: tuple[str, ...], **others: Any) -> Value:
@@ -78,6 +83,15 @@ VALUES = {
     "iw{samples}_nats": _bound(direction="lower", headline=True),
     "elbo_nats": _bound(direction="lower", headline=True),
     "kl_nats": _bound(),
+    "bits_per_dim": Value(
+        direction="lower", unit="bits per dimension", headline=True, counts="bits_images", depends=BITS
+    ),
+    "levels_nats": Value(direction="lower", unit="nats per image", counts="bits_images", depends=LEVELS),
+    "bits_per_dim_change": Value(
+        role="description", unit="bits, by twice the evaluations", counts="bits_images", depends=LEVELS
+    ),
+    "bits_images": Value(role="count", unit="images", in_protocol=True),
+    "bits_per_dim_reliable": Value(role="check", of="bits_per_dim", depends=("scores",)),
     "fid_infinity_{network}": _sample((*TEST, *FID), direction="lower"),
     "kid_{network}": _sample((*TEST, *KID), direction="lower"),
     "isc_{network}": _sample(ISC, direction="higher"),
@@ -105,6 +119,8 @@ VALUES = {
         f"{score}_se": Value(role="error", of=score, over="test images", depends=BOUND)
         for score in ("iw{samples}_nats", "elbo_nats", "kl_nats")
     },
+    "bits_per_dim_se": Value(role="error", of="bits_per_dim", over="test images", depends=BITS),
+    "levels_nats_se": Value(role="error", of="levels_nats", over="test images", depends=LEVELS),
 }
 
 
@@ -198,8 +214,11 @@ def average_scores(scores: Mapping[str, Tensor]) -> dict[str, list[float]]:
         find_value(VALUES, name)  # the stage sample has named it
         values[name] = [float(score.double().mean())]
         if score.ndim:
-            values["scored_images"] = [float(len(score))]
-            values[find_companion(VALUES, name, "error")] = [float(score.double().std() / len(score) ** 0.5)]
+            values[find_count(VALUES, name)] = [float(len(score))]
+        if score.ndim and (error := find_companion(VALUES, name, "error")):
+            values[error] = [float(score.double().std() / len(score) ** 0.5)]
+    if "bits_per_dim_change" in values:
+        values["bits_per_dim_reliable"] = [float(abs(values["bits_per_dim_change"][0]) < MOST_CHANGED)]
     return values
 
 

@@ -103,9 +103,13 @@ class Config(Trainable):
 
 
 def describe_scores(config: Any) -> dict[str, Any]:
-    """Return what the scores are of, for the protocol: bounds of two likelihoods are not comparable."""
+    """Return what the scores are of, for the protocol: bounds of two likelihoods are not comparable.
+
+    `levels` is equal for all models of such probabilities, whose bits per dimension are comparable.
+    """
     given = ", given the class" if config.conditional else ""
-    return {"of": f"{config.likelihood} on {OBSERVED[config.likelihood]}{given}"}
+    levels = {"levels": f"256 grey levels{given}"} if config.likelihood == "discretized_logistic" else {}
+    return {"of": f"{config.likelihood} on {OBSERVED[config.likelihood]}{given}", **levels}
 
 
 def require(config: Config, fields: Fields) -> None:
@@ -423,7 +427,7 @@ class Model(LightningModule):
             elbo, iw: the evidence lower bound (mean over `samples` draws) and the importance-weighted bound of Burda
             et al. (2016, eq. 8), float64 (N,), both as negative log-likelihoods (lower is better); kl: KL of the
             posterior from the prior, mean over the draws, float64 (N,); active_units: number of units with
-            Var_x E[z | x] > 0.01, a scalar.
+            Var_x E[z | x] > 0.01, a scalar; bits_per_dim: iw of grey levels in bits per dimension, float64 (N,).
         """
         network = self.kept.eval()
         elbo: list[Tensor] = []
@@ -442,7 +446,10 @@ class Model(LightningModule):
             kl.append(divergence.mean(dim=0))
             means.append(network.encode(x, own)[0])
         active = (torch.cat(means).var(dim=0) > 0.01).sum()
-        return {"elbo": torch.cat(elbo), "iw": torch.cat(bound), "kl": torch.cat(kl), "active_units": active}
+        found = {"elbo": torch.cat(elbo), "iw": torch.cat(bound), "kl": torch.cat(kl), "active_units": active}
+        if self.config.likelihood == "discretized_logistic":
+            found["bits_per_dim"] = found["iw"] / (images[0].numel() * math.log(2))
+        return found
 
 
 def _chunks(total: int, most: int) -> list[int]:

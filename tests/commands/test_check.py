@@ -52,7 +52,7 @@ def make_text(plug_in: str, config: Any) -> Subject:
 def add_model(path: Path, **changes: int) -> None:
     """Add the page's section and run to a params.yaml."""
     values = YAML(typ="safe", pure=True).load(path)
-    values["models"] |= {"flow_matching": SECTIONS["models"]["flow_matching"] | changes}
+    values["models"] |= {"tiny_flow": SECTIONS["models"]["tiny_flow"] | changes}
     values["runs"] |= SECTIONS["runs"]
     YAML(typ="safe", pure=True).dump(values, path)
 
@@ -71,13 +71,13 @@ def test_the_shipped_models_keep_the_contract(
 
 @pytest.fixture
 def bring(brought: Callable[[str], Path]) -> Callable[[str], Subject]:
-    """Make a text the model `flow_matching` of another installed package; return a subject with a tiny config."""
+    """Make a text the model `tiny_flow` of another installed package; return a subject with a tiny config."""
 
     def write(text: str) -> Subject:
         brought(text)
         small = {"width": 4, "sampling_steps": 2, "batch_size": 8, "ema": 0.5, "warmup": 0}
-        config = plugins.load("models", "flow_matching").Config
-        return make_images("flow_matching", config.model_validate(SECTIONS["models"]["flow_matching"] | small))
+        config = plugins.load("models", "tiny_flow").Config
+        return make_images("tiny_flow", config.model_validate(SECTIONS["models"]["tiny_flow"] | small))
 
     return write
 
@@ -128,12 +128,12 @@ def test_a_file_that_lacks_a_name_or_a_run_is_refused_with_the_reason(
 ) -> None:
     del workdir
     bring(MODEL)
-    with pytest.raises(ArtifactError, match="no run has the model flow_matching; add one"):
-        check.read_subject("flow_matching")
+    with pytest.raises(ArtifactError, match="no run has the model tiny_flow; add one"):
+        check.read_subject("tiny_flow")
     with pytest.raises(ValueError, match="it lacks Config"):
         bring(MODEL.replace("class Config", "class Settings"))
     with pytest.raises(ArtifactError, match=r"brought_package\.flow \(generative_pipeline\.models\): .* lacks Config"):
-        check.read_subject("flow_matching")
+        check.read_subject("tiny_flow")
     assert capsys.readouterr().out == ""
 
 
@@ -142,5 +142,5 @@ def test_the_command_checks_a_run_with_its_prepared_data(
 ) -> None:
     bring(MODEL)
     add_model(prepared / "params.yaml", width=2, sampling_steps=1)
-    assert check.main(["model", "flow_matching"]) == 0
+    assert check.main(["model", "tiny_flow"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(check.DEMANDS)

@@ -53,6 +53,7 @@ def compute_images() -> dict[str, list[float]]:
         "codes_used": torch.tensor(0.5),
         "code_perplexity": torch.tensor(9.0),
     }
+    scores |= {name: torch.rand(50) for name in ("bits_per_dim", "levels_nats", "bits_per_dim_change")}
     networks = {"small_classifier": Pixels(), "inception": Pixels()}
     evidence = Evidence([draw(0), draw(1)], draw(2), [draw(3)], networks, scores, labelled={"small_classifier"})
     return images.compute(evidence, config)

@@ -22,7 +22,8 @@ from pipeline.kinds import images as images_kind
 from pipeline.kinds import labels
 from pipeline.kinds import text as text_kind
 from pipeline.metrics import images, modes, points, text
-from pipeline.models import transformer, vae
+from pipeline.models import flow_matching, transformer, vae
+from tests.models.test_flow_matching import make_config as make_flow_config
 from tests.models.test_vae import make_config
 
 CONSTANTS = ("code", "versions", "numbers")
@@ -70,14 +71,30 @@ def score(likelihood: str, samples: int, pictures: Tensor) -> dict[str, Tensor]:
     observed = model.observe(pictures, torch.Generator().manual_seed(0))
     scores = model.score(observed, samples, torch.Generator().manual_seed(1), {})
     named = {"elbo": "elbo_nats", "iw": f"iw{samples}_nats", "kl": "kl_nats", "active_units": "active_units"}
-    return {named[name]: value for name, value in scores.items()}
+    return {named[name]: value for name, value in scores.items() if name in named}
+
+
+def score_levels(steps: int, samples: int, pictures: Tensor, given: tuple[str, ...]) -> dict[str, Tensor]:
+    """The bits of a VAE of grey levels, and the other values of a flow, both of fixed weights."""
+    fields, drawn = images_kind.make_fields((1, 4, 4), 2), torch.Generator().manual_seed(1)
+    labels = {"labels": torch.ones(len(pictures), dtype=torch.int64)}
+    config = make_config(latent=16, likelihood="discretized_logistic", conditional=bool(given))
+    grey = vae.Model(config, fields, 0)
+    randomize(grey, 0.25)
+    flow = flow_matching.Model(make_flow_config(likelihood_steps=steps), fields, 0)
+    randomize(flow, 0.2)
+    scores = flow.score_levels(pictures, drawn, labels)
+    return scores | {"bits_per_dim": grey.score(pictures, samples, drawn, labels)["bits_per_dim"]}
 
 
 def measure_images(**changes: Any) -> dict[str, list[float]]:
     given = {"sets": 2, "count": 100, "test": 2, "train": 3, "floor_sets": 1, "width": 90, "likelihood": "bernoulli"}
     given |= {"kid_subsets": 2, "kid_subset_size": 40, "neighbours": 3, "isc_splits": 2, "importance_samples": 3}
-    given |= {"asked": 100, "labels": "test"} | changes
+    given |= {"asked": 100, "asked_bits": 200, "bits_images": 30, "classes": (), "labels": "test"} | changes
     sampling = Images(count=given["asked"], sets=given["sets"], importance_samples=given["importance_samples"])
+    sampling = sampling.model_copy(update={"bits_images": given["asked_bits"]})
+    steps = 1 if given["likelihood"] == "bernoulli" else 2
+    pictures = draw(given["test"], 30)
     keys = ("kid_subsets", "kid_subset_size", "neighbours", "isc_splits")
     config = images.Config(sampling=sampling, **{key: given[key] for key in keys})
     count = given["count"]
@@ -90,7 +107,8 @@ def measure_images(**changes: Any) -> dict[str, list[float]]:
         draw(given["test"], 100)[:count],
         [draw(given["train"] + 100 * index, 100)[:count] for index in range(given["floor_sets"])],
         {"net": Look(given["width"])},
-        score(given["likelihood"], given["importance_samples"], draw(given["test"], 30)),
+        score(given["likelihood"], given["importance_samples"], pictures)
+        | score_levels(steps, given["importance_samples"], pictures[: given["bits_images"]], given["classes"]),
         labelled={"net"},
     )
     return images.compute(evidence, config)
@@ -98,8 +116,9 @@ def measure_images(**changes: Any) -> dict[str, list[float]]:
 
 def measure_modes(**changes: Any) -> dict[str, list[float]]:
     given = {"sets": 2, "count": 100, "test": 2, "width": 8, "asked": 100, "importance_samples": 1}
-    given |= {"labels": "test"} | changes
+    given |= {"labels": "test", "bits_images": 200} | changes
     sampling = Images(count=given["asked"], sets=given["sets"], importance_samples=given["importance_samples"])
+    sampling = sampling.model_copy(update={"bits_images": given["bits_images"]})
     shades = [draw_labels(given["labels"], 100, index).byte().view(-1, 1, 1, 1) for index in range(given["sets"])]
     drawn = [draw(10 + index, 100, 3) // 2 + 127 * shade for index, shade in enumerate(shades)]
     generated = [pictures[: given["count"]] for pictures in drawn]
@@ -187,7 +206,10 @@ MEASURES: dict[str, tuple[Measure, dict[str, dict[str, Any]]]] = {  # by metric:
             "metric.sampling.importance_samples": {"importance_samples": 5},
             "counts.floor_sets": {"floor_sets": 2},
             "network": {"width": 120},
+            "metric.sampling.bits_images": {"asked_bits": 300},
+            "counts.bits_images": {"bits_images": 25},
             "scores": {"likelihood": "discretized_logistic"},
+            "scores.levels": {"classes": ("labels",)},
             TEST: {"test": 4},
             "reference.sha256.train": {"train": 5},
         },
@@ -197,6 +219,7 @@ MEASURES: dict[str, tuple[Measure, dict[str, dict[str, Any]]]] = {  # by metric:
         {
             **SAMPLES,
             "metric.sampling.importance_samples": {"importance_samples": 2},
+            "metric.sampling.bits_images": {"bits_images": 300},
             "network": {"width": 12},
             TEST: {"test": 4},
         },

@@ -115,5 +115,5 @@ def test_previews_are_thinned_to_a_budget_and_keep_the_last(tmp_path: Path) -> N
 
 def test_the_card_of_a_plug_in_of_another_package_has_its_docstring(brought: Callable[[str], Path]) -> None:
     brought('"""Flows\nwell.\n\nMore."""\n')
-    assert read_summary("models", "flow_matching") == "Flows well."
+    assert read_summary("models", "tiny_flow") == "Flows well."
     assert read_summary("models", "gan").startswith("Generative adversarial network")
