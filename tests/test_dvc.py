@@ -17,7 +17,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from tests import forks
-from tests.conftest import ROOT, TINY, set_value, squeeze, write_pictures
+from tests.conftest import ROOT, TINY, leave_out_runs, set_value, squeeze, write_pictures
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
@@ -52,6 +52,8 @@ def copy_project(folder: Path) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
     (folder / "dvc.lock").unlink(missing_ok=True)
+    path = folder / "params.yaml"
+    path.write_text(leave_out_runs(path.read_text(encoding="utf-8")), encoding="utf-8")
     set_params(folder, TINY)
     run(folder, "git", "init", "-q")
     run(folder, "git", "config", "user.email", "test@example.invalid")

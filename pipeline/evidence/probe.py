@@ -6,14 +6,14 @@ features. The probe's penalty is chosen by cross-validation on the few labels, n
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.artifacts import ArtifactError
 from pipeline.randomness import make_generator
@@ -54,13 +54,14 @@ def require(per_class: Sequence[int], train: Mapping[str, Tensor]) -> None:
         raise ArtifactError(msg)
 
 
+@torch.inference_mode()
 def measure_all(
-    extract: Callable[[Tensor], Tensor], name: str, splits: Mapping[str, Mapping[str, Tensor]], per_class: Sequence[int]
+    network: nn.Module, name: str, splits: Mapping[str, Mapping[str, Tensor]], per_class: Sequence[int]
 ) -> dict[str, float]:
     """Return test accuracies of probes on features and, with the same labels, on the raw values.
 
     Args:
-        extract: returns the features (N, D) of values (N, ...).
+        network: maps values (B, ...) to a pair, of which features (B, D) are the first.
         name: the field that it reads.
         splits: train and test, with that field and labels int64 (N,).
         per_class: numbers of labelled examples of each class.
@@ -69,12 +70,19 @@ def measure_all(
         By count of all labels, such as 100: probe_100_labels_accuracy, a mean over draws of the labels, its standard
         error probe_100_labels_error, and raw_100_labels_accuracy and raw_100_labels_error.
     """
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    values = {split: splits[split][name] for split in ("train", "test")}
+    learnt = {
+        split: torch.cat([network(part.to(device))[0].float().cpu() for part in each.split(250)])
+        for split, each in values.items()
+    }
+    labels = {split: splits[split]["labels"] for split in values}
     found: dict[str, float] = {}
-    for prefix, change in (("probe", extract), ("raw", torch.Tensor.float)):
-        train, test = ((change(splits[split][name]), splits[split]["labels"]) for split in ("train", "test"))
+    for prefix, inputs in (("probe", learnt), ("raw", values)):
         for count in per_class:
-            total = count * len(train[1].unique())
-            mean, error = summarize(measure_probe(train, test, count))
+            total = count * len(labels["train"].unique())
+            pairs = ((inputs[split], labels[split]) for split in ("train", "test"))
+            mean, error = summarize(measure_probe(*pairs, count))
             found |= {f"{prefix}_{total}_labels_accuracy": mean, f"{prefix}_{total}_labels_error": error}
     return found
 

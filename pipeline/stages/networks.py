@@ -16,7 +16,6 @@ from typing import Any
 
 from pipeline import artifacts, code, params, plugins
 from pipeline.evidence import judges, probe
-from pipeline.evidence.features import extract
 from pipeline.history import finished, inputs
 from pipeline.history.inputs import Inputs
 from pipeline.history.recorder import Recorder
@@ -83,7 +82,7 @@ def measure_probes(module: ModuleType, config: Any, folder: Path) -> dict[str, f
     network = module.load_features(folder)
     splits = {split: artifacts.read_split(config.data, split) for split in ("train", "test")}
     field = find_field(read_fields(config.data), module.LEARNS)
-    return probe.measure_all(lambda values: extract(network, values).features, field, splits, config.probe)
+    return probe.measure_all(network, field, splits, config.probe)
 
 
 def train(key: str, module: ModuleType, config: Any, digest: str, seen: Inputs) -> None:

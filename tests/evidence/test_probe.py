@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torch import Tensor, nn
 
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence.probe import draw_labels, measure_all, measure_probe, require, summarize
@@ -45,6 +46,16 @@ def test_the_summary_is_mean_and_standard_error() -> None:
     assert error == pytest.approx(0.1 / 3**0.5)
 
 
+class Same(nn.Module):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images.flatten(1), torch.zeros(len(images), 1)
+
+
+class Blind(nn.Module):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(images), 2), torch.zeros(len(images), 1)
+
+
 def test_features_and_raw_values_are_probed_with_the_same_labels() -> None:
     digits = load_digits()
     values, labels = torch.tensor(digits.data).view(-1, 1, 8, 8).byte(), torch.tensor(digits.target)
@@ -52,11 +63,11 @@ def test_features_and_raw_values_are_probed_with_the_same_labels() -> None:
         "train": {"images": values[:600], "labels": labels[:600]},
         "test": {"images": values[600:], "labels": labels[600:]},
     }
-    found = measure_all(lambda images: images.flatten(1).float(), "images", splits, [1, 2])
+    found = measure_all(Same(), "images", splits, [1, 2])
     assert list(found)[:2] == ["probe_10_labels_accuracy", "probe_10_labels_error"]
     for count in (10, 20):
         assert found[f"probe_{count}_labels_accuracy"] == found[f"raw_{count}_labels_accuracy"]
-    blind = measure_all(lambda images: torch.zeros(len(images), 2), "images", splits, [2])
+    blind = measure_all(Blind(), "images", splits, [2])
     assert blind["probe_20_labels_accuracy"] < 0.2 < found["raw_20_labels_accuracy"]
 
 

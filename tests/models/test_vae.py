@@ -54,7 +54,10 @@ def make_images(count: int = 30) -> torch.Tensor:
 def test_every_likelihood_says_what_its_scores_are_of() -> None:
     likelihoods = get_args(Config.model_fields["likelihood"].annotation)
     scores = [describe_scores(make_config(likelihood=likelihood)) for likelihood in likelihoods]
-    assert scores == [{"of": "bernoulli on binarised images"}, {"of": "discretized_logistic on grey levels"}]
+    assert scores == [
+        {"of": "bernoulli on binarised images"},
+        {"of": "discretized_logistic on grey levels", "levels": "256 grey levels"},
+    ]
 
 
 def test_kl_is_that_of_torch_distributions() -> None:

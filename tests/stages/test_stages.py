@@ -31,8 +31,8 @@ from pipeline.models import transformer, vae
 from pipeline.networks import inception
 from pipeline.pages import charts, results
 from pipeline.randomness import make_generator
-from pipeline.stages import check, evaluate, fetch, networks, prepare, report, sample, train
-from tests.conftest import ROOT
+from pipeline.stages import audit, check, evaluate, fetch, networks, prepare, report, sample, train
+from tests.conftest import MORE_RUNS, ROOT
 
 RUNS = ("gan", "vae", "transformer")
 # Equal bits are promised for these; records hold times and report pages show them.
@@ -55,6 +55,26 @@ def run_all() -> None:
 def snapshot(folder: Path) -> dict[str, bytes]:
     paths = [path for pattern in PROMISED for top in folder.glob(pattern) for path in top.rglob("*")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}
+
+
+@pytest.mark.usefixtures("prepared", "tiny")
+@pytest.mark.slow
+def test_the_other_runs_pass_all_stages_and_name_what_they_score(edit_params: Callable[..., None]) -> None:
+    edit_params({"runs": artifacts.encode(params.load(ROOT / "params.yaml").runs)})
+    networks.main("classifier")
+    found = {}
+    for run in MORE_RUNS:
+        for stage in (train, sample, evaluate, audit):
+            stage.main(run)
+        found[run] = artifacts.read_json(artifacts.REPORTS / "runs" / run / "metrics.json")
+        assert found[run]["fid_classifier"] > 0
+        assert (artifacts.REPORTS / "runs" / run / "samples" / "samples.png").exists()
+    assert {"bits_per_dim", "levels_nats", "bits_per_dim_change"} <= found["flow_matching"].keys()
+    for run in ("codes", "codes_prior"):
+        assert found[run]["elbo_nats"] > 0
+        assert 0 < found[run]["codes_used"] <= 1
+    protocols = [artifacts.read_json(artifacts.REPORTS / "runs" / run / "protocol.json") for run in MORE_RUNS[1:]]
+    assert len({content["values"]["elbo_nats"]["hash"] for content in protocols}) == 1  # comparable with a VAE's
 
 
 @pytest.mark.usefixtures("tiny")
