@@ -13,7 +13,7 @@ import pytest
 from pipeline import params
 from pipeline.__main__ import FOLDER, STAGES, list_files, main
 from pipeline.commands import align_table, stage
-from tests.conftest import ROOT
+from tests.conftest import MORE_RUNS, ROOT
 
 
 def test_the_help_has_every_command_and_every_stage_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ def test_every_command_keeps_its_own_help(command: str, capsys: pytest.CaptureFi
         ("pipeline compare tr", {"transformer"}),
         ("pipeline compare gan v", {"vae"}),
         ("pipeline grid gan --", {"--dry-run", "--remove"}),
-        ("pipeline repro train@", {"train@gan", "train@vae", "train@transformer"}),
+        ("pipeline repro train@", {f"train@{run}" for run in ("gan", "vae", "transformer", *MORE_RUNS)}),
         ("pipeline repro net", {"networks", "networks@classifier"}),
     ],
 )

@@ -69,7 +69,10 @@ def test_the_shipped_params_load_and_keep_their_values() -> None:
         } == SHIPPED[section]
     for name, run in SHIPPED["runs"].items():
         assert loaded.runs[name].model_dump(exclude_unset=True) == run
-        assert loaded.models[name].model_dump() == {**SHIPPED["models"][run["model"]], **run["changes"]}
+        assert loaded.models[name].model_dump(exclude_unset=True) == {
+            **SHIPPED["models"][run["model"]],
+            **run["changes"],
+        }
 
 
 def test_every_plug_in_config_refuses_unknown_keys_and_changes() -> None:

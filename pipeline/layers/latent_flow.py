@@ -69,6 +69,7 @@ class LatentFlow(nn.Module):
     @torch.no_grad()
     def observe(self, moments: Tensor) -> None:
         """Move the running moments towards those of a batch of posteriors, (2, Z): see `find_moments`."""
+        moments = moments.to(self.mean.dtype)  # the encoder's may be of half precision
         weight = 1 - ((1 + self.updates) / (10 + self.updates)).clamp(max=DECAY)
         self.mean.lerp_(moments[0], weight)
         self.square.lerp_(moments[1], weight)
@@ -92,7 +93,7 @@ class LatentFlow(nn.Module):
 
     def loss(self, z: Tensor, noise: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the mean squared error of the velocity from noise (B, K, Z) to latents z (B, K, Z) at times t (B,)."""
-        target = (z - self.mean) / self.deviation
+        target = (z.to(self.mean.dtype) - self.mean) / self.deviation
         x = torch.lerp(noise, target, t[:, None, None])
         return (self(x, t, labels) - (target - noise)).square().mean()
 

@@ -12,7 +12,7 @@ from pipeline.formats.tokenizers import train_tokenizer
 from pipeline.kinds import Pool, images, read_fields, text
 from pipeline.stages import audit, report
 from pipeline.weights import Loaded, save_model
-from tests.conftest import ROOT, TINY, set_value
+from tests.conftest import ROOT, TINY, leave_out_runs, set_value
 
 TEXT = "\nReturn the mean of an array.\n\nThe default is none.\n" * 40
 PROMPT = "Return"
@@ -94,7 +94,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     folder = tmp_path_factory.mktemp("shown")
     shutil.copytree(digits, folder / "data")
     yaml = YAML(typ="safe", pure=True)
-    values = yaml.load(ROOT / "params.yaml")
+    values = yaml.load(leave_out_runs((ROOT / "params.yaml").read_text(encoding="utf-8")))
     for key, value in (TINY | {"metrics.text.sampling.prompt": PROMPT}).items():
         set_value(values, key, value)
     with (folder / "params.yaml").open("w") as file:
