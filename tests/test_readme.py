@@ -23,7 +23,13 @@ from tests.test_architecture import MODULES, read_code
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
-HEADLINES = {"gan": "fid_classifier", "vae": "iw500_nats", "transformer": "test_bits_per_character"}
+HEADLINES = {
+    "gan": "fid_classifier",
+    "flow_matching": "fid_classifier",
+    "vae": "iw500_nats",
+    "codes_prior": "elbo_nats",
+    "transformer": "test_bits_per_character",
+}
 
 
 def read_committed(path: str) -> str:
@@ -174,3 +180,19 @@ def test_the_changelog_begins_with_the_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (.*)$", text, re.MULTILINE)[0] == version
+
+
+def test_the_sections_of_the_page_of_models_are_right(tmp_path: Path) -> None:
+    yaml = YAML(typ="safe", pure=True)
+    values = yaml.load(ROOT / "params.yaml")
+    blocks = re.findall(
+        r"^```yaml\n(.*?)^```", (ROOT / "docs" / "models.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert len(blocks) == 2
+    for block in blocks:
+        for section, entries in yaml.load(block).items():
+            values[section] |= entries
+    with (tmp_path / "params.yaml").open("w") as file:
+        yaml.dump(values, file)
+    loaded = params.load(tmp_path / "params.yaml")
+    assert {"one_step", "pixels"} <= loaded.runs.keys()
