@@ -398,7 +398,7 @@ def _check_start(name: str, runs: dict[str, Run], models: dict[str, Any], data: 
     """Return the problems of a run whose start cannot give it what its keys ask for."""
     run = runs[name]
     starts = getattr(plugins.load("models", run.model), "STARTS", ())
-    if starts and (run.start == NONE or runs[run.start].model not in starts):
+    if starts and not run.weights and (run.start == NONE or runs[run.start].model not in starts):
         came = run.start if run.start == NONE else f"{run.start} of the model {runs[run.start].model}"
         return [f"runs.{name}.start: model {run.model} needs a run of the model {' or '.join(starts)}, got {came}"]
     if getattr(models[name], "lora_rank", 0) and (run.freeze or run.skip):

@@ -36,6 +36,7 @@ LEFT_OUT = {
         "choose which of the numbers MLflow and headline.json show first",
     ),
     "find_silent_alarms": "comments on a training",
+    "Sampling": "its lambda leaves a key out of the record",
     "<lambda>": "is a part of the statement that has it",
 }
 
@@ -217,7 +218,7 @@ def test_every_instance_of_dvc_yaml_has_a_digest_and_depends_on_it() -> None:
         text=True,
         check=True,
     ).stdout.split()
-    assert {name if "@" in name else f"{name}@" for name in listed} - {"check@"} == set(digest_all())
+    assert {name if "@" in name else f"{name}@" for name in listed} - {"check@"} == set(digest_all(SHIPPED))
     lines = (ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 160
     assert not [line for line in lines if line.strip().startswith("- pipeline/")]
@@ -297,14 +298,14 @@ def test_a_model_of_another_package_counts_with_its_package_and_what_it_uses_her
 
     def digest_runs(stage: str) -> dict[str, str]:
         read_module.cache_clear()
-        return {key: code.digest(stage, key, settings) for key in ("flow", "vae")}
+        return {key: code.digest(stage, key, settings) for key in ("tiny", "vae")}
 
     first = digest_runs("train")
     file.with_name("blocks.py").write_text("WIDTH = 3\n")  # however the model uses it
     second = digest_runs("train")
     edit(package / "models" / "__init__.py", "self.seed = seed", "self.seed = seed + 1")
     third = digest_runs("train")
-    assert len({each["flow"] for each in (first, second, third)}) == 3
+    assert len({each["tiny"] for each in (first, second, third)}) == 3
     assert first["vae"] == second["vae"] == third["vae"]
     file.write_text("import pipeline.layers.blocks\n" + MODEL)
     with pytest.raises(ArtifactError, match="expected `from pipeline"):

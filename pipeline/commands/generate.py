@@ -14,6 +14,7 @@ model made it, and which: a PNG by itself, others in origin.json.
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import math
@@ -173,7 +174,8 @@ def write(folder: Path, model: Any, samples: Sequence[Sample], options: argparse
 
     def put(exhibit: Any, label: str, seed: str, frames: Sequence[Image.Image] = ()) -> str:
         origin = {**about, **({"label": label} if label else {}), "seed": seed, **chosen}
-        origin[provenance.AIGC] = provenance.make_aigc(about["generator"], f"{about['model_sha256']}/{label}/{seed}")
+        made = hashlib.sha256(b"".join([exhibit.content, *(frame.tobytes() for frame in frames)])).hexdigest()
+        origin[provenance.AIGC] = provenance.make_aigc(about["generator"], f"{about['model_sha256']}/{made}")
         name, content = f"{exhibit.name}{exhibit.suffix}", exhibit.content
         if exhibit.suffix == PICTURE:
             content = provenance.mark(content, origin, frames)

@@ -185,9 +185,11 @@ def make_sections(name: str, network: str, manifest: Mapping[str, Any], steps: i
     shared = {"data": name, "start": NONE, "metric": metrics[0], "network": next(iter(networks), NONE), "seed": 0}
     wanted = adapt(manifest) | ({"steps": steps} if steps else {})
     runs = {}
-    for model, values in settings["models"].items():
-        module = plugins.load("models", model)
-        if kind in module.LEARNS:
+    modules = {model: plugins.load("models", model) for model in settings["models"]}
+    chained = {start for module in modules.values() for start in getattr(module, "STARTS", ())}  # not of use by itself
+    for model, module in modules.items():
+        values = settings["models"][model]
+        if kind in module.LEARNS and model not in chained:
             known = {key: value for key, value in wanted.items() if key in module.Config.model_fields}
             changes = {key: value for key, value in known.items() if values.get(key) != value}
             runs[f"{name}-{model}"] = {"model": model, **shared, "changes": changes}
@@ -199,7 +201,9 @@ def adapt(manifest: Mapping[str, Any]) -> dict[str, Any]:
     classes = manifest["fields"].get("labels", {}).get("classes", 0)
     is_small = manifest["splits"]["train"].get("count", FEW) < FEW
     augment = {"augment": ["translation", "cutout"]} if is_small else {}
-    return {"conditional": classes > 1, "likelihood": "discretized_logistic", **augment}
+    unguided = {} if classes > 1 else {"label_dropout": 0.0, "guidance": 1.0}
+    grey = {"likelihood": "discretized_logistic", "pixel_temperature": 1.0}
+    return {"conditional": classes > 1, **unguided, **grey, **augment}
 
 
 def require_sections(name: str, sections: Mapping[str, Mapping[str, Any]]) -> None:

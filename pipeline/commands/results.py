@@ -27,10 +27,11 @@ from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
 from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, format_refusals, list_differences
 from pipeline.evidence.uncertainty import format_interval, format_number, summarize
-from pipeline.evidence.values import Values, find_count, find_value, load_values
+from pipeline.evidence.values import Values, find_count, find_flaw, find_value, load_values
 from pipeline.params import NONE, Section, check_section, read_mapping
 
 PATH, SPEED = Path("results.yaml"), Path("speed.json")
+ACCURACY = "_accuracy"
 COSTS = ("training_seconds", "cpu_seconds", "peak_memory_mib", "processor", "threads", "commits")
 LATER = ("count", "seeds", "seconds", "peak_memory_mib", "commit")  # what older rows of speed.json lack
 
@@ -150,6 +151,9 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
     summary = summarize(table)
     interval = None if math.isnan(summary.low) else [summary.low, summary.high]
     costs = measure_costs(claim, former if is_same(former.get("value"), summary.mean) else {})
+    verdict = judge_claim(claim, interval or [sum(row) / len(row) for row in table])
+    if verdict == "reached" and any(find_flaw(values, found, claim.metric) for found in metrics.values()):
+        verdict = "inconclusive"  # the value is marked as not reliable
     return {
         "value": summary.mean,
         "interval": interval,
@@ -162,7 +166,7 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
         "command": make_command(f"OMP_NUM_THREADS={costs['threads']} {command}"),
         "must": claim.must,
         "aim": claim.aim,
-        "verdict": judge_claim(claim, interval or [sum(row) / len(row) for row in table]),
+        "verdict": verdict,
     }
 
 
@@ -172,6 +176,12 @@ def measure_networks(name: str, claim: Claim) -> dict[str, Any]:
     Raises:
         ArtifactError: if a network is not made, lacks the number, or differs from the first one in more than the seed.
     """
+    paths = [artifacts.REPORTS / "networks" / f"{network}.json" for network in claim.networks]
+    if claim.optional and not any(path.exists() for path in paths):
+        return {"value": None, "command": _make_network_command(claim), "must": claim.must, "aim": claim.aim}
+    if claim.metric.endswith(ACCURACY) and claim.lower_is_better:
+        msg = f"{PATH}: {name}.lower_is_better: {claim.metric} is better when it is higher, got true"
+        raise ArtifactError(msg)
     sections = {network: params.load().networks.get(network) for network in claim.networks}
     configs = {network: artifacts.encode(section) for network, section in sections.items() if section}
     found = {network: artifacts.read_json(artifacts.REPORTS / "networks" / f"{network}.json") for network in configs}
@@ -180,6 +190,8 @@ def measure_networks(name: str, claim: Claim) -> dict[str, Any]:
             known = ", ".join(found.get(network, params.load().networks))
             msg = f"{PATH}: {name}: no {claim.metric!r} of a network {network!r}; there are {known}"
             raise ArtifactError(msg)
+    for network in configs:
+        check_network(name, network, found[network])
     first = configs[claim.networks[0]]
     for network, config in configs.items():
         if keys := [key for key, *_ in list_differences(first, config) if key != "seed"]:
@@ -193,11 +205,29 @@ def measure_networks(name: str, claim: Claim) -> dict[str, Any]:
         "interval": interval,
         **({"no_interval": summary.reason} if summary.reason else {}),
         "seeds": [config["seed"] for config in configs.values()],
-        "command": make_command("dvc repro " + " ".join(f"networks@{network}" for network in claim.networks)),
+        "command": _make_network_command(claim),
         "must": claim.must,
         "aim": claim.aim,
         "verdict": judge_claim(claim, interval or [value for [value] in values]),
     }
+
+
+def check_network(name: str, network: str, about: dict[str, Any]) -> None:
+    """Refuse numbers of a feature network whose weights, where they are here, are others.
+
+    Raises:
+        ArtifactError: with the network.
+    """
+    folder = artifacts.NETWORKS / network
+    if folder.exists() and artifacts.digest(artifacts.find_weights(folder)) != about.get("weights_sha256"):
+        msg = (
+            f"{PATH}: {name}.networks: the numbers of {network} are not of its weights: `dvc repro networks@{network}`"
+        )
+        raise ArtifactError(msg)
+
+
+def _make_network_command(claim: Claim) -> str:
+    return make_command("dvc repro " + " ".join(f"networks@{network}" for network in claim.networks))
 
 
 def compare_pairs(claim: Claim, tables: dict[str, list[float]]) -> list[list[float]]:
@@ -230,13 +260,24 @@ def check_runs(name: str, contents: dict[str, dict[str, Any]]) -> list[int]:
     if have_own:
         check_runs(name, {start: read_protocol(start) for start in starts})
     first, *others = contents
+    outside = {run: _find_weights(run) for run in contents}
     for run in others:
+        if outside[run] != outside[first]:
+            pair = f"weights is {outside[first]} in {first} and {outside[run]} in {run}"
+            msg = f"{PATH}: {name}.runs: expected runs that differ only in the seed, {pair}"
+            raise ArtifactError(msg)
         for key, left, right in list_differences(contents[first]["run"], contents[run]["run"]):
             if key != "seed" and not (have_own and key == "start"):
                 pair = f"{key} is {left!r} in {first} and {right!r} in {run}"
                 msg = f"{PATH}: {name}.runs: expected runs that differ only in the seed, {pair}"
                 raise ArtifactError(msg)
     return seeds
+
+
+def _find_weights(run: str) -> str:
+    """Return the hash of the weights from outside that a run of params.yaml starts from, or none."""
+    known = params.load().runs.get(run) if params.PATH.exists() else None
+    return known.weights.sha256 if known and known.weights else NONE
 
 
 def check_direction(name: str, claim: Claim, values: Values) -> None:

@@ -1,7 +1,7 @@
 """What a request for samples may choose, from `pipeline generate` or the served model: class, seeds and text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,11 +51,18 @@ def require_prompt(loaded: Loaded, prompt: str, key: str) -> None:
     raise ArtifactError(msg)
 
 
-def list_classes(data: Any) -> list[str]:
-    """Return the names of the classes of a data set, if this project has prepared it and its classes have names."""
+def list_classes(about: Mapping[str, Any]) -> list[str]:
+    """Return the names of the classes that a run was trained with, by its record.
+
+    They are those of its data set in this project, if that is here and still the one of the record.
+    """
+    data = about.get("config", {}).get("run", {}).get("data")
     if not isinstance(data, str) or not (artifacts.PREPARED / data / "manifest.json").exists():
         return []
-    return list(artifacts.read_manifest(data).get("classes") or ())
+    manifest = artifacts.read_manifest(data)
+    learnt = [each.get("sha256") for each in about.get("datasets", ()) if each.get("context") == "train"]
+    here = ((manifest.get("splits") or {}).get("train") or {}).get("sha256")
+    return list(manifest.get("classes") or ()) if learnt == [here] else []
 
 
 def start(loaded: Loaded, seed: int) -> torch.Generator:

@@ -130,7 +130,7 @@ def log_model(
             client.delete_logged_model(model.model_id)
     names = ("torch", "pytorch-lightning", "numpy", "mlflow")
     given, sampling = about.get("given", {}), about["config"].get("metric", {}).get("sampling", {})
-    classes = list_classes(about["config"].get("run", {}).get("data"))
+    classes = list_classes(about)
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
         mlflow.pyfunc.log_model(
             name="model",

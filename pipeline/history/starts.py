@@ -66,9 +66,15 @@ def bring(name: str, run: Run) -> None:
         ArtifactError: naming the key, if nothing usable is at the address, or the hash is another one.
     """
     folder = find(run)
-    if not run.weights or not folder or _is_whole(folder, run.weights.sha256):
+    if not run.weights or not folder:
         return
     address, key = run.weights.address, f"runs.{name}.weights"
+    own = artifacts.PREPARED / run.data / "tokenizer.json"
+    if address.endswith(OWN) and own.exists() and artifacts.read_json(own)["tokenizer"] != "byte":
+        msg = f"{key}.address: {address}: a file of weights does not say which token a row is of; "
+        raise ArtifactError(msg + "name the folder of the model, or set the data's tokenizer to byte")
+    if _is_whole(folder, run.weights.sha256):
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as place:
         made, fetched = Path(place) / "made", Path(place) / "fetched"
@@ -90,6 +96,8 @@ def bring(name: str, run: Run) -> None:
         shutil.copyfile(weights, made / WEIGHTS)
         artifacts.write_json(made / CONFIG, about)
         artifacts.seal(made)
+        if _is_whole(folder, run.weights.sha256):  # another process was faster, and may be reading it
+            return
         shutil.rmtree(folder, ignore_errors=True)  # a broken one
         try:
             os.replace(made, folder)

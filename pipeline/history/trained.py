@@ -201,11 +201,13 @@ def _read_record(path: Path) -> dict[str, Any]:
         return {}
     about = _as_mapping(artifacts.read_json(path))
     config = _as_mapping(about.get("config"))
+    listed = about.get("datasets")
+    datasets = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     return {
         "sampling": _as_mapping(config.get("metric")).get("sampling"),
         "given": about.get("given"),
         "code": _as_mapping(about.get("tags")).get(code.TAG),
-        "data": _as_mapping(config.get("run")).get("data"),
+        "classes": choices.list_classes({"config": {"run": _as_mapping(config.get("run"))}, "datasets": datasets}),
         "origin": name_origin(about),
     }
 
@@ -245,7 +247,7 @@ def _load(address: str, folder: Path, about: Mapping[str, Any]) -> Trained:
         address,
         loaded,
         _choose_sampling(loaded.kind, about.get("sampling")),
-        [str(name) for name in about.get("classes") or choices.list_classes(about.get("data"))],
+        [str(name) for name in about.get("classes") or ()],
         plug_in=artifacts.read_json(folder / CONFIG)["model"],
         sha256=artifacts.digest(folder / WEIGHTS),
         origin=_as_mapping(about.get("origin")),

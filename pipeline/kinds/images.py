@@ -55,7 +55,7 @@ LEAST = 50  # images that a metric is computed of
 SURVEYED = 2000  # images whose values tell the range that a set uses
 TAIL = 0.001  # share of the values at each end that may be outliers
 NARROW = 128  # values; a set that uses fewer is too dark, too bright or too pale
-LEAST_PERPLEXITY = 2.0  # of codes; 16 codes of MNIST have 9, 256 have 55
+LEAST_PERPLEXITY = 1.5  # of codes; 16 codes of MNIST have 9, 256 have 55
 ROWS, COLUMNS, THUMB, MARGIN = 20, 8, 128, 104  # of a contact sheet: classes, images of each, and pixels
 
 

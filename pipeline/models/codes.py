@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, cast
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from pipeline.artifacts import ArtifactError
@@ -28,14 +28,23 @@ from pipeline.layers.quantization import from_codes, quantize, to_codes
 from pipeline.models import OneNetwork, OneNetworkConfig
 
 LEARNS = ("images",)
+MOST_CODES = 1 << 16
+
+
+def _check_count(levels: list[int]) -> list[int]:
+    if math.prod(levels) > MOST_CODES:
+        msg = f"expected a product of at most {MOST_CODES}, got {math.prod(levels)}"
+        raise ValueError(msg)
+    return levels
+
+
+Levels = Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1), AfterValidator(_check_count)]
 
 
 class Config(OneNetworkConfig):
     """Hyper-parameters of the autoencoder."""
 
-    levels: list[Annotated[int, Field(ge=2)]] = Field(
-        min_length=1, description="levels of each number of a code; their product is the number of codes"
-    )
+    levels: Levels = Field(description="levels of each number of a code; their product is the number of codes")
     width: int = Field(ge=1, description="channels at half resolution; twice as many at a quarter")
     blocks: int = Field(ge=0, description="residual blocks at a quarter of the resolution, of encoder and of decoder")
     shift: int = Field(ge=0, description="largest random shift of a training image, in pixels")
@@ -56,7 +65,8 @@ def require(config: Any, fields: Fields) -> None:
     del config
     height, width = fields[find_field(fields, LEARNS)].shape[1:]
     if height % 4 or width % 4:
-        msg = f"expected images with sides that are multiples of 4, got {height}x{width}"
+        below = max(4, max(height, width) // 4 * 4)
+        msg = f"image sides must be multiples of 4, got {height}x{width}; {below} or {below + 4} would do"
         raise ArtifactError(msg)
 
 

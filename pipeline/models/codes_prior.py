@@ -9,7 +9,7 @@ Dimensions: B batch, N images, C H W image, T = h w codes of an image.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
 from pydantic import Field
@@ -27,7 +27,7 @@ STARTS = ("codes", "codes_prior")  # models that a run can start from
 class Config(pixels.Config):
     """Hyper-parameters of the prior, and those of the codes' network, as its run has them."""
 
-    levels: list[Annotated[int, Field(ge=2)]] = Field(min_length=1, description="levels of the codes, as in the start")
+    levels: codes.Levels = Field(description="levels of the codes, as in the start")
     codes_width: int = Field(ge=1, description="width of the codes' network, as in the start")
     codes_blocks: int = Field(ge=0, description="blocks of the codes' network, as in the start")
 

@@ -197,7 +197,7 @@ class Model(OneNetwork):
             return velocity
         without = network(x[rows], times[rows], spans[rows], torch.full_like(labels[rows], self.classes))
         guided = without + _fit(weight[rows], x) * (velocity[rows] - without)
-        return velocity.index_copy(0, rows, guided)
+        return velocity.index_copy(0, rows, guided.to(velocity.dtype))  # under autocast, the weights are float32
 
     @torch.inference_mode()
     def validate(self, values: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, float]:

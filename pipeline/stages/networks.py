@@ -87,6 +87,7 @@ def measure_probes(module: ModuleType, config: Any, folder: Path) -> dict[str, f
 
 def train(key: str, module: ModuleType, config: Any, digest: str, seen: Inputs) -> None:
     """Train a feature network on the training split, and save it in the first process, if its inputs are the same."""
+    config = config.model_copy(update={"probe": []})  # what is measured later changes no weight
     manifest = artifacts.read_manifest(config.data)
     state = checkpoints.locate(f"networks-{key}") / fingerprint(config, manifest, digest)
     facts = agreement.describe("networks", key, networks={key: config}, data={config.data: manifest}, code=digest)

@@ -19,7 +19,9 @@ from ruamel.yaml import YAML
 from pipeline import artifacts
 from pipeline.__main__ import main
 from pipeline.commands.generate import parse
+from pipeline.formats import provenance
 from pipeline.formats.tokenizers import ByteTokenizer
+from pipeline.history import choices
 from pipeline.kinds.images import make_fields as image_fields
 from pipeline.kinds.text import make_fields as text_fields
 from tests.conftest import ROOT
@@ -37,9 +39,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_generator_of("transformer", text_fields(256), artifacts.RUNS / "text" / "model", tokenizer)
         config = {"run": {"data": "pets"}, "data": {"source": "optdigits"}}
         tags = {"mlflow.source.git.commit": "c0ffee", "git.dirty": "true"}
-        about = {"name": "gan", "config": config, "tags": tags}
+        learnt = [{"context": "train", "sha256": "ab"}, {"context": "validation", "sha256": "cd"}]
+        about = {"name": "gan", "config": config, "tags": tags, "datasets": learnt}
         artifacts.write_json(artifacts.RUNS / "gan" / "record" / "run.json", about)
-        manifest = dict.fromkeys(artifacts.MANIFEST) | {"classes": ["cat", "dog", "../owl"]}
+        splits = {"train": {"sha256": "ab"}}
+        manifest = dict.fromkeys(artifacts.MANIFEST) | {"classes": ["cat", "dog", "../owl"], "splits": splits}
         artifacts.write_json(artifacts.PREPARED / "pets" / "manifest.json", manifest)
     return folder / "data"
 
@@ -155,7 +159,7 @@ def test_a_picture_says_in_itself_which_model_made_it(capsys: pytest.CaptureFixt
         "DigitalSourceType": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
     }
     assert aigc["Label"] == "1"
-    assert aigc["ProduceID"] == f"{found['model_sha256']}/../owl/5"
+    assert re.fullmatch(rf"{found['model_sha256']}/[0-9a-f]{{64}}", aigc["ProduceID"])
     assert read_origin("generated/sheet.png", capsys)["seed"] == "4 to 5"
 
 
@@ -236,3 +240,19 @@ def test_a_picture_of_others_is_read_and_one_that_lies_in_its_size_is_not(capsys
     Path("bomb.png").write_bytes(content[:12] + head + struct.pack(">I", zlib.crc32(head)) + content[33:])
     assert main(["generate", "--read", "bomb.png"]) == 1
     assert "bomb.png: says nothing of its origin" in capsys.readouterr().err
+
+
+def test_names_of_classes_are_those_of_the_data_that_the_model_has_learnt() -> None:
+    about = artifacts.read_json(artifacts.RUNS / "gan" / "record" / "run.json")
+    assert choices.list_classes(about) == ["cat", "dog", "../owl"]
+    about["datasets"][0]["sha256"] = "ef"  # the section names other data now, or it is another project
+    assert choices.list_classes(about) == []
+
+
+def test_each_content_has_a_number_of_its_own() -> None:
+    numbers = set()
+    for prompt in "ab":
+        assert main(["generate", "text", "--prompt", prompt, "--count", "1", "--out", prompt]) == 0
+        for origin in artifacts.read_json(Path(prompt) / provenance.SIDECAR).values():
+            numbers.add(json.loads(origin[provenance.AIGC])["ProduceID"])
+    assert len(numbers) == 4  # a text and a sheet of each prompt

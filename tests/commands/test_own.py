@@ -12,7 +12,7 @@ from pipeline.__main__ import main
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import own
 from pipeline.stages import check, fetch, prepare
-from tests.conftest import ROOT, write_pictures
+from tests.conftest import write_pictures
 
 LEAST = {"metrics.images.kid_subset_size": 20, "metrics.images.sampling.count": 50}
 
@@ -56,14 +56,16 @@ def test_pictures_get_a_network_and_models_with_the_classes_that_they_have(
     network = "mine-1-classifier" if labelled else "mine-1-rotation"
     assert network == f"mine-1-{settings.networks[network].network}"
     added = {name: run for name, run in settings.runs.items() if run.data == "mine-1"}
-    assert list(settings.runs)[:2] == list(added) == ["mine-1-gan", "mine-1-vae"]
+    assert list(settings.runs)[:3] == list(added)
+    assert set(added) == {"mine-1-gan", "mine-1-vae", "mine-1-flow_matching"}  # and no codes, which need a prior
     assert {run.network for run in added.values()} == {network}
-    gan, vae = (settings.models[name].model_dump() for name in added)
+    gan, vae, flow = (settings.models[f"mine-1-{name}"].model_dump() for name in ("gan", "vae", "flow_matching"))
+    assert (flow["conditional"], flow["guidance"]) == ((True, 1.5) if labelled else (False, 1.0))
     assert (gan["conditional"], gan["augment"]) == (labelled, ["translation", "cutout"])
     assert vae["likelihood"] == "discretized_logistic"
     assert (gan["steps"], vae["steps"]) == (5, 5)
     assert "200 pictures, grey, about 20 pixels" in (said := capsys.readouterr().out)
-    assert "dvc repro evaluate@mine-1-gan evaluate@mine-1-vae" in said
+    assert f"dvc repro {' '.join(f'evaluate@{name}' for name in added)}" in said
 
 
 def test_the_same_command_again_replaces_the_sections(workdir: Path) -> None:
@@ -122,7 +124,7 @@ def test_keys_of_a_section_are_checked_before_dvc_runs(project: Path) -> None:
 
 def test_all_comments_of_the_shipped_params_stay(workdir: Path) -> None:
     own.write({"runs": {"x": {"model": "gan", "changes": {}}}}, workdir / "other.yaml")
-    lines = (ROOT / "params.yaml").read_text().splitlines()
+    lines = (workdir / "params.yaml").read_text().splitlines()
     place = next(index for index, line in enumerate(lines) if line.startswith("runs:"))
     lines.insert(place + 1, "  x: {model: gan, changes: {}}")
     assert (workdir / "other.yaml").read_text().splitlines() == lines

@@ -386,20 +386,48 @@ def test_a_claim_of_feature_networks_is_a_mean_over_their_seeds(edit_params: Cal
 @pytest.mark.parametrize(
     ("claim", "message"),
     [
-        ("networks: [classifier, other]", "no 'accuracy' of a network 'other'"),
+        ("networks: [classifier, other]", "no 'probe_accuracy' of a network 'other'"),
         ("networks: [classifier, wider]", "differ only in the seed, wider: .'width'."),
         ("networks: [classifier, classifier]", "classifier comes twice"),
         ("runs: [gan]\n  networks: [classifier]", "expected either runs or networks"),
+        ("networks: [classifier]\n  # lower", "lower_is_better: probe_accuracy is better when it is higher"),
+        ("networks: [classifier, stale]", "the numbers of stale are not of its weights"),
     ],
 )
 def test_networks_that_are_missing_or_no_seeds_of_one_are_refused(
     edit_params: Callable[..., None], capsys: pytest.CaptureFixture[str], claim: str, message: str
 ) -> None:
     section = artifacts.encode(params.load().networks["classifier"])
-    edit_params({"networks": {"classifier": section, "wider": {**section, "width": 32, "seed": 1}}})
-    for name in ("classifier", "wider"):
-        artifacts.write_json(artifacts.REPORTS / "networks" / f"{name}.json", {"accuracy": 0.9})
-    text = CLAIM.replace("runs: [one, two]", claim).replace("test_nats", "accuracy")
+    others = {"wider": {**section, "width": 32, "seed": 1}, "stale": {**section, "seed": 1}}
+    edit_params({"networks": {"classifier": section, **others}})
+    for name in ("classifier", *others):
+        about = {"probe_accuracy": 0.9, "weights_sha256": "0" * 64}
+        artifacts.write_json(artifacts.REPORTS / "networks" / f"{name}.json", about)
+    artifacts.write_bytes(artifacts.NETWORKS / "stale" / "model.safetensors", b"other weights")
+    text = CLAIM.replace("runs: [one, two]", claim).replace("test_nats", "probe_accuracy")
+    text = text if "# lower" in claim else text.replace("lower_is_better: true", "lower_is_better: false")
     Path("results.yaml").write_text(text, encoding="utf-8")
     assert main(["results"]) == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_run_from_outside_weights_is_no_seed_of_one_from_scratch(
+    runs: Path, edit_params: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_params({})  # a params.yaml
+    shipped = artifacts.encode(params.load().runs["transformer"])
+    weights = {"address": "elsewhere", "sha256": "a" * 64}
+    edit_params({"runs": {"one": shipped, "two": {**shipped, "seed": 1, "weights": weights}}})
+    assert runs == Path.cwd()
+    assert main(["results"]) == 1
+    assert "weights is none in one and aaaa" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("workdir")
+def test_an_optional_claim_of_networks_that_are_not_made_is_not_measured_here() -> None:
+    text = CLAIM.replace("runs: [one, two]", "networks: [classifier]").replace(
+        "lower_is_better: true", "lower_is_better: false"
+    )
+    Path("results.yaml").write_text(text + "  optional: true\n", encoding="utf-8")
+    assert main(["results"]) == 0
+    assert artifacts.read_json(Path("results.json"))["speed"]["value"] is None

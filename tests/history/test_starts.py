@@ -228,3 +228,15 @@ def test_the_stage_begins_with_the_weights_and_its_record_names_them(workdir: Pa
     assert {"weights.address": "other", "weights.sha256": sha256}.items() <= name_parameters(about).items()
     assert f"from the weights `{sha256[:12]}` of `other`" in describe_run(about, None)
     json.dumps(about)
+
+
+@pytest.mark.usefixtures("sha256")
+def test_a_file_of_weights_is_refused_where_its_tokens_are_not_known(sha256: str) -> None:
+    for tokenizer in ("byte", "bpe"):
+        artifacts.write_json(artifacts.PREPARED / "images" / "tokenizer.json", {"tokenizer": tokenizer})
+        run = make_run("own.safetensors", sha256)
+        if tokenizer == "byte":
+            starts.bring("tuned", run)
+            continue
+        with pytest.raises(ArtifactError, match=r"runs\.tuned\.weights\.address: own.* which token a row is of"):
+            starts.bring("tuned", run)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 from pytorch_lightning import LightningModule
 from torch.distributions import Bernoulli, Independent
 
@@ -226,3 +227,13 @@ def test_samples_of_the_prior_have_the_codes_that_it_expects() -> None:
 def test_one_code_for_nearly_everything_is_an_alarm() -> None:
     assert find_alarms({"code_perplexity": (100, 9.0)}, {}) == []
     assert "step 100: collapse of the codes" in find_alarms({"code_perplexity": (100, 1.1)}, {})[0]
+
+
+def test_more_codes_than_a_prior_can_have_are_refused() -> None:
+    with pytest.raises(ValidationError, match="product of at most 65536, got 1073741824"):
+        TypeAdapter(codes.Levels).validate_python([8] * 10)
+    assert TypeAdapter(codes.Levels).validate_python([256, 256]) == [256, 256]
+
+
+def test_two_codes_of_equal_frequency_are_no_collapse() -> None:
+    assert find_alarms({"code_perplexity": (10, 1.99)}, {}) == []

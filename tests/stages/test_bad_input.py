@@ -17,7 +17,7 @@ from pipeline.models import gan
 from pipeline.networks import classifier
 from pipeline.stages import __main__ as runner
 from pipeline.weights import save_model
-from tests.conftest import ROOT, TINY, set_value, write_pictures
+from tests.conftest import ROOT, TINY, leave_out_runs, set_value, write_pictures
 
 OWN = {
     **TINY,
@@ -61,7 +61,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     before = Path.cwd()
     os.chdir(folder)
-    shutil.copy(ROOT / "params.yaml", folder)
+    text = leave_out_runs((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
     write_pictures(folder / "pictures", 240)
     (folder / "novel.txt").write_text("It was a dark and stormy night. " * 100, encoding="utf-8")
     change_params(OWN)
