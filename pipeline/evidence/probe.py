@@ -81,8 +81,8 @@ def measure_all(
     for prefix, inputs in (("probe", learnt), ("raw", values)):
         for count in per_class:
             total = count * len(labels["train"].unique())
-            pairs = ((inputs[split], labels[split]) for split in ("train", "test"))
-            mean, error = summarize(measure_probe(*pairs, count))
+            train, test = (inputs["train"], labels["train"]), (inputs["test"], labels["test"])
+            mean, error = summarize(measure_probe(train, test, count))
             found |= {f"{prefix}_{total}_labels_accuracy": mean, f"{prefix}_{total}_labels_error": error}
     return found
 
