@@ -18,6 +18,8 @@ from pipeline.pages.results import Page, Table
 mpl.use("svg")
 from matplotlib import pyplot as plt
 
+MARKS = (0.0, 0.5, 1.0)  # of an axis
+SPAN = 20.0  # from the smallest to the largest value, beyond which an axis is logarithmic
 COLORS = 6  # of components.css; more runs have the same colours with other dashes
 DASHES = ("", "6 3", "2 2", "8 3 2 3")
 
@@ -66,6 +68,7 @@ class Plane:
     dots: list[Dot]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
+    is_logarithmic: bool  # upwards
 
 
 def pick_color(names: Sequence[str], run: str) -> int:
@@ -121,26 +124,43 @@ def make_plane(table: Table, runs: Sequence[str]) -> Plane | None:
     name = next(each for each in table.names if _count(pages, each) == len(pages) and each in pages[0].headlines)
     costs = [page.about["totals"]["cpu_seconds"] / 60 for page in pages]
     values = [page.metrics[name] for page in pages]
-    right, top = 1.1 * max(costs) or 1.0, 1.1 * max(*values, 0.0) or 1.0
-    bottom = min(0.0, *values)
+    right = 1.1 * max(costs) or 1.0
+    heights, ticks, is_logarithmic = place_values(values)
     dots = [
         Dot(
             run=page.name,
             color=pick_color(runs, page.name),
             x=round(100 * cost / right, 2),
-            y=round(100 * (value - bottom) / (top - bottom), 2),
+            y=height,
             text=f"{page.name}: {format_number(value)} after {format_number(round(cost, 1))} CPU minutes",
         )
-        for page, cost, value in zip(pages, costs, values, strict=True)
+        for page, cost, value, height in zip(pages, costs, values, heights, strict=True)
     ]
-    marks = (0.0, 0.5, 1.0)
     return Plane(
         name,
         find_value(table.values, name).direction,
         dots,
-        [(100 * mark, f"{right * mark:.3g}") for mark in marks],
-        [(100 * mark, f"{bottom + (top - bottom) * mark:.3g}") for mark in marks],
+        [(100 * mark, f"{right * mark:.3g}") for mark in MARKS],
+        ticks,
+        is_logarithmic,
     )
+
+
+def place_values(values: Sequence[float]) -> tuple[list[float], list[tuple[float, str]], bool]:
+    """Return the heights of values in percent, three ticks, and whether the scale is logarithmic.
+
+    It is where the largest is more than SPAN times the smallest: one bad run would hide how all others differ.
+    """
+    if is_logarithmic := min(values) > 0 and max(values) > SPAN * min(values):
+        bottom, top = math.log(min(values) / 1.3), math.log(1.3 * max(values))
+        heights = [(math.log(value) - bottom) / (top - bottom) for value in values]
+        ticks = [math.exp(bottom + (top - bottom) * mark) for mark in MARKS]
+    else:
+        bottom, top = min(0.0, *values), 1.1 * max(*values, 0.0) or 1.0
+        heights = [(value - bottom) / (top - bottom) for value in values]
+        ticks = [bottom + (top - bottom) * mark for mark in MARKS]
+    named = [(100 * mark, f"{tick:.3g}") for mark, tick in zip(MARKS, ticks, strict=True)]
+    return [round(100 * height, 2) for height in heights], named, is_logarithmic
 
 
 def _count(pages: Sequence[Page], name: str) -> int:

@@ -1,5 +1,6 @@
 """Parts of the pages: exhibits by suffix, bars, differences, on values whose answer is known."""
 
+import math
 import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ from pipeline import params
 from pipeline.kinds import Exhibit
 from pipeline.pages.cards import read_summary
 from pipeline.pages.changes import compare_commit, compare_runs, flatten, make_grid
-from pipeline.pages.charts import make_bar, make_plane
+from pipeline.pages.charts import make_bar, make_plane, place_values
 from pipeline.pages.exhibits import mark_prompt, show
 from pipeline.pages.results import make_pages, make_tables, read_frames
 
@@ -117,3 +118,12 @@ def test_the_card_of_a_plug_in_of_another_package_has_its_docstring(brought: Cal
     brought('"""Flows\nwell.\n\nMore."""\n')
     assert read_summary("models", "tiny_flow") == "Flows well."
     assert read_summary("models", "gan").startswith("Generative adversarial network")
+
+
+def test_one_bad_run_does_not_hide_how_the_others_differ() -> None:
+    heights, ticks, is_logarithmic = place_values([4.0, 8.0, 400.0])
+    assert is_logarithmic
+    assert heights[1] - heights[0] == pytest.approx(100 * math.log(2) / math.log(1.3**2 * 100), abs=0.01)
+    assert [text for _, text in ticks] == ["3.08", "40", "520"]
+    assert place_values([4.0, 8.0, 40.0]) == ([9.09, 18.18, 90.91], [(0.0, "0"), (50.0, "22"), (100.0, "44")], False)
+    assert not place_values([-1.0, 400.0])[2]  # KID may be negative
