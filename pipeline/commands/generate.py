@@ -140,7 +140,7 @@ def find_labels(model: Any, label: str | None) -> list[dict[str, int]]:
 
 def draw_each(model: Any, labels: Sequence[dict[str, int]], options: argparse.Namespace) -> Iterator[Sample]:
     """Yield a sample of each class and seed."""
-    chosen = {key: getattr(options, key) for key in choices.CHOSEN if getattr(options, key) is not None}
+    chosen = _list_chosen(options)
     choices.require_prompt(model.loaded, options.prompt or "", f"{model.address}: --prompt")
     for given in labels:
         for seed in range(options.seed, options.seed + options.count):
@@ -161,6 +161,11 @@ def walk(model: Any, labels: Sequence[dict[str, int]], options: argparse.Namespa
             yield Sample(name, value, label, where)
 
 
+def _list_chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of samples that the command line names."""
+    return {key: getattr(options, key) for key in choices.CHOSEN if getattr(options, key) is not None}
+
+
 def _name_classes(model: Any, given: dict[str, int]) -> list[str]:
     """Return the parts of a file's name that say what the sample is given, with zeros in front so that they sort."""
     pool = model.loaded.pool.values
@@ -170,7 +175,7 @@ def _name_classes(model: Any, given: dict[str, int]) -> list[str]:
 def write(folder: Path, model: Any, samples: Sequence[Sample], options: argparse.Namespace) -> None:
     """Write each sample, the sheet, or of a walk the strip and an animation, each with its origin; and samples.csv."""
     kind, about, entries = model.loaded.kind, model.describe_origin(), {}
-    chosen = {key: str(getattr(options, key)) for key in choices.CHOSEN if getattr(options, key) is not None}
+    chosen = {key: str(value) for key, value in _list_chosen(options).items()}
 
     def put(exhibit: Any, label: str, seed: str, frames: Sequence[Image.Image] = ()) -> str:
         origin = {**about, **({"label": label} if label else {}), "seed": seed, **chosen}

@@ -148,26 +148,33 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
         check_direction(name, claim, values)
     tables = {run: sets[run].get(claim.metric, [metrics[run][claim.metric]]) for run in everyone}
     table = compare_pairs(claim, tables) if claim.against else list(tables.values())
-    summary = summarize(table)
-    interval = None if math.isnan(summary.low) else [summary.low, summary.high]
-    costs = measure_costs(claim, former if is_same(former.get("value"), summary.mean) else {})
-    verdict = judge_claim(claim, interval or [sum(row) / len(row) for row in table])
-    if verdict == "reached" and any(find_flaw(values, found, claim.metric) for found in metrics.values()):
-        verdict = "inconclusive"  # the value is marked as not reliable
+    judged, sample_sets = summarize_claim(claim, table)
+    costs = measure_costs(claim, former if is_same(former.get("value"), judged["value"]) else {})
+    if judged["verdict"] == "reached" and any(find_flaw(values, found, claim.metric) for found in metrics.values()):
+        judged["verdict"] = "inconclusive"  # the value is marked as not reliable
     return {
-        "value": summary.mean,
-        "interval": interval,
-        **({"no_interval": summary.reason} if summary.reason else {}),
+        **judged,
         "seeds": seeds,
-        "sample_sets": summary.sets,
+        "sample_sets": sample_sets,
         "counts": find_counts(values, claim.metric, metrics[claim.runs[0]]),
         **costs,
         "protocol": contents[claim.runs[0]]["values"][claim.metric]["hash"],
         "command": make_command(f"OMP_NUM_THREADS={costs['threads']} {command}"),
+    }
+
+
+def summarize_claim(claim: Claim, table: list[list[float]]) -> tuple[dict[str, Any], int]:
+    """Return value, interval or why there is none, targets and verdict of values per seed, and the number of sets."""
+    summary = summarize(table)
+    interval = None if math.isnan(summary.low) else [summary.low, summary.high]
+    return {
+        "value": summary.mean,
+        "interval": interval,
+        **({"no_interval": summary.reason} if summary.reason else {}),
         "must": claim.must,
         "aim": claim.aim,
-        "verdict": verdict,
-    }
+        "verdict": judge_claim(claim, interval or [sum(row) / len(row) for row in table]),
+    }, summary.sets
 
 
 def measure_networks(name: str, claim: Claim) -> dict[str, Any]:
@@ -182,12 +189,12 @@ def measure_networks(name: str, claim: Claim) -> dict[str, Any]:
     if claim.metric.endswith(ACCURACY) and claim.lower_is_better:
         msg = f"{PATH}: {name}.lower_is_better: {claim.metric} is better when it is higher, got true"
         raise ArtifactError(msg)
-    sections = {network: params.load().networks.get(network) for network in claim.networks}
-    configs = {network: artifacts.encode(section) for network, section in sections.items() if section}
+    sections = params.load().networks
+    configs = {network: artifacts.encode(sections[network]) for network in claim.networks if network in sections}
     found = {network: artifacts.read_json(artifacts.REPORTS / "networks" / f"{network}.json") for network in configs}
     for network in claim.networks:
         if network not in configs or claim.metric not in found[network]:
-            known = ", ".join(found.get(network, params.load().networks))
+            known = ", ".join(found.get(network, sections))
             msg = f"{PATH}: {name}: no {claim.metric!r} of a network {network!r}; there are {known}"
             raise ArtifactError(msg)
     for network in configs:
@@ -197,19 +204,9 @@ def measure_networks(name: str, claim: Claim) -> dict[str, Any]:
         if keys := [key for key, *_ in list_differences(first, config) if key != "seed"]:
             msg = f"{PATH}: {name}.networks: expected networks that differ only in the seed, {network}: {keys}"
             raise ArtifactError(msg)
-    values = [[found[network][claim.metric]] for network in claim.networks]
-    summary = summarize(values)
-    interval = None if math.isnan(summary.low) else [summary.low, summary.high]
-    return {
-        "value": summary.mean,
-        "interval": interval,
-        **({"no_interval": summary.reason} if summary.reason else {}),
-        "seeds": [config["seed"] for config in configs.values()],
-        "command": _make_network_command(claim),
-        "must": claim.must,
-        "aim": claim.aim,
-        "verdict": judge_claim(claim, interval or [value for [value] in values]),
-    }
+    judged, _ = summarize_claim(claim, [[found[network][claim.metric]] for network in claim.networks])
+    seeds = [config["seed"] for config in configs.values()]
+    return {**judged, "seeds": seeds, "command": _make_network_command(claim)}
 
 
 def check_network(name: str, network: str, about: dict[str, Any]) -> None:
@@ -260,7 +257,9 @@ def check_runs(name: str, contents: dict[str, dict[str, Any]]) -> list[int]:
     if have_own:
         check_runs(name, {start: read_protocol(start) for start in starts})
     first, *others = contents
-    outside = {run: _find_weights(run) for run in contents}
+    known = params.load().runs if params.PATH.exists() else {}
+    brought = {run: known[run].weights if run in known else None for run in contents}
+    outside = {run: weights.sha256 if weights else NONE for run, weights in brought.items()}
     for run in others:
         if outside[run] != outside[first]:
             pair = f"weights is {outside[first]} in {first} and {outside[run]} in {run}"
@@ -272,12 +271,6 @@ def check_runs(name: str, contents: dict[str, dict[str, Any]]) -> list[int]:
                 msg = f"{PATH}: {name}.runs: expected runs that differ only in the seed, {pair}"
                 raise ArtifactError(msg)
     return seeds
-
-
-def _find_weights(run: str) -> str:
-    """Return the hash of the weights from outside that a run of params.yaml starts from, or none."""
-    known = params.load().runs.get(run) if params.PATH.exists() else None
-    return known.weights.sha256 if known and known.weights else NONE
 
 
 def check_direction(name: str, claim: Claim, values: Values) -> None:

@@ -112,7 +112,9 @@ class Trained:
         """
         decoder = looks.find_decoder(self.plug_in)
         if decoder is None or hasattr(self.loaded.kind, "TOGETHER"):
-            why = f"pipeline/models/{self.plug_in}.py has no decode" if decoder is None else "one alone shows nothing"
+            why = (
+                f"pipeline/models/{self.plug_in}.py has no decode" if decoder is None else "a single one shows nothing"
+            )
             msg = f"{self.address}: there is no way between two samples of this model: {why}"
             raise ArtifactError(msg)
         loaded = self._give(given or {})

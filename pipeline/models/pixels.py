@@ -3,7 +3,7 @@
 Run with `dvc repro train@pixels`. Each training image is drawn black and white again at every step, as in vae.py, and
 each 2x2 patch is one token: an MNIST image is 196 tokens of 16. The transformer of transformer.py predicts each token
 from those before it, row by row, so that the likelihood of an image is exact. The first token is the class.
-Departures: patches instead of pixels, a vector for each place beside rotary positions, Muon.
+Departures: patches instead of pixels, a vector for each place next to rotary positions, Muon.
 
 Dimensions: B batch, N images, C H W image, T tokens of an image, V symbols, D width.
 """

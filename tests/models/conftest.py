@@ -9,6 +9,14 @@ from pipeline.models.transformer import Config, Model
 VOCABULARY = 17
 
 
+def fill(model: torch.nn.Module) -> None:
+    """Give every weight a random value: fresh projections and heads are zero, and gains one."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+
+
 def make_model(**changes: object) -> Model:
     values: dict[str, object] = {
         "layers": 2,
@@ -28,10 +36,7 @@ def make_model(**changes: object) -> Model:
         "ema": 0.0,
     }
     model = Model(Config.model_validate(values | changes), text_fields(VOCABULARY), seed=0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # fresh projections and heads are zero, and gains one
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+    fill(model)
     return model.eval()
 
 

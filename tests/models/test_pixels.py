@@ -16,6 +16,7 @@ from pipeline.kinds.images import make_fields as image_fields
 from pipeline.models import pixels
 from pipeline.models.pixels import Config, Model, to_means, to_tokens
 from pipeline.training import fit
+from tests.models.conftest import fill
 
 FIELDS = image_fields((1, 2, 4), 3)  # two patches
 
@@ -44,10 +45,7 @@ def make_config(**changes: Any) -> Config:
 
 def make_model(fields: Any = FIELDS, **changes: Any) -> Model:
     model = Model(make_config(**changes), fields, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # fresh projections, places and heads are zero, and gains one
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+    fill(model)
     return model.eval()
 
 
