@@ -6,21 +6,20 @@ the config, brings its peak to 0.9 of the range, and centres it in silence. The 
 says; dvc.lock tells a difference. Licence of the engine: GPL 3.
 """
 
-from math import gcd
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
+from pipeline.formats.recordings import centre, describe_changes, resample, scale
 from pipeline.formats.speech import VERSION, Word, speak
 from pipeline.formats.wav import encode_wav, read_wav
 from pipeline.kinds import FieldSpec
-from pipeline.kinds.audio import LOUDEST, AudioConfig, Clips, make_fields
+from pipeline.kinds.audio import AudioConfig, Clips, make_fields
 from pipeline.randomness import make_generator
 
 LICENCE = "spoken by eSpeak NG, a program under GPL 3.0 or later"
@@ -32,7 +31,6 @@ SLOWEST, FASTEST = 120, 200  # words per minute
 LOWEST, HIGHEST = 25, 75  # of the engine's pitches from 0 to 99
 SEED = 0  # of speeds and pitches: the stage `fetch` reads no key of the config but `path`
 VOICES = "voices.json"
-PEAK = 0.9
 
 
 class Config(AudioConfig):
@@ -84,22 +82,16 @@ def prepare(raw: Path, config: Config) -> Clips:
     clips = {name: torch.from_numpy(spoken)[part.sort().values].flatten(0, 1) for name, part in parts.items()}
     labels = {name: torch.arange(len(WORDS)).repeat(len(part)) for name, part in parts.items()}
     _, rate = read_wav(raw / f"{names[0]}_{WORDS[0]}.wav")  # one for all: the engine's
-    changes = [
-        f"resampled from {rate} to {config.rate} samples per second",
-        f"peak of each clip brought to {PEAK} of the range, and rounded to 16 bits",
-        f"silence added on both sides, to {config.samples} samples",
-    ]
+    resampled = f"resampled from {rate} to {config.rate} samples per second"
+    changes = [resampled, *describe_changes(config.samples)]
     return Clips({name: (clips[name], labels[name]) for name in parts}, WORDS, about["engine"], changes)
 
 
 def _read_clip(path: Path, config: Config) -> NDArray[np.int16]:
     """Return the word of a file, int16 (config.samples,)."""
     samples, rate = read_wav(path)
-    common = gcd(config.rate, rate)
-    values = resample_poly(samples.astype(np.float64), config.rate // common, rate // common)
-    room = config.samples - len(values)
-    if room < 0:
+    values = resample(samples.astype(np.float64), rate, config.rate)
+    if len(values) > config.samples:
         msg = f"{path}: {len(values)} samples at {config.rate} Hz, longer than the clips of {config.samples}: "
         raise ArtifactError(msg + f"data.{path.parent.name}.samples {len(values)} would do")
-    scaled = np.rint(values * (PEAK * LOUDEST / np.abs(values).max())).astype(np.int16)
-    return np.pad(scaled, (room // 2, room - room // 2))
+    return centre(scale(values), config.samples)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.artifacts import SPLITS, ArtifactError
+from pipeline.formats.recordings import LOUDEST
 from pipeline.formats.wav import encode_wav
 from pipeline.kinds import (
     Drawn,
@@ -44,7 +45,6 @@ WITH = ("labels",)  # kinds of the other fields
 PAUSE = 0.25  # seconds between the clips of an exhibit
 SHOWN = 20  # clips of an exhibit
 LEAST = 50  # clips that a metric is computed of
-LOUDEST = 2**15 - 1
 SILENCE = 327  # a clip that stays below, 1% of the range, is silent
 MOST_CLIPPED = 0.01  # share of a clip's samples that may be as loud as can be
 MOST_BROKEN = 0.1  # share of the clips that may be silent or clipped
