@@ -10,6 +10,7 @@ import hashlib
 import os
 import queue
 import re
+import shutil
 import threading
 import time
 import zlib
@@ -353,3 +354,48 @@ def _accept(path: Path, source: Source, target: Path) -> str | None:
     finally:
         copy.unlink(missing_ok=True)
     return None
+
+
+def fetch_archive(dataset: str, source: Source, measure: Callable[[Path], str], folder: Path) -> None:
+    """Bring an archive into `folder` that servers pack anew, so that only its content has a hash.
+
+    Nothing is resumed, because two answers may differ in their bytes.
+
+    Args:
+        dataset: folder of the mirror.
+        source: the hash of the content; the addresses are those of the archive itself, whatever its name there.
+        measure: returns the hash of the content of an archive, or raises ArtifactError.
+        folder: gets the archive under the source's name.
+
+    Raises:
+        ArtifactError: with the file, its hash, what each address answered, and what to do.
+    """
+    target, partial = folder / source.name, _partial(source)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    mirror = os.path.expanduser(os.environ.get("DATA_MIRROR", ""))  # noqa: PTH111 - may be an address
+    places = [f"{mirror.rstrip('/')}/{dataset}/{source.name}"] if mirror else []
+    tried = []
+    for place in [*places, *source.addresses]:
+        try:
+            with FileLock(partial.with_suffix(".lock")):
+                partial.unlink(missing_ok=True)
+                if "://" in place:
+                    _append(place, partial, 0, source)
+                else:
+                    shutil.copyfile(place, partial)
+                if (found := measure(partial)) != source.sha256:
+                    msg = f"wrong content: expected SHA-256 {source.sha256}, found {found}"
+                    raise ArtifactError(msg)
+                os.replace(partial, target)
+        except (ArtifactError, ValueError, OSError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            tried.append(hide_login(f"  {place}: {error}", place))
+        else:
+            return
+    msg = "\n".join(
+        [
+            f"{dataset}: could not get {source.name} (SHA-256 of the content {source.sha256}). Tried:",
+            *tried,
+            f"Without a network, put the file at <folder>/{dataset}/{source.name} and set DATA_MIRROR=<folder>.",
+        ]
+    )
+    raise ArtifactError(msg)
