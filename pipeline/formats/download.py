@@ -383,14 +383,14 @@ def fetch_archive(dataset: str, source: Source, measure: Callable[[Path], str], 
                     _append(place, partial, 0, source)
                 else:
                     shutil.copyfile(place, partial)
-                if (found := measure(partial)) != source.sha256:
-                    msg = f"wrong content: expected SHA-256 {source.sha256}, found {found}"
-                    raise ArtifactError(msg)
-                os.replace(partial, target)
+                found = measure(partial)
+                if found == source.sha256:
+                    os.replace(partial, target)
+                    return
+                problem = f"wrong content: expected SHA-256 {source.sha256}, found {found}"
         except (ArtifactError, ValueError, OSError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            tried.append(hide_login(f"  {place}: {error}", place))
-        else:
-            return
+            problem = str(error)
+        tried.append(hide_login(f"  {place}: {problem}", place))
     msg = "\n".join(
         [
             f"{dataset}: could not get {source.name} (SHA-256 of the content {source.sha256}). Tried:",

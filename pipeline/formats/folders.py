@@ -76,7 +76,7 @@ class Layout:
         """Return the split, the folders that may name a class, and why a trail does not belong to the others."""
         split = ""
         if trail[: len(self.wrapper)] != self.wrapper:
-            return split, (), f"outside of the folder {'/'.join(self.wrapper)!r} that holds the other pictures"
+            return split, (), f"outside of the folder {'/'.join(self.wrapper)!r} that holds the other files"
         trail = trail[len(self.wrapper) :]
         if self.level is not None:
             split = name_split(trail[self.level]) if len(trail) > self.level else ""
@@ -84,7 +84,7 @@ class Layout:
                 return split, (), "outside of the folders that are the splits"
             trail = trail[: self.level] + trail[self.level + 1 :]
         if trail[: len(self.inner)] != self.inner:
-            return split, (), f"outside of the folder {'/'.join(self.inner)!r} that holds the other pictures"
+            return split, (), f"outside of the folder {'/'.join(self.inner)!r} that holds the other files"
         return split, trail[len(self.inner) :], ""
 
 

@@ -20,8 +20,9 @@ from safetensors import torch as safetensors
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.data import image_folder
-from pipeline.data.image_folder import Config, choose_split
+from pipeline.data.image_folder import Config
 from pipeline.formats.own_files import FileReport, read_reports
+from pipeline.formats.own_folders import choose_split
 from pipeline.kinds.images import ImageSplits, write
 from pipeline.stages import fetch as fetch_stage
 from pipeline.stages import prepare as prepare_stage

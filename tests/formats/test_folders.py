@@ -51,7 +51,7 @@ def test_folders_mean_what_their_names_and_places_say(name: str) -> None:
 
 def test_a_file_outside_of_the_wrapper_or_of_the_splits_has_a_reason_and_no_class() -> None:
     layout = read_layout(["x/train/cat/1", "x/train/dog/1", "x/test/cat/2"])
-    assert layout.place("cover").reason == "outside of the folder 'x' that holds the other pictures"
+    assert layout.place("cover").reason == "outside of the folder 'x' that holds the other files"
     for path in ("x/cover", "x/extra/cat/1"):
         place = layout.place(path)
         assert (place.split, place.group, place.reason) == ("", "", "outside of the folders that are the splits")
