@@ -96,9 +96,9 @@ def prepare(raw: Path, config: Config) -> Clips:
     clips, longer = [], 0
     keys = [(word, speaker, number) for word in range(10) for speaker in SPEAKERS for number in range(NUMBERS)]
     for word, speaker, number in keys:
-        values = _read(raw / f"{word}_{speaker}_{number}.wav", config)
-        longer += len(values) > config.samples
-        clips.append(torch.from_numpy(centre(scale(find_loudest(values, config.samples)), config.samples)))
+        recording = _read(raw / f"{word}_{speaker}_{number}.wav", config)
+        longer += len(recording) > config.samples
+        clips.append(torch.from_numpy(centre(scale(find_loudest(recording, config.samples)), config.samples)))
     places = choose_splits(raw.name, config)
     rows: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     for row, (_, speaker, number) in enumerate(keys):

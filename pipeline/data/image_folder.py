@@ -104,7 +104,7 @@ def prepare(raw: Path, config: Config) -> ImageSplits:
         stores = {name: stack.enter_context(tempfile.TemporaryFile(dir=raw.parent)) for name in SPLITS}
         sorting, known = _sort_settled(own, config, stores)
         found = own.finish(sorting, stores, (config.channels, config.size, config.size), np.uint8)
-    return ImageSplits(found.splits, found.classes, found.names, found.files, known | found.known)
+    return ImageSplits(found.splits, found.classes, found.names, found.files, {**known, **found.known})
 
 
 def _sort_settled(own: OwnFolder, config: Config, stores: Mapping[str, IO[bytes]]) -> tuple[Sorting, dict[str, Any]]:

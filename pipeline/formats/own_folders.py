@@ -264,9 +264,11 @@ class OwnFolder:
         names = sorted(set().union(*groups.values()), key=os.fsencode)
         label = {name: index for index, name in enumerate(names)}
         splits = {name: (values[name], torch.tensor([label[each] for each in groups[name]])) for name in SPLITS}
-        files = [*sorted(reports, key=lambda report: os.fsencode(report.path)), *self._report_empty(names)]
+        ordered = sorted(reports, key=lambda report: os.fsencode(report.path))
         known = describe_layout(self.layout, self.config) | self._count_moved(reports)
-        return Sorted(splits, len(names), [name for name in names if name], files, known)
+        return Sorted(
+            splits, len(names), [name for name in names if name], [*ordered, *self._report_empty(names)], known
+        )
 
     def _quarantine_contradictions(self, sorting: Sorting) -> list[FileReport]:
         """Give every file whose content several classes claim a reason."""

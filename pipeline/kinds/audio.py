@@ -8,8 +8,9 @@ Dimensions: N clips, T samples of a clip.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.artifacts import SPLITS, ArtifactError
+from pipeline.formats.own_files import FileReport, write_reports
 from pipeline.formats.recordings import LOUDEST
 from pipeline.formats.wav import encode_wav
 from pipeline.kinds import (
@@ -31,8 +33,10 @@ from pipeline.kinds import (
     draw_one,
     draw_sets,
     dump_fields,
+    name_key,
     question_classes,
     question_examples,
+    question_files,
 )
 from pipeline.kinds import labels as class_labels
 from pipeline.params import Source
@@ -47,6 +51,11 @@ SHOWN = 20  # clips of an exhibit
 LEAST = 50  # clips that a metric is computed of
 SILENCE = 327  # a clip that stays below, 1% of the range, is silent
 MOST_CLIPPED = 0.01  # share of a clip's samples that may be as loud as can be
+SURVEYED = 500  # clips whose frequencies are looked at
+NOTHING = 1e-6  # share of the power that counts as none; rounding to 16 bits has about 1e-9
+NARROW = 0.5  # share of the band that is doubtfully little
+MUCH_PADDING = 0.25  # share of a clip that recordings fill, below which padding is doubtful
+MUCH_LEFT_OUT = 0.1  # share of the sound
 MOST_BROKEN = 0.1  # share of the clips that may be silent or clipped
 
 
@@ -74,13 +83,17 @@ class AudioConfig(Source):
 class Clips:
     """Clips int16 (N, T) and labels int64 (N,) of each split; the name of each class; what recorded the clips.
 
+    names: none of clips without classes, which all have the label 0.
     changes: what was done to the recordings on the way in, such as "resampled from 22050 to 8000 samples per second".
+    files: reports of your own files. known: what the source found out about the set that the manifest should carry.
     """
 
     splits: dict[str, tuple[Tensor, Tensor]]
     names: Sequence[str]
     origin: str
     changes: Sequence[str] = ()
+    files: Sequence[FileReport] = ()
+    known: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write(folder: Path, clips: Clips, config: AudioConfig) -> dict[str, Any]:
@@ -90,6 +103,7 @@ def write(folder: Path, clips: Clips, config: AudioConfig) -> dict[str, Any]:
         ArtifactError: if a split is not of clips int16 (N, config.samples) with N labels, or one is silent or clipped.
     """
     entries: dict[str, Any] = {}
+    classes = max(1, len(clips.names))
     known: dict[str, set[bytes]] = {}
     for name in SPLITS:
         values, labels = clips.splits[name]
@@ -108,25 +122,67 @@ def write(folder: Path, clips: Clips, config: AudioConfig) -> dict[str, Any]:
             "minimum": int(values.min()),
             "maximum": int(values.max()),
             "clipped_samples": int((values.int().abs() >= LOUDEST).sum()),
-            "per_class": labels.bincount(minlength=len(clips.names)).tolist(),
+            "per_class": labels.bincount(minlength=classes).tolist(),
             "duplicates": len(values) - len(digests),
             **{f"shared_with_{other}": len(digests & seen) for other, seen in known.items()},
         }
         known[name] = digests
-    fields = make_fields(config.samples, config.rate, len(clips.names))
-    about = {"classes": list(clips.names), "origin": clips.origin, "changes": list(clips.changes)}
-    return {"fields": dump_fields(fields), **about, "splits": entries}
+    fields = make_fields(config.samples, config.rate, classes)
+    about: dict[str, Any] = {"classes": list(clips.names), "origin": clips.origin, "changes": list(clips.changes)}
+    facts = dict(clips.known) | find_narrow_band(clips.splits["train"][0], config.rate)
+    about |= {"known": facts} if facts else {}
+    return {"fields": dump_fields(fields), **about, "splits": entries, **write_reports(folder, clips.files)}
+
+
+def find_narrow_band(clips: Tensor, rate: int) -> dict[str, int]:
+    """Return the highest frequency in Hz that clips (N, T) have, if it is at most half of what their rate allows."""
+    power = torch.zeros(clips.size(1) // 2 + 1, dtype=torch.float64)
+    for place in range(0, len(clips), -(-len(clips) // SURVEYED)):  # one by one: the set may be larger than memory
+        power += torch.fft.rfft(clips[place].double()).abs().square()
+    above = 1 - power.cumsum(0) / power.sum()
+    highest = int((above > NOTHING).sum()) * rate // clips.size(1)
+    return {"bandwidth": highest} if highest <= NARROW * rate / 2 else {}
 
 
 def question_data(data: str, manifest: dict[str, Any], config: AudioConfig) -> list[str]:
     """Return a sentence for everything about a set that is perhaps not what the user meant, with the key to change."""
-    return [*question_examples(data, manifest, config), *question_classes(data, manifest, config)]
+    found = [*question_files(data, manifest, config), *_question_sound(data, manifest, config)]
+    return [*found, *question_examples(data, manifest, config), *question_classes(data, manifest, config)]
+
+
+def _question_sound(data: str, manifest: dict[str, Any], config: AudioConfig) -> list[str]:
+    """Return doubts about your own recordings: their lengths, rates and levels; and of all sets about the band."""
+    known = manifest.get("known", {})
+    found = []
+    clip = config.samples / config.rate
+    samples, rate = name_key(data, config, "samples"), name_key(data, config, "rate")
+    usual = known.get("seconds", {}).get("usual", clip)
+    advice = f"{math.ceil(usual * config.rate)} would hold 95% of them"
+    if usual < MUCH_PADDING * clip:
+        found.append(f"{samples}: 95% of the recordings last at most {usual:g} s, a clip {clip:g} s; {advice}")
+    left_out = known.get("left_out", {"share": 0, "silent_clips": 0})
+    if left_out["share"] > MUCH_LEFT_OUT:
+        found.append(f"{samples}: {left_out['share']:.0%} of the sound is left out, a clip lasts {clip:g} s; {advice}")
+    if silent := left_out["silent_clips"]:
+        found.append(f"{name_key(data, config)}: {silent} clips of long recordings are silent, and not used")
+    if clipped := known.get("clipped"):
+        found.append(f"{name_key(data, config)}: {clipped} recordings are clipped in parts")
+    rates = {int(each): count for each, count in known.get("rates", {}).items()}
+    if low := sum(count for each, count in rates.items() if each < config.rate):
+        which = f"{low} of {sum(rates.values())} recordings have fewer samples per second, from {min(rates)} on"
+        found.append(f"{rate}: {which}, so they have nothing above {min(rates) / 2:g} Hz")
+    elif "bandwidth" in known:
+        found.append(f"{rate}: the clips have nothing above {known['bandwidth']} Hz of {config.rate / 2:g}")
+    return found
 
 
 def show_data(folder: Path, manifest: dict[str, Any]) -> Exhibit:
-    """Let the first clip of each class in the training split be heard, class by class."""
+    """Let the first clip of each class in the training split be heard, or the first 20 of clips without classes."""
     split = artifacts.read_tensors(folder / "train.safetensors")
-    firsts = [int((split["labels"] == label).nonzero()[0]) for label in split["labels"].unique()]
+    classes = split["labels"].unique()
+    firsts = [int((split["labels"] == label).nonzero()[0]) for label in classes]
+    if len(classes) == 1:
+        firsts = list(range(min(SHOWN, len(split["labels"]))))
     return _join("sheet", split["clips"][firsts[:SHOWN]], manifest["fields"]["clips"]["rate"])
 
 
