@@ -1,4 +1,4 @@
-"""Trains on your own files: a folder of pictures, with or without folders of classes, or texts.
+"""Trains on your own files: a folder of pictures or sounds, with or without folders of classes, or texts.
 
     pipeline own ~/pictures                       # look, write params.yaml, train, measure, report
     pipeline own ~/pictures --look                # only look and write params.yaml
@@ -34,7 +34,7 @@ from pipeline.runtime import environment as settings
 from pipeline.runtime.requirements import require_run
 
 FEW = 5000  # training examples, below which a discriminator learns them by heart
-# Keys of a feature network that is trained; a network has those that its Config names.
+# Keys of a feature network that is trained; a network has those that its Config names, and a kind may have others.
 NETWORK = {"seed": 0, "width": 16, "steps": 1000, "batch_size": 64, "learning_rate": 3.0e-3}
 NETWORK |= {"weight_decay": 0.05, "shift": 2, "temperature": 0.2}
 
@@ -93,7 +93,7 @@ def find_source(path: Path) -> Found:
             found[name] = told
     if not found:
         came = "no such file in it" if path.exists() else "nothing"
-        msg = f"{path}: expected a folder of pictures or texts, or one text; found {came}"
+        msg = f"{path}: expected a folder of pictures, sounds or texts, or one text; found {came}"
         raise ArtifactError(msg)
     source = max(found, key=lambda name: found[name][0])
     return Found(source, *found[source][1:])
@@ -179,7 +179,8 @@ def make_sections(name: str, network: str, manifest: Mapping[str, Any], steps: i
     networks = {}
     if network != NONE:
         config = plugins.load("networks", network).Config.model_fields
-        keys = {key: value for key, value in NETWORK.items() if key in config}
+        usual = NETWORK | getattr(plugins.load("kinds", kind), "NETWORK", {})
+        keys = {key: value for key, value in usual.items() if key in config}
         keys["steps"] = min(keys["steps"], steps or keys["steps"])
         networks[f"{name}-{network}"] = {"network": network, "data": name, **keys}  # metrics are named after it
     shared = {"data": name, "start": NONE, "metric": metrics[0], "network": next(iter(networks), NONE), "seed": 0}

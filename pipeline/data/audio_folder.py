@@ -42,7 +42,6 @@ SAMPLES, RATE = 8192, 8000  # of the clips that it suggests, of which every mode
 FEWEST = 50  # clips that metrics compare
 LOST = 1e-4  # share of the power that resampling must leave
 SOME_CLIPPED = 1e-3  # share of the samples at full scale from which on a recording counts as clipped in parts
-USUAL = 0.95  # share of the recordings whose length counts as usual
 
 
 class Config(AudioConfig, Limits):
@@ -172,7 +171,7 @@ def read(file: BinaryIO, config: Config) -> Recording:
 def _count(used: Sequence[Recording]) -> dict[str, Any]:
     """Return what the manifest says of the recordings: their rates, seconds, and what is clipped or left out."""
     seconds = sorted(each.seconds for each in used)
-    places = {"shortest": 0.0, "median": 0.5, "usual": USUAL, "longest": 1.0}
+    places = {"shortest": 0.0, "median": 0.5, "95%": 0.95, "longest": 1.0}
     lengths = {name: round(seconds[int(place * (len(seconds) - 1))], 3) for name, place in places.items()}
     rates = {str(rate): count for rate, count in sorted(Counter(each.rate for each in used).items())}
     left_out = {

@@ -35,7 +35,7 @@ SILENT = 1e-3  # of the range; a recording that stays below is silent
 SHORTEST = 0.02  # seconds: a period of the lowest tone that sounds like one
 BLOCK = 1 << 18  # values that are decoded at once
 CUT_OFF = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)  # bytes announced, bytes there
-UNKNOWN = 2**31 - 8  # bytes, from which on a size is what programs announce that do not know it yet
+UNKNOWN = 2**31 - 2**16  # bytes, from which on a size is what programs announce that do not know it yet
 MP3_PADDING = 2 * 1152  # samples; without a Xing header libsndfile estimates the length of an MP3 from its bytes
 RAW = (soundfile.LibsndfileError, TypeError)  # TypeError: named .raw, so that soundfile expects no header
 

@@ -46,14 +46,15 @@ if TYPE_CHECKING:
     from pipeline.batches import Rows
 
 WITH = ("labels",)  # kinds of the other fields
+NETWORK = {"width": 8, "steps": 300, "batch_size": 32, "shift": 800}  # keys that suit sound; shift is in samples
 PAUSE = 0.25  # seconds between the clips of an exhibit
 SHOWN = 20  # clips of an exhibit
 LEAST = 50  # clips that a metric is computed of
 SILENCE = 327  # a clip that stays below, 1% of the range, is silent
 MOST_CLIPPED = 0.01  # share of a clip's samples that may be as loud as can be
 SURVEYED = 500  # clips whose frequencies are looked at
-NOTHING = 1e-6  # share of the power that counts as none; rounding to 16 bits has about 1e-9
-NARROW = 0.5  # share of the band that is doubtfully little
+NOTHING = 5e-4  # share of the power that counts as none; filters of resampling leave about that much
+NARROW = 0.4  # share of the band that is doubtfully little
 MUCH_PADDING = 0.25  # share of a clip that recordings fill, below which padding is doubtful
 MUCH_LEFT_OUT = 0.1  # share of the sound
 MOST_BROKEN = 0.1  # share of the clips that may be silent or clipped
@@ -135,7 +136,7 @@ def write(folder: Path, clips: Clips, config: AudioConfig) -> dict[str, Any]:
 
 
 def find_narrow_band(clips: Tensor, rate: int) -> dict[str, int]:
-    """Return the highest frequency in Hz that clips (N, T) have, if it is at most half of what their rate allows."""
+    """Return the frequency in Hz below which clips (N, T) have all power but 0.05%, if the band is 40% or less."""
     power = torch.zeros(clips.size(1) // 2 + 1, dtype=torch.float64)
     for place in range(0, len(clips), -(-len(clips) // SURVEYED)):  # one by one: the set may be larger than memory
         power += torch.fft.rfft(clips[place].double()).abs().square()
@@ -156,7 +157,7 @@ def _question_sound(data: str, manifest: dict[str, Any], config: AudioConfig) ->
     found = []
     clip = config.samples / config.rate
     samples, rate = name_key(data, config, "samples"), name_key(data, config, "rate")
-    usual = known.get("seconds", {}).get("usual", clip)
+    usual = known.get("seconds", {}).get("95%", clip)
     advice = f"{math.ceil(usual * config.rate)} would hold 95% of them"
     if usual < MUCH_PADDING * clip:
         found.append(f"{samples}: 95% of the recordings last at most {usual:g} s, a clip {clip:g} s; {advice}")
@@ -172,7 +173,7 @@ def _question_sound(data: str, manifest: dict[str, Any], config: AudioConfig) ->
         which = f"{low} of {sum(rates.values())} recordings have fewer samples per second, from {min(rates)} on"
         found.append(f"{rate}: {which}, so they have nothing above {min(rates) / 2:g} Hz")
     elif "bandwidth" in known:
-        found.append(f"{rate}: the clips have nothing above {known['bandwidth']} Hz of {config.rate / 2:g}")
+        found.append(f"{rate}: the sound is below {known['bandwidth']} Hz, clips reach up to {config.rate / 2:g} Hz")
     return found
 
 

@@ -109,7 +109,7 @@ def test_a_failure_leaves_the_committed_files_as_they_were(
     expected = (
         "every split needs a picture"
         if count
-        else "expected a folder of pictures or texts, or one text; found no such file"
+        else "expected a folder of pictures, sounds or texts, or one text; found no such file"
     )
     assert expected in capsys.readouterr().err
 
