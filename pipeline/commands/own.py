@@ -34,7 +34,8 @@ from pipeline.runtime import environment as settings
 from pipeline.runtime.requirements import require_run
 
 FEW = 5000  # training examples, below which a discriminator learns them by heart
-# Keys of a feature network that is trained; a network has those that its Config names, and a kind may have others.
+# Keys of a feature network that is trained; a network has those that its Config names. A kind may have others in
+# its own NETWORK, and keys of models in MODEL.
 NETWORK = {"seed": 0, "width": 16, "steps": 1000, "batch_size": 64, "learning_rate": 3.0e-3}
 NETWORK |= {"weight_decay": 0.05, "shift": 2, "temperature": 0.2}
 
@@ -172,6 +173,7 @@ def make_sections(name: str, network: str, manifest: Mapping[str, Any], steps: i
     """Return the sections of networks and runs for prepared data."""
     settings = params.read_mapping(params.PATH, params.SECTIONS_SAID, params.FOLDER)
     kind = manifest["kind"]
+    usual = plugins.load("kinds", kind)
     metrics = [metric for metric in settings["metrics"] if kind == plugins.load("metrics", metric).KIND]
     if not metrics:
         msg = f"{params.PATH} has no metric that measures {kind}; it has {', '.join(settings['metrics'])}"
@@ -179,12 +181,12 @@ def make_sections(name: str, network: str, manifest: Mapping[str, Any], steps: i
     networks = {}
     if network != NONE:
         config = plugins.load("networks", network).Config.model_fields
-        usual = NETWORK | getattr(plugins.load("kinds", kind), "NETWORK", {})
-        keys = {key: value for key, value in usual.items() if key in config}
+        own = NETWORK | getattr(usual, "NETWORK", {})
+        keys = {key: value for key, value in own.items() if key in config}
         keys["steps"] = min(keys["steps"], steps or keys["steps"])
         networks[f"{name}-{network}"] = {"network": network, "data": name, **keys}  # metrics are named after it
     shared = {"data": name, "start": NONE, "metric": metrics[0], "network": next(iter(networks), NONE), "seed": 0}
-    wanted = adapt(manifest) | ({"steps": steps} if steps else {})
+    wanted = adapt(manifest) | getattr(usual, "MODEL", {}) | ({"steps": steps} if steps else {})
     runs = {}
     modules = {model: plugins.load("models", model) for model in settings["models"]}
     chained = {start for module in modules.values() for start in getattr(module, "STARTS", ())}  # not of use by itself

@@ -52,6 +52,7 @@ LEAST = 50  # clips that a metric is computed of
 SILENCE = 327  # a clip that stays below, 1% of the range, is silent
 MOST_CLIPPED = 0.01  # share of a clip's samples that may be as loud as can be
 NETWORK = {"width": 8, "steps": 300, "batch_size": 32, "shift": 800}  # keys that suit sound; shift is in samples
+MODEL = {"flip": False, "augment": [], "full_width": 0}  # the same, of models; those that a model lacks are left out
 SURVEYED = 500  # clips whose frequencies are looked at
 NOTHING = 5e-4  # share of the power that counts as none; filters of resampling leave about that much
 NARROW = 0.4  # share of the band that is doubtfully little

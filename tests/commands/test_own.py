@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
-from pipeline import params
+from pipeline import params, plugins
 from pipeline.__main__ import main
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import own
@@ -140,6 +142,52 @@ def test_a_flat_folder_is_refused_by_check_before_a_stage_removes_its_outputs(
         check.main()
     with pytest.raises(ArtifactError, match="`pipeline own flat` writes sections that fit"):
         check.main()
+
+
+def write_sounds(folder: Path, count: int) -> None:
+    """Tones of two classes, low and high, of 0.3 seconds at 22,050 Hz."""
+    for number in range(count):
+        path = folder / ("low", "high")[number % 2] / f"{number}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frequency = (200, 2000)[number % 2] + 3 * number
+        soundfile.write(path, 0.5 * np.sin(2 * np.pi * frequency * np.arange(6615) / 22050), 22050)
+
+
+def test_sounds_are_found_with_their_source_even_with_a_text_for_each(tmp_path: Path) -> None:
+    write_sounds(tmp_path / "own", 40)
+    for path in list((tmp_path / "own").rglob("*.flac")):
+        path.with_suffix(".txt").write_text("a tone")
+    found = own.find_source(tmp_path / "own")
+    assert found.source == "audio_folder"
+    assert found.keys == {"split_seed": 0, "validation": 0.1, "test": 0.4, "samples": 8192, "rate": 8000}
+    assert found.said == "40 recordings of 0.3 to 0.3 s, most at 22050 Hz"
+
+
+@pytest.mark.skipif("audio" not in plugins.names("metrics"), reason="no metric measures sound")
+def test_sounds_get_a_network_that_hears_their_classes_and_the_models_that_learn_sound(
+    project: Path, edit_params: Callable[..., None]
+) -> None:
+    edit_params({"metrics.audio": {"sampling": {"count": 100, "sets": 2, "labels": "test"}, "neighbours": 3}})
+    write_sounds(project / "tones", 200)
+    settings = look(project / "tones", "--steps", "5", "samples=4096")
+    data: Any = settings.data["tones"]
+    assert (data.source, data.path, data.samples, data.rate) == ("audio_folder", "tones", 4096, 8000)
+    network: Any = settings.networks["tones-classifier"]
+    assert (network.width, network.steps, network.shift) == (8, 5, 800)
+    added = {name: run for name, run in settings.runs.items() if run.data == "tones"}
+    assert added
+    assert {(run.metric, run.network) for run in added.values()} == {("audio", "tones-classifier")}
+
+
+@pytest.mark.skipif("audio" in plugins.names("metrics"), reason="a metric measures sound")
+def test_sounds_without_a_metric_are_refused_and_nothing_is_changed(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sounds(project / "tones", 200)
+    before = (project / "params.yaml").read_text()
+    assert main(["own", str(project / "tones"), "--look"]) == 1
+    assert "params.yaml has no metric that measures audio; it has images, text" in capsys.readouterr().err
+    assert (project / "params.yaml").read_text() == before
 
 
 def test_a_colour_picture_stays_in_colour(project: Path) -> None:

@@ -1,4 +1,4 @@
-"""The Free Spoken Digit Dataset: splits as a function of the config, planted archives, and the real one if it is here."""
+"""The Free Spoken Digit Dataset: splits as a function of the config, planted archives, and the real one if here."""
 
 import os
 import shutil
