@@ -378,7 +378,6 @@ def fetch_archive(dataset: str, source: Source, measure: Callable[[Path], str], 
     for place in [*places, *source.addresses]:
         try:
             with FileLock(partial.with_suffix(".lock")):
-                partial.unlink(missing_ok=True)
                 if "://" in place:
                     _append(place, partial, 0, source)
                 else:
@@ -390,6 +389,8 @@ def fetch_archive(dataset: str, source: Source, measure: Callable[[Path], str], 
                 problem = f"wrong content: expected SHA-256 {source.sha256}, found {found}"
         except (ArtifactError, ValueError, OSError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
             problem = str(error)
+        finally:
+            partial.unlink(missing_ok=True)
         tried.append(hide_login(f"  {place}: {problem}", place))
     msg = "\n".join(
         [

@@ -167,6 +167,9 @@ def _question_sound(data: str, manifest: dict[str, Any], config: AudioConfig) ->
         found.append(f"{samples}: {left_out['share']:.0%} of the sound is left out, a clip lasts {clip:g} s; {advice}")
     if silent := left_out["silent_clips"]:
         found.append(f"{name_key(data, config)}: {silent} clips of long recordings are silent, and not used")
+    if moved := known.get("in_two_splits"):
+        which = f"{moved} recordings of one split's folder are in another's too, and used there"
+        found.append(f"{name_key(data, config)}: {which}")
     if clipped := known.get("clipped"):
         found.append(f"{name_key(data, config)}: {clipped} recordings are clipped in parts")
     rates = {int(each): count for each, count in known.get("rates", {}).items()}

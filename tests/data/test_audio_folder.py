@@ -147,6 +147,10 @@ def test_folders_named_train_val_and_test_are_the_splits(tmp_path: Path) -> None
     per_class = {split: labels.bincount().tolist() for split, (_, labels) in clips.splits.items()}
     assert per_class == {"train": [9, 5], "validation": [2, 1], "test": [3, 4]}
     assert clips.known["splits"] == {"train": "train/", "validation": "val/", "test": "test/"}
+    shutil.copy(next((tmp_path / "own" / "test" / "cat").iterdir()), tmp_path / "own" / "train" / "cat" / "copy.wav")
+    assert count(run(tmp_path / "own")) == count(clips)
+    moved = "data.own.path: 1 recordings of one split's folder are in another's too, and used there"
+    assert moved in find_doubts(tmp_path / "own")
 
 
 def test_a_further_recording_moves_no_other_one_and_equal_seeds_give_equal_bytes(

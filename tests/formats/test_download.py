@@ -22,7 +22,7 @@ import requests
 
 from pipeline.artifacts import ArtifactError
 from pipeline.formats import download
-from pipeline.formats.download import ATTEMPTS, LONGEST_WAIT, Source, fetch_all, require_https
+from pipeline.formats.download import ATTEMPTS, LONGEST_WAIT, Source, fetch_all, fetch_archive, require_https
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTENT = bytes(range(256)) * 800  # 200 KiB: several network packets
@@ -922,3 +922,51 @@ def test_a_failed_download_leaves_the_file_that_was_there(server: Server, target
         fetch(target, server.address)
     assert target.read_bytes() == b"old"
     assert list(target.parent.iterdir()) == [target]
+
+
+# --- archives whose bytes differ from day to day -------------------------------
+
+
+def fetch_content(target: Path, *addresses: str, limit: int = 1 << 20) -> None:
+    """Fetch a file of which only the bytes behind the first ten have a pinned hash."""
+
+    def measure(path: Path) -> str:
+        content = path.read_bytes()
+        if content.startswith(b"<"):
+            msg = "broken archive"
+            raise ArtifactError(msg)
+        return hashlib.sha256(content[10:]).hexdigest()
+
+    fetch_archive("digits", Source(target.name, SHA256, addresses, limit=limit), measure, target.parent)
+
+
+def test_an_archive_is_known_by_its_content_and_comes_from_the_first_place_that_has_it(
+    server: Server, target: Path, closed: str
+) -> None:
+    target.parent.mkdir(parents=True)
+    server.answers |= {"/a.zip": [status(404)], "/b.zip": [whole(b"0123456789" + CONTENT[1:])]}
+    server.answers |= {"/c.zip": [whole(b"of today  " + CONTENT)], "/page.zip": [whole(b"<html>")]}
+    places = [f"{server.address}{name}.zip" for name in ("a", "b", "page", "c", "never")]
+    fetch_content(target, closed + "x.zip", *places)
+    assert_fetched(target, b"of today  " + CONTENT)
+    assert server.paths == ["/a.zip", "/b.zip", "/page.zip", "/c.zip"]
+
+
+def test_an_archive_that_no_place_has_is_refused_with_what_each_said(server: Server, target: Path) -> None:
+    target.parent.mkdir(parents=True)
+    server.answers |= {"/long.zip": [whole(bytes(2000))], "/half.zip": [broken_off(bytes(10) + CONTENT, 5000)]}
+    server.answers |= {"/page.zip": [whole(b"<html>")]}
+    places = [f"{server.address}{name}.zip" for name in ("a", "page", "half", "long")]
+    with pytest.raises(ArtifactError) as caught:
+        fetch_content(target, *places[:3])
+    head, *tried, advice = str(caught.value).splitlines()
+    assert head == f"digits: could not get file.bin (SHA-256 of the content {SHA256}). Tried:"
+    assert "404" in tried[0]
+    assert tried[1] == f"  {places[1]}: broken archive"
+    assert tried[2].startswith(f"  {places[2]}: ")
+    assert "DATA_MIRROR" in advice
+    with pytest.raises(ArtifactError, match="refused: longer than 1000 bytes"):
+        fetch_content(target, places[3], limit=1000)
+    with pytest.raises(ArtifactError, match="only https is allowed"):
+        fetch_content(target, f"{ELSEWHERE}a.zip")
+    assert list(target.parent.iterdir()) == list(download.PARTIAL.glob("*.part")) == []
