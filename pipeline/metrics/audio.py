@@ -171,7 +171,7 @@ def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evid
         recall,
         list(artifacts.read_tensors(given).values()) if given.exists() else [],
         test[LABELS],
-        make_trip(test[FIELD], spec.rate, recall),
+        make_trip(test[FIELD], spec, recall),
     )
 
 
@@ -183,11 +183,14 @@ def read_real(name: str, split: str, count: int, most: int) -> list[dict[str, Te
     return [{key: each[part] for key, each in values.items()} for part in parts or [order]]
 
 
-def make_trip(clips: Tensor, rate: int, recall: Any) -> Tensor | None:
-    """Return real clips int16 (N, T) after the round trip through the backbone's spectrogram; None if it has none."""
-    if not hasattr(backbone, "round_trip"):
+def make_trip(clips: Tensor, spec: kind.Spec, recall: Any) -> Tensor | None:
+    """Return real clips int16 (N, T) as pictures of the backbone and back again; None if it makes no sound of them."""
+    to_unit, from_unit = backbone.to_unit, getattr(backbone, "from_unit", None)
+    if from_unit is None:
         return None
-    made: Tensor = recall({"trip": rate}, clips, lambda given: {FIELD: backbone.round_trip(given, rate)})[FIELD]
+    made: Tensor = recall(
+        {"trip": spec.model_dump()}, clips, lambda given: {FIELD: from_unit(to_unit(given, spec), spec)}
+    )[FIELD]
     return made
 
 

@@ -138,7 +138,13 @@ def test_each_emitted_name_has_a_declaration_and_each_declaration_a_name(metric:
 
 @pytest.mark.parametrize(
     ("metric", "start"),
-    [("audio", "mis_"), ("images", "fid_infinity_"), ("modes", "mode_kl_"), ("points", "mode_kl_"), ("text", "{split}_windows")],
+    [
+        ("audio", "mis_"),
+        ("images", "fid_infinity_"),
+        ("modes", "mode_kl_"),
+        ("points", "mode_kl_"),
+        ("text", "{split}_windows"),
+    ],
 )
 def test_a_value_without_its_declaration_is_not_emitted(
     metric: str, start: str, monkeypatch: pytest.MonkeyPatch
