@@ -48,6 +48,7 @@ PAUSE = 0.25  # seconds between the clips of an exhibit
 SHOWN = 20  # clips of an exhibit
 COLUMNS, SIDE, CAPTION = 5, 128, 14  # of a picture: spectrograms in a row, and pixels
 SECONDS, HOPS = 0.032, 4  # of a spectrogram's window; windows that overlap
+LEVELS = 16  # greys of a picture
 RANGE = 70  # decibels below the loudest place of a clip that are white
 LEAST = 50  # clips that a metric is computed of
 LOUDEST = 2**15 - 1
@@ -240,7 +241,7 @@ def draw_spectrograms(name: str, clips: Tensor, rate: int, captions: Sequence[st
             text = captions[index].encode("unicode_escape").decode()  # the font has few letters
             draw.text((left + 2, top + SIDE + 1), text[:20], fill="black")
     buffer = io.BytesIO()
-    grid.save(buffer, "PNG")
+    grid.quantize(LEVELS).save(buffer, "PNG", optimize=True)  # less than half of the bytes
     return Exhibit(name, ".png", buffer.getvalue())
 
 

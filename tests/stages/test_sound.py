@@ -1,10 +1,12 @@
 """Sound through all stages: a model that replays training clips has good numbers, noise has bad ones; all is shown."""
 
+import base64
 import csv
 import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,9 @@ from scipy.io import wavfile
 from pipeline import artifacts, params
 from pipeline.__main__ import main
 from pipeline.backbones import audio as backbone
+from pipeline.data.spoken_digits import WORDS
+from pipeline.evidence import judges
+from pipeline.history.serving import Generator
 from pipeline.stages import audit, check, evaluate, fetch, networks, prepare, report, sample, train
 from tests.data.test_spoken_digits import DATA, HEARING
 
@@ -120,7 +125,6 @@ def test_sound_goes_through_all_stages(brought: Callable[[str], Path], capsys: p
         (step, suffix) for step in steps for suffix in (".png", ".wav")
     }
 
-    capsys.readouterr()
     assert main(["generate", "replay", "--count", "2", "--label", "seven", "--seed", "4"]) == 0
     names = sorted(path.name for path in Path("generated").iterdir())
     assert names == ["labels-7-00004.wav", "labels-7-00005.wav", "samples.csv", "sheet.png", "sheet.wav"]
@@ -138,6 +142,21 @@ def test_sound_goes_through_all_stages(brought: Callable[[str], Path], capsys: p
     assert (origin["run"], origin["label"], origin["seed"]) == ("replay", "seven", "4")
     assert origin["DigitalSourceType"].endswith("/trainedAlgorithmicMedia")
     assert json.loads(origin["AIGC"])["Label"] == "1"
+
+    served = Generator()
+    about = {"sampling": {}, "given": {"values": {"labels": [3, 7]}, "weights": [1, 1]}, "classes": WORDS}
+    served.load_context(SimpleNamespace(artifacts={"model": "data/runs/replay/model"}, model_config=about))  # type: ignore[arg-type]
+    first, second = served.predict(None, [4], {"label": "seven", "count": 2, "details": True})
+    assert (first["label"], first["seed"], second["seed"]) == ("seven", 4, 5)
+    rate, samples = wavfile.read(io.BytesIO(base64.b64decode(first["sample"])))
+    assert rate == 8000
+    assert np.array_equal(samples, clip)  # as `pipeline generate` has it
+
+    recipe = judges.describe_recipe(params.load().networks["hearing"])
+    assert recipe["fields"]["spec"] == {"samples": 8192, "rate": 8000, "classes": 10}
+    kept = judges.keep(artifacts.NETWORKS / "hearing", "mine", recipe, {}, Path("judges"))
+    assert judges.find(recipe, Path("judges")) == kept
+    assert judges.find(recipe) is None
 
     assert main(["doctor", "metrics"]) == 0
     table = capsys.readouterr().out
