@@ -152,7 +152,7 @@ def _read_sound(path: Path) -> dict[str, str]:
     notes = dict(_list_chunks(chunks.get(b"LIST", b"")[4:]))  # after INFO
     try:
         texts = json.loads(notes.get(b"ICMT", b"{}").rstrip(b"\0"))
-    except ValueError:  # a comment of another program
+    except (ValueError, RecursionError):  # a comment of another program
         texts = {}
     texts = {str(key): str(value) for key, value in texts.items()} if isinstance(texts, dict) else {}
     return _join_packet(texts, chunks.get(b"_PMX", b"").decode(errors="replace"))
