@@ -34,8 +34,9 @@ from pipeline.history import choices
 from pipeline.kinds import Exhibit
 
 ALL = "all"
-PICTURE, SOUND = ".png", ".wav"
+PICTURE = ".png"
 STEPS = 8  # pictures on the way from one seed to the next
+SOUND = ".wav"
 
 
 class Sample(NamedTuple):

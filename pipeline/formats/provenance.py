@@ -80,38 +80,8 @@ def mark(content: bytes, origin: Mapping[str, str], frames: Sequence[Image.Image
     return buffer.getvalue()
 
 
-def mark_sound(content: bytes, origin: Mapping[str, str]) -> bytes:
-    """Return a WAV with its origin in chunks after its own; the samples stay as they are.
-
-    Args:
-        content: the WAV.
-        origin: texts by key; `generator` and AIGC must be among the keys.
-    """
-    texts = {key: value for key, value in origin.items() if key != AIGC}
-    notes = _make_chunk(b"ISFT", origin["generator"].encode() + b"\0")
-    notes += _make_chunk(b"ICMT", json.dumps(texts).encode() + b"\0")
-    packet = XMP.format(source=GENERATED, aigc=html.escape(origin[AIGC])).encode()
-    chunks = content[12:] + _make_chunk(b"LIST", b"INFO" + notes) + _make_chunk(b"_PMX", packet)
-    return _make_chunk(b"RIFF", b"WAVE" + chunks)
-
-
-def _make_chunk(name: bytes, content: bytes) -> bytes:
-    """Return a chunk of a RIFF file, which has an even length."""
-    return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
-
-
-def _list_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the name and the content of each chunk in a row of them; what is cut off is left out."""
-    place = 0
-    while place + 8 <= len(content):
-        name, size = struct.unpack_from("<4sI", content, place)
-        if place + 8 + size <= len(content):
-            yield name, content[place + 8 : place + 8 + size]
-        place += 8 + size + size % 2
-
-
 def describe(content: bytes, origin: Mapping[str, str]) -> dict[str, str]:
-    """Return the entry of a file that cannot hold its origin in the sidecar."""
+    """Return the entry of a file that is no PNG in the sidecar."""
     return {**origin, SOURCE_TYPE: GENERATED, "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -168,6 +138,37 @@ def _find_field(packet: str, name: str) -> str:
     """Return a field of an XMP packet, which is an attribute or an element."""
     found = re.search(rf':{name}(?:\s*=\s*"([^"]*)"|\s*>([^<]*)<)', packet)
     return html.unescape(found[1] or found[2] or "") if found else ""
+
+
+def mark_sound(content: bytes, origin: Mapping[str, str], source: str = GENERATED) -> bytes:
+    """Return a WAV with its origin in chunks after its own; the samples stay as they are.
+
+    Args:
+        content: the WAV.
+        origin: texts by key; `generator` and AIGC must be among the keys.
+        source: IPTC's DigitalSourceType.
+    """
+    texts = {key: value for key, value in origin.items() if key != AIGC}
+    notes = _make_chunk(b"ISFT", origin["generator"].encode() + b"\0")
+    notes += _make_chunk(b"ICMT", json.dumps(texts).encode() + b"\0")
+    packet = XMP.format(source=source, aigc=html.escape(origin[AIGC])).encode()
+    chunks = content[12:] + _make_chunk(b"LIST", b"INFO" + notes) + _make_chunk(b"_PMX", packet)
+    return _make_chunk(b"RIFF", b"WAVE" + chunks)
+
+
+def _make_chunk(name: bytes, content: bytes) -> bytes:
+    """Return a chunk of a RIFF file, which has an even length."""
+    return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
+
+
+def _list_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the name and the content of each chunk in a row of them; what is cut off is left out."""
+    place = 0
+    while place + 8 <= len(content):
+        name, size = struct.unpack_from("<4sI", content, place)
+        if place + 8 + size <= len(content):
+            yield name, content[place + 8 : place + 8 + size]
+        place += 8 + size + size % 2
 
 
 def _read_sidecar(path: Path) -> dict[str, str]:
