@@ -146,12 +146,12 @@ def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evid
     generated = list(artifacts.read_tensors(folder / "generated.safetensors").values())
     count = len(generated[0])
     [test] = read_real(run.data, "test", count, 1)
-    spec = read_fields(run.data)[FIELD]
+    spec = cast("kind.Spec", read_fields(run.data)[FIELD])
     networks, labelled, described = {}, set(), {}
     if run.network != NONE:
         section = settings.networks[run.network]
         about = artifacts.read_json(artifacts.NETWORKS / run.network / "config.json")
-        require_form(run, section.data, unflatten_fields(about)[FIELD], spec)
+        require_form(run, section.data, cast("kind.Spec", unflatten_fields(about)[FIELD]), spec)
         network = plugins.load("networks", section.network).load_features(artifacts.NETWORKS / run.network)
         networks[run.network] = network.to(choose_device())
         described = describe_network(run.network, settings)
@@ -185,7 +185,8 @@ def read_real(name: str, split: str, count: int, most: int) -> list[dict[str, Te
 
 def make_trip(clips: Tensor, spec: kind.Spec, recall: Any) -> Tensor | None:
     """Return real clips int16 (N, T) as pictures of the backbone and back again; None if it makes no sound of them."""
-    to_unit, from_unit = backbone.to_unit, getattr(backbone, "from_unit", None)
+    to_unit: Any = backbone.to_unit
+    from_unit: Any = getattr(backbone, "from_unit", None)
     if from_unit is None:
         return None
     made: Tensor = recall(
