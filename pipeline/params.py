@@ -183,6 +183,7 @@ def load(path: Path = PATH) -> Params:
         if not problems and run.start == NONE and not run.weights and not models[name].steps:
             problems.append(f"runs.{name}: steps 0 keeps the weights of a start, which is {NONE}")
         problems += [] if problems else _check_kinds(name, run, checked["data"][run.data])
+        problems += [] if problems else _check_network(name, run, checked["networks"], checked["data"])
         problems += [] if problems else _check_resumption(name, runs, models)
         problems += [] if problems else _check_start(name, runs, models, checked["data"])
     if problems:
@@ -344,6 +345,16 @@ def _check_kinds(name: str, run: Run, data: Any) -> list[str]:
         return []
     kinds = f"data {run.data} ({data.source}) holds {data.KIND}, model {run.model} learns {' or '.join(model.LEARNS)}"
     return [f"runs.{name}: {kinds}, metric {run.metric} measures {metric.KIND}"]
+
+
+def _check_network(name: str, run: Run, networks: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
+    """Return the problem of a run whose feature network has learnt another kind of data."""
+    learnt = networks[run.network].data if run.network != NONE else run.data
+    kinds = [data[each].KIND for each in (learnt, run.data)]
+    if kinds[0] == kinds[1]:
+        return []
+    message = f"networks.{run.network} learns {kinds[0]} (data.{learnt}), data.{run.data} holds {kinds[1]}"
+    return [f"runs.{name}.network: {message}"]
 
 
 def _check_networks(raw: dict[str, Any], data: dict[str, Any], problems: list[str]) -> None:

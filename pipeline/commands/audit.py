@@ -3,12 +3,12 @@
     pipeline audit                   # every run that has samples
     pipeline audit gan --cells 10
 
-Images: copies are samples that are nearer to one training image, relative to the next ones, than 99 % of the test
-images are. A run has copies if three times as many samples as expected are, and chance would give so many in fewer than
-1 % of such audits, or if 1 % of its samples are equal to a training image. C_T (Meehan et al. 2020) and authenticity
-(Alaa et al. 2022) are shown next to it. A C_T of 0, and the authenticity of the test images, mean that samples are as
-far from the training images as test images are. Samples of little variety are nearer without being copies, so these two
-decide nothing. With fewer than 20 samples, test or training images there is no verdict.
+Images, and sound likewise: copies are samples that are nearer to one training image, relative to the next ones, than
+99 % of the test images are. A run has copies if three times as many samples as expected are, and chance would give so
+many in fewer than 1 % of such audits, or if 1 % of its samples are equal to a training image. C_T (Meehan et al. 2020)
+and authenticity (Alaa et al. 2022) are shown next to it. A C_T of 0, and the authenticity of the test images, mean that
+samples are as far from the training images as test images are. Samples of little variety are nearer without being
+copies, so these two decide nothing. With fewer than 20 samples, test or training images there is no verdict.
 
 Text: the training split is searched for secrets: keys, tokens, card numbers, IBANs, social security numbers, e-mail
 addresses. For each, the exposure in bits (Carlini et al. 2019) says whether the model has memorised it: the rank of its

@@ -2,28 +2,29 @@
 
     pipeline doctor              # interrupted trainings, half-written files, stale locks: what they mean
     pipeline doctor --fix        # the same, and repairs them
-    pipeline doctor metrics      # self-test of the image metrics with each feature network, on real images; and
-                                 # whether another order of the samples changes a value of any metric
+    pipeline doctor metrics      # self-test of the metrics with each feature network, on real data; and whether
+                                 # another order of the samples changes a value of any metric
 
 Without --fix nothing is changed.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any
 
 import torch
 
 from pipeline import artifacts, code, params, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import align_table, make_parser
-from pipeline.evidence import selftest
+from pipeline.evidence import selftest, selftest_audio
 from pipeline.evidence.selftest import Check
 from pipeline.history import leftovers
 from pipeline.history.record import describe_environment
-from pipeline.metrics.images import Config
 from pipeline.params import Params
 from pipeline.randomness import make_generator
+
+SUITES: dict[str, Any] = {suite.METRIC: suite for suite in (selftest, selftest_audio)}  # by the kind of data
 
 
 def main(arguments: list[str]) -> int:
@@ -59,19 +60,22 @@ def check_metrics() -> int:
     """Print the self-test of every feature network and of every metric's order; return whether a check fails.
 
     Raises:
-        ArtifactError: if params.yaml does not say how images are measured.
+        ArtifactError: if params.yaml does not say how a kind of data is measured.
     """
     settings = params.load()
     if not settings.networks:
         print(f"{params.PATH} has no feature network: nothing to check")
-    elif selftest.METRIC not in settings.metrics:
-        missing = f"metrics.{selftest.METRIC}"
-        msg = f"{params.PATH}: {missing}: missing section; the self-test takes neighbours and subsets from it"
-        raise ArtifactError(msg)
     failed = 0
     for name, section in settings.networks.items():
-        config = cast("Config", settings.metrics[selftest.METRIC])
-        checks = check_network(name, section.network, section.data, config)
+        kind = settings.data[section.data].KIND
+        if kind not in SUITES:
+            print(f"networks.{name}: there is no self-test on {kind}")
+            continue
+        if kind not in settings.metrics:
+            missing = f"metrics.{kind}: missing section; the self-test of networks.{name} takes its settings from it"
+            msg = f"{params.PATH}: {missing}"
+            raise ArtifactError(msg)
+        checks = check_network(name, section.network, section.data, SUITES[kind], settings.metrics[kind])
         failed += sum(not check.holds for check in checks)
         print(format_checks(name, checks), end="")
     if checks := list(check_orders(settings)):
@@ -94,17 +98,17 @@ def check_orders(settings: Params) -> Iterator[Check]:
             yield replace(selftest.check_order(module.compute, evidence, section), name=f"{name}, {key}")
 
 
-def check_network(name: str, plug_in: str, data: str, config: Config) -> list[Check]:
-    """Run the self-test with one feature network, on equally many training and test images."""
+def check_network(name: str, plug_in: str, data: str, suite: Any, config: Any) -> list[Check]:
+    """Run a self-test with one feature network, on equally many training and test examples."""
     network = plugins.load("networks", plug_in).load_features(artifacts.NETWORKS / name)
     splits = {split: artifacts.read_split(data, split) for split in ("train", "test")}
-    count = min(len(split[selftest.LABELS]) for split in splits.values())
+    count = min(len(split[suite.LABELS]) for split in splits.values())
     chosen = {}
     for split, tensors in splits.items():
-        indices = torch.randperm(len(tensors[selftest.LABELS]), generator=make_generator(0, "doctor", split))[:count]
+        indices = torch.randperm(len(tensors[suite.LABELS]), generator=make_generator(0, "doctor", split))[:count]
         chosen[split] = {key: tensor[indices] for key, tensor in tensors.items()}
-    images, labels = ((chosen["train"][key], chosen["test"][key]) for key in (selftest.FIELD, selftest.LABELS))
-    return list(selftest.check_all(network, images, labels, config))
+    values, labels = ((chosen["train"][key], chosen["test"][key]) for key in (suite.FIELD, suite.LABELS))
+    return list(suite.check_all(network, values, labels, config))
 
 
 def format_checks(name: str, checks: Sequence[Check]) -> str:

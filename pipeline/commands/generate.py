@@ -9,7 +9,7 @@
 
 The command uses the model's weights and config, and none of the code that came with it. The seeds are --seed and the
 numbers after it. Equal seeds give equal samples, the same ones as `model.predict` of MLflow. Each file says that a
-model made it, and which: a PNG by itself, others in origin.json.
+model made it, and which: a PNG or a WAV by itself, others in origin.json.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from pipeline.kinds import Exhibit
 ALL = "all"
 PICTURE = ".png"
 STEPS = 8  # pictures on the way from one seed to the next
+SOUND = ".wav"
 
 
 class Sample(NamedTuple):
@@ -184,6 +185,8 @@ def write(folder: Path, model: Any, samples: Sequence[Sample], options: argparse
         name, content = f"{exhibit.name}{exhibit.suffix}", exhibit.content
         if exhibit.suffix == PICTURE:
             content = provenance.mark(content, origin, frames)
+        elif exhibit.suffix == SOUND:
+            content = provenance.mark_sound(content, origin)
         else:
             entries[name] = provenance.describe(content, origin)
         artifacts.write_bytes(folder / name, content)
@@ -203,6 +206,9 @@ def write(folder: Path, model: Any, samples: Sequence[Sample], options: argparse
         put(exhibits[0]._replace(name="walk"), every, seeds, pictures[1:])
     else:
         put(kind.show("sheet", many, model.loaded), every, seeds)
+        if hasattr(kind, "picture"):
+            captions = [sample.label or sample.seed for sample in samples]
+            put(kind.picture("sheet", many, model.loaded, captions), every, seeds)
     if entries:
         artifacts.write_json(folder / provenance.SIDECAR, entries)
     table = io.StringIO()

@@ -3,7 +3,7 @@
     pipeline show                    # at http://127.0.0.1:8000
     pipeline show --port 8001
 
-The page of a run draws samples of a seed and a class, walks from one sample to another, finds the training picture
+The page of a run draws samples of a seed and a class, walks from one sample to another, finds the training example
 nearest to a sample, plays sounds, and writes texts to your prompt. Control-C ends it.
 """
 

@@ -14,9 +14,10 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline import artifacts, plugins
 from pipeline.artifacts import ArtifactError
-from pipeline.evidence.copying import FIELD, Nearness, authenticity, copying_statistic, find_copies, nearness
+from pipeline.evidence.copying import Nearness, authenticity, copying_statistic, find_copies, nearness
 from pipeline.evidence.exposure import WORDS, Secret, exposure, find_secrets, randomise
 from pipeline.evidence.features import extract
+from pipeline.kinds import find_field, read_fields
 from pipeline.layers.blocks import token_nats
 from pipeline.params import NONE, Params
 from pipeline.randomness import make_generator
@@ -68,7 +69,7 @@ class Memory:
 
 
 def list_runs(settings: Params) -> tuple[list[str], list[str]]:
-    """Return the runs whose samples a feature network can compare with images, and those that scored a text."""
+    """Return the runs whose samples a feature network can compare with real ones, and those that scored a text."""
     of_images = [name for name, run in settings.runs.items() if run.network != NONE and find_samples(name).exists()]
     return of_images, [name for name in settings.runs if find_samples(name, "nats").exists()]
 
@@ -88,7 +89,8 @@ def examine_copies(name: str, settings: Params, cells: int = CELLS, chance: floa
     generated = artifacts.read_tensors(find_samples(name))["0"]
     module = plugins.load("networks", settings.networks[run.network].network)
     extractor = module.load_features(artifacts.NETWORKS / run.network).to(choose_device())
-    train, test = (artifacts.read_split(run.data, split)[FIELD] for split in ("train", "test"))
+    field = find_field(read_fields(run.data), plugins.load("models", run.model).LEARNS)
+    train, test = (artifacts.read_split(run.data, split)[field] for split in ("train", "test"))
     chosen = make_generator(0, "audit").initial_seed()
     count = min(len(generated), len(test))
     features = {

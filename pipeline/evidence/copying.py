@@ -22,7 +22,6 @@ from torch import Tensor
 
 from pipeline.artifacts import ArtifactError
 
-FIELD = "images"  # of the data set whose copies are looked for
 LEAST = 20  # generated samples, and test features, of a cell or a set that counts
 NEIGHBOURS = 50  # training features that a copy is much farther from than from the nearest
 EQUAL = 1e-4  # nearness below which nothing but rounding is between two images

@@ -19,8 +19,8 @@ from pipeline.metrics.images import Config
 from pipeline.params import Measure
 from pipeline.randomness import make_generator
 
-METRIC = "images"  # the metric that is tested
-FIELD, LABELS = "images", "labels"  # of the data set that it is tested on
+METRIC = "images"  # the metric that is tested, and the kind of the data set that it is tested on
+FIELD, LABELS = "images", "labels"  # of that data set
 COUNTS = (100, 200, 400, 700, 1000)
 DRAWS = 4  # random samples of each count
 
@@ -76,12 +76,16 @@ def check_order(compute: Callable[[Any, Any], dict[str, list[float]]], evidence:
 
     Args:
         compute: of the metric.
-        evidence: what it computes of, with sets of samples in `generated`.
+        evidence: what it computes of, with sets of samples in `generated`; `given`, if it has that, goes with them.
         config: of the metric.
     """
     orders = [torch.randperm(len(each), generator=make_generator(0, "order")) for each in evidence.generated]
-    generated = [each[order] for each, order in zip(evidence.generated, orders, strict=True)]
-    before, after = compute(evidence, config), compute(replace(evidence, generated=generated), config)
+    moved = {
+        name: [each[order] for each, order in zip(sets, orders, strict=True)]
+        for name in ("generated", "given")
+        if (sets := getattr(evidence, name, ()))
+    }
+    before, after = compute(evidence, config), compute(replace(evidence, **moved), config)
     changed = [
         f"{name} {old:.6g} became {new:.6g}"
         for name, values in before.items()

@@ -1,6 +1,8 @@
-"""Says in a generated file that a model made it, and which: in a PNG by its text chunks, else in a JSON next to it.
+"""Says in a generated file that a model made it, and which: in a PNG or a WAV itself, else in a JSON next to it.
 
 PNG       a text chunk per key, and an XMP packet with IPTC's DigitalSourceType and the field AIGC
+WAV       the same packet in the chunk _PMX, where Adobe's XMP specification puts it, and the texts by key as JSON in
+          the comment of a LIST INFO chunk, which players show
 others    origin.json in their folder: the same keys under the file's name, and the SHA-256 of its content
 
 AIGC is the label in the metadata that GB 45438-2025 asks for; its namespace is that of TC260-PG-20258A. Nothing is
@@ -12,7 +14,8 @@ import html
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +92,7 @@ def read(path: Path) -> dict[str, str]:
         ArtifactError: if it states none, or its content is not the one that the sidecar is about.
     """
     try:
-        found = _read_picture(path) or _read_sidecar(path)
+        found = _read_picture(path) or _read_sound(path) or _read_sidecar(path)
     except OSError as error:
         msg = f"{path}: cannot be read: {error.strerror or error}"
         raise ArtifactError(msg) from error
@@ -106,7 +109,27 @@ def _read_picture(path: Path) -> dict[str, str]:
             texts = {str(key): value for key, value in picture.info.items() if isinstance(value, str)}
     except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError):
         return {}
-    packet = texts.pop(PACKET, "")
+    return _join_packet(texts, texts.pop(PACKET, ""))
+
+
+def _read_sound(path: Path) -> dict[str, str]:
+    """Return the texts of a WAV and the two fields of its XMP; nothing of a file that has no DigitalSourceType."""
+    with path.open("rb") as file:
+        start = file.read(12)
+        if (start[:4], start[8:]) != (b"RIFF", b"WAVE") or path.stat().st_size > MAX_BYTES:
+            return {}
+        chunks = dict(_list_chunks(file.read()))
+    notes = dict(_list_chunks(chunks.get(b"LIST", b"")[4:]))  # after INFO
+    try:
+        texts = json.loads(notes.get(b"ICMT", b"{}").rstrip(b"\0"))
+    except (ValueError, RecursionError):  # a comment of another program
+        texts = {}
+    texts = {str(key): str(value) for key, value in texts.items()} if isinstance(texts, dict) else {}
+    return _join_packet(texts, chunks.get(b"_PMX", b"").decode(errors="replace"))
+
+
+def _join_packet(texts: dict[str, str], packet: str) -> dict[str, str]:
+    """Return the texts with the two fields of an XMP packet; nothing if it has no DigitalSourceType."""
     fields = {name: _find_field(packet, name) for name in (SOURCE_TYPE, AIGC)}
     return texts | {name: value for name, value in fields.items() if value} if fields[SOURCE_TYPE] else {}
 
@@ -115,6 +138,37 @@ def _find_field(packet: str, name: str) -> str:
     """Return a field of an XMP packet, which is an attribute or an element."""
     found = re.search(rf':{name}(?:\s*=\s*"([^"]*)"|\s*>([^<]*)<)', packet)
     return html.unescape(found[1] or found[2] or "") if found else ""
+
+
+def mark_sound(content: bytes, origin: Mapping[str, str], source: str = GENERATED) -> bytes:
+    """Return a WAV with its origin in chunks after its own; the samples stay as they are.
+
+    Args:
+        content: the WAV.
+        origin: texts by key; `generator` and AIGC must be among the keys.
+        source: IPTC's DigitalSourceType.
+    """
+    texts = {key: value for key, value in origin.items() if key != AIGC}
+    notes = _make_chunk(b"ISFT", origin["generator"].encode() + b"\0")
+    notes += _make_chunk(b"ICMT", json.dumps(texts).encode() + b"\0")
+    packet = XMP.format(source=source, aigc=html.escape(origin[AIGC])).encode()
+    chunks = content[12:] + _make_chunk(b"LIST", b"INFO" + notes) + _make_chunk(b"_PMX", packet)
+    return _make_chunk(b"RIFF", b"WAVE" + chunks)
+
+
+def _make_chunk(name: bytes, content: bytes) -> bytes:
+    """Return a chunk of a RIFF file, which has an even length."""
+    return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
+
+
+def _list_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the name and the content of each chunk in a row of them; what is cut off is left out."""
+    place = 0
+    while place + 8 <= len(content):
+        name, size = struct.unpack_from("<4sI", content, place)
+        if place + 8 + size <= len(content):
+            yield name, content[place + 8 : place + 8 + size]
+        place += 8 + size + size % 2
 
 
 def _read_sidecar(path: Path) -> dict[str, str]:

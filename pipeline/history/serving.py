@@ -5,7 +5,8 @@
     model.predict([0], params={"label": "3", "count": 4})   # four of class 3: the seeds 0 to 3
     model.predict([0, 1], params={"labels": [3]})       # of class 3; or one class for each seed
 
-The kind of data says what one sample is as text: an image as base64 PNG, a point as a JSON list, or a text.
+The kind of data says what one sample is as text: an image as base64 PNG, a clip of sound as base64 WAV, a point as a
+JSON list, or a text.
 
 A model brings the package's code with it. One process imports one package of a name, so a second model whose code
 differs is refused: it would otherwise run the code of the first one.

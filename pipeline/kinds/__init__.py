@@ -10,6 +10,7 @@ examples         training examples of a split, for the loop in training.py
 require          optional: refuses, before anything is computed, data that a model's config or the sampling does not fit
 check            refuses values that would give a plausible number for nonsense
 show             many values as one thing to look at or listen to: an Exhibit
+picture          optional: the same as a picture, of values that `show` does not show to the eye
 encode           one value as text, for the served model
 stream           optional: one value in pieces, for a page that shows it while it is made
 TOGETHER         optional: number of values that are shown as one, where a single one shows nothing

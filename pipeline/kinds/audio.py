@@ -8,6 +8,7 @@ Dimensions: N clips, T samples of a clip.
 from __future__ import annotations
 
 import base64
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,9 +46,14 @@ from pipeline.randomness import make_generator
 if TYPE_CHECKING:
     from pipeline.batches import Rows
 
-WITH = ("labels",)  # kinds of the other fields
+LABELS = "labels"
+WITH = (LABELS,)  # kinds of the other fields
 PAUSE = 0.25  # seconds between the clips of an exhibit
 SHOWN = 20  # clips of an exhibit
+COLUMNS, SIDE, CAPTION = 5, 128, 14  # of a picture: spectrograms in a row, and pixels
+SECONDS, HOPS = 0.032, 4  # of a spectrogram's window; windows that overlap
+LEVELS = 16  # greys of a picture
+RANGE = 70  # decibels below the loudest place of a clip that are white
 LEAST = 50  # clips that a metric is computed of
 SILENCE = 327  # a clip that stays below, 1% of the range, is silent
 MOST_CLIPPED = 0.01  # share of a clip's samples that may be as loud as can be
@@ -204,6 +210,21 @@ def examples(split: dict[str, Tensor], config: Any, seed: int) -> Rows:
     return Rows(split)
 
 
+def require_split(data: str, source: Source, split: str, splits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a prepared split with fewer clips than metrics compare.
+
+    Raises:
+        ArtifactError: with the key to change.
+    """
+    count, total = splits[split]["count"], sum(entry["count"] for entry in splits.values())
+    if count < LEAST:
+        key, advice = f"data.{data}", f"bring {math.ceil(LEAST * total / max(count, 1)) - total} clips more"
+        if hasattr(source, split) and total >= 4 * LEAST:  # else one split or another stays too small
+            key, advice = f"data.{data}.{split}", f"{1.5 * LEAST / total:.2g} would do, or {advice}"
+        msg = f"{key}: the {split} split has {count} of {total} clips, metrics compare {LEAST} or more; {advice}"
+        raise ArtifactError(msg)
+
+
 def check(name: str, clips: Tensor, least: int = LEAST, most: float = MOST_BROKEN) -> None:
     """Refuse clips that would give a plausible number for nonsense.
 
@@ -251,6 +272,39 @@ def _join(name: str, clips: Tensor, rate: int) -> Exhibit:
     return Exhibit(name, ".wav", encode_wav(F.pad(clips, (0, round(PAUSE * rate))).flatten().numpy(), rate))
 
 
+def picture(name: str, clips: Tensor, loaded: Any, captions: Sequence[str] = ()) -> Exhibit:
+    """Show clips int16 (N, T) as one PNG of spectrograms, with captions below: see draw_spectrograms."""
+    return draw_spectrograms(name, clips, _find_rate(loaded), captions)
+
+
+def draw_spectrograms(name: str, clips: Tensor, rate: int, captions: Sequence[str] = ()) -> Exhibit:
+    """Draw a grid of spectrograms of clips int16 (N, T), time to the right and frequency up to half the rate.
+
+    The darker, the louder, in decibels: the loudest place of a clip is black, and what is 70 dB below is white.
+    """
+    from PIL import Image, ImageDraw
+
+    size = min(2 ** round(math.log2(SECONDS * rate)), clips.size(1))
+    spectrum = torch.stft(
+        clips.float(), size, max(1, size // HOPS), window=torch.hann_window(size), center=False, return_complex=True
+    )
+    decibels = 20 * spectrum.abs().clamp(min=1).log10()  # of one unit of 16 bits
+    below = decibels.amax(dim=(1, 2), keepdim=True) - decibels  # (N, F, S)
+    grey = (255 * below / RANGE).clamp(max=255).byte().flip(1).numpy()
+    columns, high = min(COLUMNS, len(clips)), SIDE + (CAPTION if captions else 0)
+    grid = Image.new("L", ((SIDE + 2) * columns, (high + 2) * math.ceil(len(clips) / columns)), "lightgrey")
+    draw = ImageDraw.Draw(grid)
+    for index, values in enumerate(grey):
+        left, top = (SIDE + 2) * (index % columns), (high + 2) * (index // columns)
+        grid.paste(Image.fromarray(values).resize((SIDE, SIDE)), (left, top))
+        if captions:
+            text = captions[index].encode("unicode_escape").decode()  # the font has few letters
+            draw.text((left + 2, top + SIDE + 1), text[:20], fill="black")
+    buffer = io.BytesIO()
+    grid.quantize(LEVELS).save(buffer, "PNG", optimize=True)  # less than half of the bytes
+    return Exhibit(name, ".png", buffer.getvalue())
+
+
 def to_file(name: str, clip: Tensor, loaded: Any) -> Exhibit:
     """Return one clip int16 (T,) as WAV."""
     return Exhibit(name, ".wav", encode_wav(clip.numpy(), _find_rate(loaded)))
@@ -267,10 +321,25 @@ def _find_rate(loaded: Any) -> int:
 
 
 def look(loaded: Any, held_out: dict[str, Tensor], manifest: dict[str, Any], seed: int, sampling: Any) -> Look:
-    """Let 20 samples be heard; measure how many are silent."""
-    del held_out, manifest, sampling
-    samples = loaded.sample(SHOWN, make_generator(seed, "preview", device=loaded.model.device))
-    return Look([show("samples", samples, loaded)], {"silent_share": float(is_silent(samples).double().mean())})
+    """Let 20 samples be heard and seen, class by class; measure how many are silent."""
+    del held_out, sampling
+    generator = make_generator(seed, "preview", device=loaded.model.device)
+    given = loaded.pool.draw(SHOWN, generator)
+    samples = loaded.sample(SHOWN, generator, given)
+    values = {"silent_share": float(is_silent(samples).double().mean())}
+    return Look(_show_both("samples", samples, given.get(LABELS), loaded, manifest), values)
+
+
+def _show_both(
+    name: str, clips: Tensor, labels: Tensor | None, loaded: Any, manifest: Mapping[str, Any]
+) -> list[Exhibit]:
+    """Show clips (N, T) as sound and as a picture; those with labels (N,) class by class, with its name."""
+    captions: list[str] = []
+    if labels is not None:
+        order = labels.argsort(stable=True)
+        names = manifest.get("classes") or [str(label) for label in range(int(labels.max()) + 1)]
+        clips, captions = clips[order], [names[label] for label in labels[order].tolist()]
+    return [show(name, clips, loaded), picture(name, clips, loaded, captions)]
 
 
 def find_alarms(newest: dict[str, tuple[int, float]], manifest: dict[str, Any]) -> list[str]:
@@ -287,7 +356,13 @@ def find_silent_alarms(held_out: dict[str, Tensor], manifest: dict[str, Any]) ->
 
 
 def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: Callable[[str], Any]) -> Drawn:
-    """Draw sets of clips. Files: generated (sets "0", "1", ... of int16 (N, T)), and what they were given."""
-    del manifest, read
-    files = draw_sets(loaded, seed, sampling.count, sampling.sets)
-    return Drawn(files, [show("samples", files["generated"]["0"][:SHOWN], loaded)])
+    """Draw as many clips as the test and training splits can be compared with; the first ones are heard and seen.
+
+    Files: generated (sets "0", "1", ... of int16 (N, T)), and what they were given.
+    """
+    del read
+    count = min(sampling.count, *(manifest["splits"][split]["count"] for split in ("test", "train")))
+    files = draw_sets(loaded, seed, count, sampling.sets)
+    given = files.get(f"given_{LABELS}", {}).get("0")
+    labels = None if given is None else given[:SHOWN]
+    return Drawn(files, _show_both("samples", files["generated"]["0"][:SHOWN], labels, loaded, manifest))

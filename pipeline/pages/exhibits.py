@@ -3,7 +3,7 @@
 import base64
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
@@ -24,7 +24,7 @@ NOTES = {
     "samples": "The first samples that were drawn, not a selection.",
     "reconstructions": "Each test picture before its reconstruction.",
     "interpolations": "Each row walks from one sample to another, of one class if the model is told the class.",
-    "neighbours": "The samples that are nearest to one training picture only, each before that picture.",
+    "neighbours": "The samples that are nearest to one training example only, each before that example.",
     "attention": "Choose a layer and head, and a token; brighter tokens are those that it looks at.",
 }
 
@@ -81,6 +81,16 @@ def show(exhibit: Exhibit, title: str, place: str = "", prompt: str = "") -> Sho
         return Shown(exhibit.name, title, html, describe_attention(exhibit.content, place))
     name = Path(place).name or f"{exhibit.name}{exhibit.suffix}"
     return Shown(exhibit.name, title, Markup('<a href="{}">{}</a>').format(place, name), f"[{name}]({place})")
+
+
+def show_together(exhibits: Sequence[Exhibit], title: str, place: str = "", prompt: str = "") -> Shown:
+    """Show exhibits of the same values, such as a sound and its spectrogram, as one; the arguments are those of `show`.
+
+    Pictures come first.
+    """
+    shown = [show(each, title, place, prompt) for each in sorted(exhibits, key=lambda each: each.suffix != ".png")]
+    html, markdown = Markup().join(each.html for each in shown), "\n\n".join(each.markdown for each in shown)
+    return Shown(shown[0].name, title, html, markdown)
 
 
 def mark_prompt(text: str, prompt: str) -> Markup:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline import artifacts, plugins
-from pipeline.evidence.copying import FIELD, nearness
+from pipeline.evidence.copying import nearness
 from pipeline.evidence.features import extract
 from pipeline.evidence.looks import decode, draw_latent, find_decoder, walk
 from pipeline.kinds import Exhibit
@@ -52,7 +52,7 @@ class Player:
     @property
     def compares(self) -> bool:
         """Whether a feature network can find the nearest training example of a sample."""
-        return self.run.network != NONE and not self.together and FIELD in self.loaded.fields
+        return self.run.network != NONE and not self.together
 
     @property
     def adjusted(self) -> dict[str, Any]:
@@ -87,13 +87,15 @@ class Player:
         generator = make_generator(seed, "show", device=loaded.model.device)
         return loaded.sample(self.together or COUNT, generator, given)
 
-    def show(self, name: str, values: Tensor) -> list[Exhibit]:
-        """Return an exhibit of each value, or one of all where a single one shows nothing."""
+    def show(self, name: str, values: Tensor) -> list[list[Exhibit]]:
+        """Return the exhibits of each value, or those of all where a single one shows nothing."""
+        kind = self.loaded.kind
+        shows = [kind.show, *([kind.picture] if hasattr(kind, "picture") else [])]
         parts = [values] if self.together else values.split(1)
-        return [self.loaded.kind.show(name, part, self.loaded) for part in parts]
+        return [[each(name, part, self.loaded) for each in shows] for part in parts]
 
-    def walk(self, first: int, last: int, place: float, chosen: Mapping[str, int]) -> Exhibit:
-        """Return the value at a place, 0 to 1, on the way from the sample of one seed to that of another."""
+    def walk(self, first: int, last: int, place: float, chosen: Mapping[str, int]) -> list[Exhibit]:
+        """Show the value at a place, 0 to 1, on the way from the sample of one seed to that of another."""
         assert self.decoder is not None
         given = self.give(chosen).pool.draw(1, make_generator(first, "given"))
         latents = walk(draw_latent(self.loaded, first), draw_latent(self.loaded, last), torch.tensor([place]))
@@ -111,11 +113,11 @@ class Player:
         pieces: Iterator[str] = self.loaded.kind.stream(self.loaded, generator, sampling, PIECE, PIECES)
         return pieces
 
-    def find_nearest(self, sample: Tensor) -> tuple[Exhibit, float]:
-        """Return the training example nearest to a sample (1, ...), and how near it is: 0 for a copy."""
+    def find_nearest(self, sample: Tensor) -> tuple[list[Exhibit], float]:
+        """Show the training example nearest to a sample (1, ...), and return how near it is: 0 for a copy."""
         near = nearness(extract(self.extractor, sample).features, self.features)
-        [exhibit] = self.show("nearest", self.train[near.indices])
-        return exhibit, float(near.values[0])
+        [exhibits] = self.show("nearest", self.train[near.indices])
+        return exhibits, float(near.values[0])
 
     @cached_property
     def extractor(self) -> Any:
@@ -126,7 +128,7 @@ class Player:
     @cached_property
     def train(self) -> Tensor:
         """The training examples, (N, ...)."""
-        return artifacts.read_split(self.run.data, "train")[FIELD]
+        return artifacts.read_split(self.run.data, "train")[self.loaded.model.makes]
 
     @cached_property
     def features(self) -> Tensor:

@@ -21,7 +21,7 @@ from pipeline.evidence.values import (
     load_values,
     sort_names,
 )
-from pipeline.pages.exhibits import Shown, read_exhibit, show, show_exhibit
+from pipeline.pages.exhibits import Shown, read_exhibit, show_exhibit, show_together
 from pipeline.params import Params, Run
 
 MOST_FRAMES = 3 * 2**20  # bytes of the previews in one report, over all runs
@@ -246,12 +246,15 @@ def find_prompt(settings: Params, run: Run) -> str:
 
 def read_frames(folder: Path, run: str, prompt: str, most: int) -> list[Frame]:
     """Return the previews of a training by step: as many as `most` bytes hold, at even distances, with the last one."""
-    paths = sorted(folder.glob("*"))
-    size = sum(path.stat().st_size for path in paths)
-    count = min(len(paths), max(1, len(paths) * most // max(1, size)))
-    chosen = [paths[len(paths) - 1 - index * len(paths) // count] for index in range(count)][::-1] if paths else []
+    steps: dict[int, list[Path]] = {}
+    for path in sorted(folder.glob("*")):
+        steps.setdefault(int(path.stem), []).append(path)
+    size = sum(path.stat().st_size for paths in steps.values() for path in paths)
+    count = min(len(steps), max(1, len(steps) * most // max(1, size)))
+    known = list(steps)
+    chosen = [known[len(known) - 1 - index * len(known) // count] for index in range(count)][::-1] if known else []
     frames = []
-    for path in chosen:
-        title = f"samples of {run} after {int(path.stem):,} steps"
-        frames.append(Frame(int(path.stem), show(read_exhibit(path), title, path.as_posix(), prompt)))
+    for step in chosen:
+        exhibits, place = [read_exhibit(path) for path in steps[step]], steps[step][0].as_posix()
+        frames.append(Frame(step, show_together(exhibits, f"samples of {run} after {step:,} steps", place, prompt)))
     return frames

@@ -19,7 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from pipeline.artifacts import ArtifactError
 from pipeline.pages.charts import gather_curves, make_bars, pick_color
 from pipeline.pages.components import make_environment
-from pipeline.pages.exhibits import show
+from pipeline.pages.exhibits import show_together
 from pipeline.pages.player import COUNT, Player
 from pipeline.pages.results import make_page, make_pages, make_tables
 from pipeline.params import Params
@@ -101,18 +101,18 @@ class Pages:
         with self.lock:
             player = self.find(name)
             exhibits = player.show("sample", player.sample(seed, choose(player, request)))
-        shown = [show(each, f"sample {index + 1} of seed {seed}") for index, each in enumerate(exhibits)]
+        shown = [show_together(each, f"sample {index + 1} of seed {seed}") for index, each in enumerate(exhibits)]
         return self.render("play.tiles.html", shown=shown, compares=player.compares)
 
     def nearest(self, request: Request, name: str, index: Index, seed: Seed = 0) -> HTMLResponse:
-        """Show the training picture nearest to a sample."""
+        """Show the training example nearest to a sample."""
         with self.lock:
             player = self.find(name)
             if not player.compares:
                 raise HTTPException(404, f"no feature network compares samples of {name}")
             sample = player.sample(seed, choose(player, request))[index : index + 1]
-            exhibit, near = player.find_nearest(sample)
-        shown = show(exhibit, f"training picture nearest to sample {index + 1} of seed {seed}")
+            exhibits, near = player.find_nearest(sample)
+        shown = show_together(exhibits, f"training example nearest to sample {index + 1} of seed {seed}")
         return self.render("play.nearest.html", shown=shown, near=near)
 
     def walk(self, request: Request, name: str, first: Seed = 0, last: Seed = 1, place: Share = 0.5) -> HTMLResponse:
@@ -121,8 +121,9 @@ class Pages:
             player = self.find(name)
             if not player.walks:
                 raise HTTPException(404, f"{name} has no way between two samples")
-            exhibit = player.walk(first, last, place, choose(player, request))
-        return self.render("play.walk.html", shown=show(exhibit, f"{place:.0%} of the way from seed {first} to {last}"))
+            exhibits = player.walk(first, last, place, choose(player, request))
+        shown = show_together(exhibits, f"{place:.0%} of the way from seed {first} to {last}")
+        return self.render("play.walk.html", shown=shown)
 
     def text(
         self, name: str, prompt: Prompt, temperature: Temperature, top_p: Mass, seed: Seed = 0

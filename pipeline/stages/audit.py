@@ -14,13 +14,12 @@ import torch
 
 from pipeline import artifacts, params
 from pipeline.evidence.audit import Copying, examine_copies, examine_text, list_runs
-from pipeline.evidence.copying import FIELD
 from pipeline.evidence.looks import find_decoder, show_attention, show_walks
 from pipeline.kinds import Exhibit
 from pipeline.params import Params
 from pipeline.weights import Loaded, load_model
 
-PAIRS = 32  # samples next to their nearest training pictures
+PAIRS = 32  # samples next to their nearest training examples
 
 
 def main(key: str) -> None:
@@ -59,9 +58,9 @@ def describe_copies(found: Copying) -> dict[str, Any]:
 
 
 def show_neighbours(loaded: Loaded, key: str, settings: Params, found: Copying) -> Exhibit:
-    """Show the samples that are nearest to one training picture only, each before that picture."""
+    """Show the samples that are nearest to one training example only, each before that example."""
     samples = artifacts.read_tensors(artifacts.RUNS / key / "samples" / "generated.safetensors")["0"]
-    train = artifacts.read_split(settings.runs[key].data, "train")[FIELD]
+    train = artifacts.read_split(settings.runs[key].data, "train")[loaded.model.makes]
     nearest = found.near.values.argsort(stable=True)[:PAIRS]
     pairs = torch.stack([samples[nearest], train[found.near.indices[nearest]]], dim=1).flatten(0, 1)
     exhibit: Exhibit = loaded.kind.show("neighbours", pairs, loaded)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from PIL import Image
 from scipy.io import wavfile
 
 from pipeline import artifacts
@@ -100,20 +101,49 @@ def test_a_preview_is_20_clips_and_alarms_when_most_are_silent() -> None:
     for silent, share in ((0, 0.0), (10, 0.5), (11, 0.55)):
         look = audio.look(load(silent), {}, {}, 0, None)
         assert look.values == {"silent_share": pytest.approx(share)}
-        (exhibit,) = look.exhibits
-        assert len(read(exhibit.content)) == 20 * (400 + RATE // 4)
+        heard, seen = look.exhibits
+        assert (heard.name, heard.suffix, seen.name, seen.suffix) == ("samples", ".wav", "samples", ".png")
+        assert len(read(heard.content)) == 20 * (400 + RATE // 4)
         found = audio.find_alarms({name: (5, value) for name, value in look.values.items()}, {})
         assert found == (["step 5: 55% of the samples are silent"] if silent == 11 else [])
     assert audio.find_alarms({}, {}) == []
 
 
 def test_independent_sets_are_drawn_and_the_first_is_heard() -> None:
-    drawn = audio.draw(load(), SimpleNamespace(count=30, sets=2), 0, {}, lambda _: None)
+    manifest = {"splits": {"test": {"count": 40}, "train": {"count": 90}}}
+    drawn = audio.draw(load(), SimpleNamespace(count=30, sets=2), 0, manifest, lambda _: None)
     sets = drawn.files["generated"]
     assert {name: values.shape for name, values in sets.items()} == {"0": (30, 400), "1": (30, 400)}
     assert not torch.equal(sets["0"], sets["1"])
     samples = read(drawn.exhibits[0].content).reshape(20, -1)
     assert np.array_equal(samples[:, :400], sets["0"][:20].numpy())
+    fewer = audio.draw(load(), SimpleNamespace(count=50, sets=1), 0, manifest, lambda _: None)
+    assert len(fewer.files["generated"]["0"]) == 40  # as many as the test split has
+
+
+def test_labelled_clips_are_heard_and_seen_class_by_class() -> None:
+    loaded = load()
+    loaded.pool = Pool({"labels": torch.arange(2)}, [1.0, 1.0])
+    manifest = {"splits": {"test": {"count": 40}, "train": {"count": 90}}, "classes": ["a", "b"]}
+    drawn = audio.draw(loaded, SimpleNamespace(count=30, sets=1), 0, manifest, lambda _: None)
+    labels = drawn.files["given_labels"]["0"][:20]
+    clips = drawn.files["generated"]["0"][:20]
+    heard, seen = drawn.exhibits
+    expected = torch.cat([clips[labels == 0], clips[labels == 1]]).numpy()
+    assert np.array_equal(read(heard.content).reshape(20, -1)[:, :400], expected)
+    assert Image.open(io.BytesIO(seen.content)).size == (5 * 130, 4 * 144)
+
+
+def test_a_spectrogram_is_dark_where_a_tone_is() -> None:
+    time = torch.arange(8192) / RATE
+    clips = (10000 * (2 * torch.pi * torch.tensor([[1000.0], [3000.0]]) * time).sin()).short()
+    clips[:, 4096:] = 0
+    grid = np.asarray(Image.open(io.BytesIO(audio.draw_spectrograms("x", clips, RATE).content)).convert("L"))
+    assert grid.shape == (130, 260)
+    for tile, frequency in ((grid[:128, :128], 1000), (grid[:128, 130:258], 3000)):
+        assert abs(int(tile[:, 20:50].mean(axis=1).argmin()) - (127 - 128 * frequency / 4000)) <= 2
+        assert tile[:, 20:50].min() < 20
+        assert (tile[:, 90:] > 200).all()  # 80 dB less: silence
 
 
 # --- checked -------------------------------------------------------------------

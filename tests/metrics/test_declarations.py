@@ -12,7 +12,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.evidence.features import Evidence
 from pipeline.evidence.features import Sampling as Images
 from pipeline.evidence.values import Value, Values, is_measurement, load_values, match_name
-from pipeline.metrics import images, modes, points, text
+from pipeline.metrics import audio, images, modes, points, text
 from tests.conftest import ROOT
 
 # The claims of the three shipped runs: the numbers that `pipeline reproduce` has compared since its first version.
@@ -83,7 +83,33 @@ def compute_text() -> dict[str, list[float]]:
     return text.compute(evidence, text.Config(sampling=sampling))
 
 
+class Samples(nn.Module):
+    """Features are eight samples of a clip, logits four of them."""
+
+    def forward(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return clips[:, :8].float() / 2**13, clips[:, :4].float() / 2**14
+
+
+def compute_audio() -> dict[str, list[float]]:
+    def draw_clips(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(-(2**14), 2**14, (100, 600), dtype=torch.int16, generator=generator)
+
+    evidence = audio.Evidence(
+        [draw_clips(0), draw_clips(1)],
+        draw_clips(2),
+        [draw_clips(3)],
+        {"small_classifier": Samples()},
+        labelled={"small_classifier"},
+        given=[torch.arange(100) % 4] * 2,
+        labels=torch.arange(100) % 4,
+        trip=draw_clips(2) // 2,
+    )
+    return audio.compute(evidence, audio.Config(sampling=audio.Sampling(count=100, sets=2), neighbours=3))
+
+
 COMPUTED: dict[str, Callable[[], dict[str, list[float]]]] = {
+    "audio": compute_audio,
     "images": compute_images,
     "modes": compute_modes,
     "points": compute_points,
@@ -112,7 +138,13 @@ def test_each_emitted_name_has_a_declaration_and_each_declaration_a_name(metric:
 
 @pytest.mark.parametrize(
     ("metric", "start"),
-    [("images", "fid_infinity_"), ("modes", "mode_kl_"), ("points", "mode_kl_"), ("text", "{split}_windows")],
+    [
+        ("audio", "mis_"),
+        ("images", "fid_infinity_"),
+        ("modes", "mode_kl_"),
+        ("points", "mode_kl_"),
+        ("text", "{split}_windows"),
+    ],
 )
 def test_a_value_without_its_declaration_is_not_emitted(
     metric: str, start: str, monkeypatch: pytest.MonkeyPatch

@@ -21,7 +21,7 @@ from pipeline.formats.tokenizers import ByteTokenizer
 from pipeline.kinds import images as images_kind
 from pipeline.kinds import labels
 from pipeline.kinds import text as text_kind
-from pipeline.metrics import images, modes, points, text
+from pipeline.metrics import audio, images, modes, points, text
 from pipeline.models import flow_matching, transformer, vae
 from tests.models.test_flow_matching import make_config as make_flow_config
 from tests.models.test_vae import make_config
@@ -126,6 +126,50 @@ def measure_modes(**changes: Any) -> dict[str, list[float]]:
     return modes.compute(evidence, modes.Config(sampling=sampling))
 
 
+class Ear(nn.Module):
+    """A feature network of fixed weights: `width` features and four logits of a clip."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        weights = torch.randn(8, self.width, generator=torch.Generator().manual_seed(self.width))
+        features = clips[:, 20:28].float() / 2**13 @ weights
+        return features.relu(), features[:, :4]
+
+
+def draw_clips(seed: int, count: int = 100) -> Tensor:
+    """Noise: of the clips a few are silent and a few clipped, how many depends on the seed; some are nearly silent."""
+    loudness = torch.full((count, 1), 3000.0)
+    loudness[: 10 + seed % 5] = 150
+    loudness[: 2 + seed % 5] = 10
+    loudness[-(3 + seed % 4) :] = 30_000
+    noise = torch.randn(count, 300, generator=torch.Generator().manual_seed(seed))
+    return (loudness * noise).clamp(-(2**15), 2**15 - 1).short()
+
+
+def measure_audio(**changes: Any) -> dict[str, list[float]]:
+    given = {"sets": 2, "count": 100, "test": 2, "train": 3, "floor_sets": 1, "width": 90, "asked": 100}
+    given |= {"neighbours": 3, "labels": "test"} | changes
+    count = given["count"]
+    asked = [draw_labels(given["labels"], 100, index)[:count] for index in range(given["sets"])]
+    generated = [draw_clips(10 + index)[:count] // (1 + labels[:, None]) for index, labels in enumerate(asked)]
+    test = draw_clips(given["test"])[:count]
+    evidence = audio.Evidence(
+        [clips.short() for clips in generated],
+        test,
+        [draw_clips(given["train"] + 100 * index)[:count] for index in range(given["floor_sets"])],
+        {"net": Ear(given["width"])},
+        labelled={"net"},
+        given=asked,
+        labels=(test.sum(dim=1) % 2).long(),
+        trip=test.flip(1),
+    )
+    sampling = audio.Sampling(count=given["asked"], sets=given["sets"])
+    return audio.compute(evidence, audio.Config(sampling=sampling, neighbours=given["neighbours"]))
+
+
 def measure_points(**changes: Any) -> dict[str, list[float]]:
     given = {"sets": 2, "count": 100, "asked": 100, "mixture": "wide", "deviations": 3.0, "labels": "test"}
     given |= changes
@@ -195,6 +239,17 @@ SAMPLES = {
 }
 TEST = "reference.sha256.test"
 MEASURES: dict[str, tuple[Measure, dict[str, dict[str, Any]]]] = {  # by metric: a change by the field that it changes
+    "audio": (
+        measure_audio,
+        {
+            **SAMPLES,
+            "metric.neighbours": {"neighbours": 2},
+            "counts.floor_sets": {"floor_sets": 3},
+            "network": {"width": 120},
+            TEST: {"test": 4},
+            "reference.sha256.train": {"train": 5},
+        },
+    ),
     "images": (
         measure_images,
         {
