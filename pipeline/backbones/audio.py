@@ -18,6 +18,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.backbones import images
 from pipeline.kinds.audio import LOUDEST, Spec
 from pipeline.kinds.images import Spec as ImageSpec
+from pipeline.layers.blocks import from_bytes, to_bytes
 from pipeline.layers.dit import HEAD, PATCH, DiT
 from pipeline.layers.unet import GROUPS, UNet
 from pipeline.randomness import WHOLE, Part, share
@@ -64,6 +65,21 @@ def to_continuous(clips: Tensor, spec: Spec, generator: torch.Generator) -> Tens
 def from_continuous(values: Tensor, spec: Spec) -> Tensor:
     """Map log-mel pictures (B, 1, M, S) to int16 clips (B, T)."""
     return from_unit(values, spec)
+
+
+def to_levels(clips: Tensor, spec: Spec) -> Tensor:
+    """Map int16 clips (B, T) to log-mel pictures of 256 levels, uint8 (B, 1, M, S)."""
+    return to_bytes(to_unit(clips, spec))
+
+
+def from_levels(levels: Tensor, spec: Spec) -> Tensor:
+    """Map log-mel pictures of 256 levels, uint8 (B, 1, M, S), to int16 clips (B, T)."""
+    return from_unit(from_bytes(levels), spec)
+
+
+def require_quarters(spec: Spec) -> None:
+    """Refuse clips whose frames do not halve evenly twice."""
+    require_frames(spec, lambda frames: frames and not frames % 4, "a multiple of 4 frames")
 
 
 def shift(clips: Tensor, most: int, generator: torch.Generator, part: Part = WHOLE) -> Tensor:

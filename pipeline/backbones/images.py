@@ -37,6 +37,31 @@ def from_unit(images: Tensor, spec: Spec) -> Tensor:
     return to_bytes(images)
 
 
+def to_levels(images: Tensor, spec: Spec) -> Tensor:
+    """Return uint8 images as they are."""
+    del spec
+    return images
+
+
+def from_levels(levels: Tensor, spec: Spec) -> Tensor:
+    """Return uint8 images as they are."""
+    del spec
+    return levels
+
+
+def require_quarters(spec: Spec) -> None:
+    """Refuse images whose sides do not halve evenly twice.
+
+    Raises:
+        ArtifactError: with the nearest sides that do.
+    """
+    height, width = spec.shape[1:]
+    if height % 4 or width % 4:
+        below = max(4, max(height, width) // 4 * 4)
+        msg = f"image sides must be multiples of 4, got {height}x{width}; {below} or {below + 4} would do"
+        raise ArtifactError(msg)
+
+
 def find_smallest(spec: Spec) -> tuple[int, int, int]:
     """Return (halvings, height, width) of the smallest feature map: 28 -> 7, 32 -> 8, 64 -> 8.
 
