@@ -133,7 +133,9 @@ def make_picture_spec(spec: Spec) -> ImageSpec:
 
 def require_generator(spec: Spec) -> None:
     """Refuse clips whose pictures do not halve evenly, down to 2 to 8 bands and frames."""
-    require_frames(spec, lambda frames: images.halve(BANDS, frames), f"frames that halve evenly along with {BANDS} bands")
+    require_frames(
+        spec, lambda frames: images.halve(BANDS, frames), f"frames that halve evenly along with {BANDS} bands"
+    )
 
 
 def make_generator(spec: Spec, inputs: int, width: int, full_width: int) -> nn.Sequential:

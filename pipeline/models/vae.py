@@ -81,7 +81,9 @@ class Config(Trainable):
     kl_warmup: int = Field(ge=0, description="steps over which beta grows from 0")
     free_bits: float = Field(ge=0, description="nats of KL per latent unit that cost nothing (Kingma et al. 2016)")
     importance_samples: int = Field(ge=1, description="K of the training bound; 1 is the evidence lower bound")
-    shift: int = Field(ge=0, description="largest random shift of a training example: pixels of an image, samples of a clip")
+    shift: int = Field(
+        ge=0, description="largest random shift of a training example: pixels of an image, samples of a clip"
+    )
     steps: int = Field(ge=0, description="optimizer steps; 0 keeps the weights of a start as they are")
     batch_size: int = Field(ge=1, description="images per step, over all processes")
     learning_rate: float = Field(gt=0, description="peak learning rate of AdamW")
@@ -230,7 +232,7 @@ class Network(nn.Module):
 
 @torch.inference_mode()
 def decode(model: Any, latents: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-    """Return the values, such as images uint8 (N, C, H, W), of standard normal latents (N, Z) as `sample` draws them."""
+    """Return values, such as images uint8 (N, C, H, W), of standard normal latents (N, Z), as `sample` draws them."""
     labels = given["labels"].to(model.device) if model.config.conditional else None
     network: Network = model.kept.eval()
     values: Tensor = model.backbone.from_levels(network.show(network.draw_latents(latents, labels), labels), model.spec)

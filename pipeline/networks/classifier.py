@@ -44,7 +44,9 @@ class Config(Network):
     batch_size: int = Field(ge=1, description="images per step")
     learning_rate: float = Field(gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(ge=0, description="decoupled weight decay")
-    shift: int = Field(ge=0, description="largest random shift of a training example: pixels of an image, samples of a clip")
+    shift: int = Field(
+        ge=0, description="largest random shift of a training example: pixels of an image, samples of a clip"
+    )
 
 
 def require(config: Config, fields: Fields) -> None:

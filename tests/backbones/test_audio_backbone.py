@@ -202,7 +202,11 @@ def test_a_clip_that_is_too_short_is_refused_with_the_length_that_is_needed() ->
         (8100, backbone.require_quarters, "a multiple of 4 frames, got 8100 samples, .* 63 frames.* 7680 or 8192"),
         (8100, lambda spec: backbone.require_velocity("unet", 8, spec), "a multiple of 8 frames, .* 7168 or 8192"),
         (300, lambda spec: backbone.require_velocity("dit", 32, spec), "a multiple of 4 frames, .* 512 or 1024"),
-        (8192, lambda spec: backbone.require_velocity("perceptron", 8, spec), "backbone: expected unet or dit for audio"),
+        (
+            8192,
+            lambda spec: backbone.require_velocity("perceptron", 8, spec),
+            "backbone: expected unet or dit for audio",
+        ),
         (8192, lambda spec: backbone.require_velocity("unet", 12, spec), "width: expected a multiple of 8 with backb"),
     ],
 )

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector
 
 from pipeline import plugins
 from pipeline.artifacts import SPLITS, ArtifactError
@@ -43,7 +44,7 @@ def train(name: str, config: Any) -> Any:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_models_of_sound_keep_the_contract(name: str) -> None:
-    manifest = {"kind": "audio", "splits": dict.fromkeys(SPLITS, {"count": 24, "per_class": [12, 12]})}
+    manifest = {"kind": "audio", "splits": {split: {"count": 24, "per_class": [12, 12]} for split in SPLITS}}
     sampling = MEASURE["images"].sampling.model_copy(update={"count": 4, "sets": 1})
     subject = Subject(name, CONFIGS[name], FIELDS, manifest, lambda _: make_tones(24), sampling)
     assert [line for line in find_problems(subject) if line[1]] == []
@@ -52,7 +53,7 @@ def test_the_models_of_sound_keep_the_contract(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_shift_changes_the_training_and_none_changes_nothing(name: str) -> None:
     plain, none, shifted = (
-        torch.cat([each.flatten() for each in train(name, CONFIGS[name].model_copy(update=changes)).trained.parameters()])
+        parameters_to_vector(train(name, CONFIGS[name].model_copy(update=changes)).trained.parameters())
         for changes in ({}, {"shift": 0}, {"shift": 500})
     )
     assert torch.equal(plain, none)
@@ -62,7 +63,7 @@ def test_a_shift_changes_the_training_and_none_changes_nothing(name: str) -> Non
 @pytest.mark.parametrize("name", ["gan", "flow_matching"])
 def test_points_have_no_place_to_be_shifted_to(name: str) -> None:
     config = {"gan": make_gan_config(shift=3), "flow_matching": make_flow_config(shift=3, backbone="perceptron")}[name]
-    with pytest.raises(ArtifactError, match="^shift: expected 0 for points, got 3$"):
+    with pytest.raises(ArtifactError, match=r"^shift: expected 0 for points, got 3$"):
         plugins.load("models", name).require(config, point_fields(2, 8))
 
 
@@ -75,7 +76,7 @@ def test_sound_has_no_bits_per_dimension() -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_clips_that_a_model_cannot_cut_up_are_refused_before_anything_is_computed(name: str) -> None:
-    with pytest.raises(ArtifactError, match="^samples: expected .* got 1900 samples.* would do$"):
+    with pytest.raises(ArtifactError, match=r"^samples: expected .* got 1900 samples.* would do$"):
         plugins.load("models", name).require(CONFIGS[name], make_fields(1900, RATE, 2))
 
 
