@@ -39,10 +39,10 @@ class Config(OneNetworkConfig):
     """Hyper-parameters of the flow."""
 
     backbone: Literal["unet", "dit", "perceptron"] = Field(
-        description="network: unet or dit, a transformer for GPUs, of images; perceptron of points"
+        description="network: unet or dit, a transformer for GPUs, of images and sound; perceptron of points"
     )
-    width: int = Field(ge=1, description="channels of a unet at half resolution; units of dit and perceptron")
-    blocks: int = Field(ge=1, description="blocks of a unet at a quarter of the resolution; layers of the others")
+    width: int = Field(ge=1, description="channels of a unet next to its patches; units of dit and perceptron")
+    blocks: int = Field(ge=1, description="blocks of a unet in its middle; layers of the others")
     conditional: bool = Field(description="give the class to the network")
     label_dropout: float = Field(ge=0, lt=1, description="share of the examples that are learnt without their label")
     objective: Literal["velocity", "shortcut"] = Field(
