@@ -1,11 +1,11 @@
 """Generative adversarial network (Goodfellow et al. 2014) of any kind of data that has a backbone.
 
-Run with `dvc repro train@gan`. Images, and sound as spectra, get the convolutions of DCGAN (Radford et al. 2016), points
-get perceptrons: pipeline/backbones/<kind>.py. For 28x28x1: z (100) -> dense 7x7x128 -> two stride-2 transposed 5x5 convolutions -> tanh,
-or, with full_width, one more convolution after features at full resolution; the discriminator is three stride-2 4x4
-convolutions. Departures: no batch norm in the discriminator (penalties and relativistic pairing need per-image
-gradients), generator weights averaged, the loss chosen in params. The generator's relativistic loss (R3GAN) takes the
-logits that the real images had before the discriminator's update, not after it, which saves one pass.
+Run with `dvc repro train@gan`. Images, and sound as spectra, get the convolutions of DCGAN (Radford et al. 2016),
+points get perceptrons: pipeline/backbones/<kind>.py. For 28x28x1: z (100) -> dense 7x7x128 -> two stride-2 transposed
+5x5 convolutions -> tanh, or, with full_width, one more convolution after features at full resolution; the discriminator
+is three stride-2 4x4 convolutions. Departures: no batch norm in the discriminator (penalties and relativistic pairing
+need per-image gradients), generator weights averaged, the loss chosen in params. The generator's relativistic loss
+(R3GAN) takes the logits that the real images had before the discriminator's update, not after it, which saves one pass.
 
 Dimensions: B batch, C H W image, Z latent.
 """
