@@ -1,28 +1,85 @@
-"""Log-mel spectrograms for audio, and the classifier's convolutions for images on them.
+"""Log-mel pictures of sound, the way back to sound, and networks for images on these pictures.
 
-A window of 64 ms moves by 16 ms, and 64 mel bands (the formula of HTK) reach up to half the rate. One second at 8 kHz
-becomes a picture of 64x62. Models that make sound need a generator, which this file does not define: they refuse it.
+A window of 64 ms moves by 16 ms, and 64 mel bands (the formula of HTK) reach up to half the rate. At 8 kHz, a clip of
+8,192 samples becomes a picture of 64x64. Models learn the pictures, and what they make is turned into sound: powers of
+frequencies from powers of bands, and phases by the fast Griffin-Lim algorithm.
 
-Dimensions: B batch, T samples, M mel bands, K frequencies, S frames.
+Dimensions: B batch, T samples, M mel bands, K frequencies, S frames, N samples of a window.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.artifacts import ArtifactError
 from pipeline.backbones import images
-from pipeline.kinds.audio import Spec
+from pipeline.kinds.audio import LOUDEST, Spec
 from pipeline.kinds.images import Spec as ImageSpec
+from pipeline.layers.blocks import from_bytes, to_bytes
+from pipeline.layers.dit import HEAD, PATCH, DiT
+from pipeline.layers.unet import GROUPS, UNet
 from pipeline.randomness import WHOLE, Part, share
 
+PICTORIAL = False  # neither sound backwards nor sound of another pitch is like the data
+CELL = 0.0  # pictures of sound have no levels
+VELOCITIES = {"unet": (2 * PATCH, GROUPS), "dit": (PATCH, HEAD)}  # what frames and width must be multiples of
 BANDS = 64
 WINDOW, HOP = 0.064, 4  # seconds, rounded to a power of two samples; hops per window
 FLOOR = 1e-5  # of the power; a sine of full scale has a power of 1 at its frequency
+TOGETHER = 50  # clips that are made at a time: more do not fit a processor's cache
+UNMIXED = 30  # steps towards the powers of frequencies
+ITERATIONS, MOMENTUM = 32, 0.99  # of Griffin-Lim
 
 
-def to_unit(clips: Tensor) -> Tensor:
-    """Map int16 clips (B, T) to float32 in [-1, 1)."""
-    return clips.float() / 2**15
+def to_unit(clips: Tensor, spec: Spec) -> Tensor:
+    """Map int16 clips (B, T) to log-mel pictures (B, 1, M, S), -1 for silence and about 1 for the loudest sine."""
+    with torch.autocast(clips.device.type, enabled=False):
+        pictures: Tensor = find_spectrogram(spec.rate, clips.device)(clips.float() / 2**15)
+    return pictures
+
+
+def from_unit(pictures: Tensor, spec: Spec) -> Tensor:
+    """Map log-mel pictures (B, 1, M, S) to int16 clips (B, T) with about these pictures.
+
+    Equal pictures give equal clips. A clip that would leave the range is made quieter as a whole.
+    """
+    spectrogram = find_spectrogram(spec.rate, pictures.device)
+    made = []
+    for part in pictures.split(TOGETHER):
+        with torch.autocast(pictures.device.type, enabled=False):
+            clips = spectrogram.invert(part.float())
+        clips = clips / clips.abs().amax(dim=1, keepdim=True).clamp(min=1)
+        made.append(F.pad(clips * LOUDEST, (0, spec.samples - clips.size(1))).round().short())
+    return torch.cat(made)
+
+
+def to_continuous(clips: Tensor, spec: Spec, generator: torch.Generator) -> Tensor:
+    """Map int16 clips (B, T) to log-mel pictures (B, 1, M, S)."""
+    del generator
+    return to_unit(clips, spec)
+
+
+def from_continuous(values: Tensor, spec: Spec) -> Tensor:
+    """Map log-mel pictures (B, 1, M, S) to int16 clips (B, T)."""
+    return from_unit(values, spec)
+
+
+def to_levels(clips: Tensor, spec: Spec) -> Tensor:
+    """Map int16 clips (B, T) to log-mel pictures of 256 levels, uint8 (B, 1, M, S)."""
+    return to_bytes(to_unit(clips, spec))
+
+
+def from_levels(levels: Tensor, spec: Spec) -> Tensor:
+    """Map log-mel pictures of 256 levels, uint8 (B, 1, M, S), to int16 clips (B, T)."""
+    return from_unit(from_bytes(levels), spec)
+
+
+def require_quarters(spec: Spec) -> None:
+    """Refuse clips whose frames do not halve evenly twice."""
+    require_frames(spec, lambda frames: frames and not frames % 4, "a multiple of 4 frames")
 
 
 def shift(clips: Tensor, most: int, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
@@ -34,52 +91,170 @@ def shift(clips: Tensor, most: int, generator: torch.Generator, part: Part = WHO
     def draw(count: int) -> Tensor:
         return torch.randint(2 * most + 1, (count, 1), generator=generator, device=clips.device)
 
-    padded = nn.functional.pad(clips, (most, most))
+    padded = F.pad(clips, (most, most))
     return padded.gather(1, torch.arange(samples, device=clips.device) + share(draw, batch, part))
 
 
-def require_features(spec: Spec) -> None:
-    """Refuse clips that are too short for the classifier.
+def find_shape(spec: Spec) -> tuple[int, ...]:
+    """Return the shape (1, M, S) of a clip's picture."""
+    return (1, BANDS, spec.samples // find_hop(spec.rate))
+
+
+def require_frames(spec: Spec, fits: Callable[[int], object], expected: str) -> None:
+    """Refuse clips whose number of frames does not fit a network.
 
     Raises:
-        ArtifactError: if a clip is shorter than 8 frames.
+        ArtifactError: with the nearest lengths that would do.
     """
-    needed = 8 * LogMel(spec.rate).hop
-    if spec.samples < needed:
-        msg = f"the classifier needs clips of {needed} samples or more at {spec.rate} Hz, got {spec.samples}"
-        raise ArtifactError(msg)
+    hop = find_hop(spec.rate)
+    frames = spec.samples // hop
+    if not fits(frames):
+        lengths = [count * hop for count in range(1, 2 * frames + 2 * BANDS) if fits(count)]
+        near = sorted(sorted(lengths, key=lambda length: abs(length - spec.samples))[:2])
+        msg = f"samples: expected clips with {expected}, got {spec.samples} samples, which are {frames} frames of {hop}"
+        raise ArtifactError(f"{msg}; samples {near[0]} or {near[1]} would do")
+
+
+def require_features(spec: Spec) -> None:
+    """Refuse clips that are too short for the classifier, of less than 8 frames."""
+    require_frames(spec, lambda frames: frames >= 8, "8 frames or more")
 
 
 def make_features(spec: Spec, width: int) -> tuple[nn.Sequential, int]:
-    """Return the classifier's layers from clips (B, T) in [-1, 1] to (B, F), and F."""
+    """Return the classifier's layers from pictures (B, 1, M, S) to (B, F), and F."""
     require_features(spec)
-    spectrogram = LogMel(spec.rate)
-    layers, flat = images.make_features(ImageSpec(shape=(1, BANDS, spec.samples // spectrogram.hop)), width)
-    return nn.Sequential(spectrogram, *layers), flat
+    return images.make_features(make_picture_spec(spec), width)
+
+
+def make_picture_spec(spec: Spec) -> ImageSpec:
+    """Return the properties of the pictures, for networks of images."""
+    return ImageSpec(shape=find_shape(spec))
+
+
+def require_generator(spec: Spec) -> None:
+    """Refuse clips whose pictures do not halve evenly, down to 2 to 8 bands and frames."""
+    require_frames(
+        spec, lambda frames: images.halve(BANDS, frames), f"frames that halve evenly along with {BANDS} bands"
+    )
+
+
+def make_generator(spec: Spec, inputs: int, width: int, full_width: int) -> nn.Sequential:
+    """Return layers from (B, inputs) to pictures (B, 1, M, S)."""
+    return images.make_generator(make_picture_spec(spec), inputs, width, full_width)
+
+
+def make_discriminator(
+    spec: Spec, width: int, normalize: Callable[[nn.Module], nn.Module]
+) -> tuple[nn.Sequential, int]:
+    """Return layers from pictures (B, 1, M, S) to features (B, F), and F."""
+    return images.make_discriminator(make_picture_spec(spec), width, normalize)
+
+
+def require_velocity(name: str, width: int, spec: Spec) -> None:
+    """Refuse a network or a width that sound has not, and frames that the network cannot cut up.
+
+    Raises:
+        ArtifactError: with what would do.
+    """
+    if name not in VELOCITIES:
+        msg = f"backbone: expected {' or '.join(VELOCITIES)} for audio, got {name}"
+        raise ArtifactError(msg)
+    side, multiple = VELOCITIES[name]
+    if width % multiple:
+        msg = f"width: expected a multiple of {multiple} with backbone {name}, got {width}"
+        raise ArtifactError(msg)
+    require_frames(spec, lambda frames: frames and not frames % side, f"a multiple of {side} frames")
+
+
+def make_velocity(name: str, width: int, blocks: int, spec: Spec, classes: int) -> nn.Module:
+    """Return a network from pictures, times, spans and labels to velocities; 0 classes: no labels."""
+    if name == "unet":
+        return UNet(1, 1, width, blocks, classes, PATCH)
+    _, *sides = find_shape(spec)
+    return DiT(1, 1, (sides[0], sides[1]), width, blocks, classes)
+
+
+def find_hop(rate: int) -> int:
+    """Return the samples between two frames, a quarter of the window."""
+    return 2 ** round(torch.tensor(WINDOW * rate).log2().item()) // HOP
+
+
+@functools.lru_cache
+def find_spectrogram(rate: int, device: torch.device) -> "LogMel":
+    """Return the one spectrogram of a rate on a device."""
+    with torch.inference_mode(mode=False):  # it may serve a training afterwards
+        return LogMel(rate).to(device)
 
 
 class LogMel(nn.Module):
-    """Maps clips (B, T) in [-1, 1] to log-mel spectrograms (B, 1, M, T // hop), about -1 for silence to 1."""
+    """Maps clips (B, T) in [-1, 1] to log-mel pictures (B, 1, M, T // hop), about -1 for silence to 1, and back."""
 
     window: Tensor
     mel: Tensor
 
     def __init__(self, rate: int) -> None:
         super().__init__()
-        length = 2 ** round(torch.tensor(WINDOW * rate).log2().item())
-        self.hop = length // HOP
-        window = torch.hann_window(length)
-        # Both follow from the rate, so no file of weights holds them.
-        self.register_buffer("window", window / window.sum() * 2, persistent=False)
-        self.register_buffer("mel", make_mel(rate, length // 2 + 1), persistent=False)
+        self.hop = find_hop(rate)
+        window = torch.hann_window(HOP * self.hop)
+        self.register_buffer("window", window / window.sum() * 2)
+        self.register_buffer("mel", make_mel(rate, len(window) // 2 + 1))
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return log(power + 1e-5), scaled so that silence is -1 and power 1 is 1."""
-        padded = nn.functional.pad(clips, (len(self.window) // 2,) * 2)
-        spectrum = torch.stft(padded, len(self.window), self.hop, window=self.window, center=False, return_complex=True)
-        power = self.mel @ spectrum[..., : clips.size(1) // self.hop].abs().square()  # (B, K, S) -> (B, M, S)
+        spectrum = self.analyse(clips, clips.size(1) // self.hop)
+        power = self.mel @ spectrum.abs().square().mT  # (B, S, K) -> (B, M, S)
         floor = torch.tensor(FLOOR).log()
         return (1 - 2 * (power + FLOOR).log() / floor)[:, None]
+
+    def analyse(self, clips: Tensor, frames: int) -> Tensor:
+        """Return the spectra (B, S, K) of the windows around every hop of clips (B, T), complex."""
+        padded = F.pad(clips, (len(self.window) // 2,) * 2)
+        return torch.fft.rfft(padded.unfold(1, len(self.window), self.hop)[:, :frames] * self.window)
+
+    def synthesise(self, spectra: Tensor) -> Tensor:
+        """Return the clips (B, S hop) whose windows have about these spectra (B, S, K): least squares."""
+        frames, length = spectra.size(1), len(self.window)
+
+        def add_up(windows: Tensor) -> Tensor:  # (B, S, N) -> (B, S hop)
+            size = (1, (frames - 1) * self.hop + length)
+            added = F.fold(windows.mT, size, (1, length), stride=(1, self.hop))
+            return added.flatten(1)[:, length // 2 :][:, : frames * self.hop]
+
+        weights = add_up(self.window.square().expand(1, frames, -1))
+        return add_up(torch.fft.irfft(spectra, n=length) * self.window) / weights
+
+    def invert(self, pictures: Tensor) -> Tensor:
+        """Return clips (B, S hop) in about [-1, 1] whose pictures are about these (B, 1, M, S).
+
+        The bits of a clip do not depend on the clips next to it: products and transforms are of one clip at a time.
+        """
+        floor = torch.tensor(FLOOR).log()
+        bands = (((1 - pictures[:, 0]) / 2 * floor).exp() - FLOOR).clamp(min=0)  # (B, M, S)
+        return self.find_phases(self.unmix(bands).mT.sqrt().contiguous())  # strided transforms have other bits
+
+    def unmix(self, bands: Tensor) -> Tensor:
+        """Return powers of frequencies (B, K, S) that mix to powers of bands (B, M, S), none of them negative.
+
+        There are many; the one found is near to even powers within a band. Steps of Richardson (1972) and Lucy (1974)
+        keep ratios, as logarithms need it: 30 of them leave an error of a hundredth of that of the phases.
+        """
+        powers = self.mel.T @ (bands / self.mel.sum(dim=1, keepdim=True))
+        weights = self.mel.sum(dim=0).clamp(min=1e-6)[:, None]
+        for _ in range(UNMIXED):
+            powers = powers * (self.mel.T @ (bands / (self.mel @ powers).clamp(min=1e-9))) / weights
+        return powers
+
+    def find_phases(self, amplitudes: Tensor) -> Tensor:
+        """Return clips (B, S hop) whose spectra have about these amplitudes (B, S, K).
+
+        Fast Griffin-Lim (Perraudin et al. 2013), from phases of zero, which serve as well as random ones.
+        """
+        spectra, before = torch.complex(amplitudes, torch.zeros_like(amplitudes)), None
+        for _ in range(ITERATIONS):
+            found = self.analyse(self.synthesise(spectra), amplitudes.size(1))
+            ahead = found if before is None else found + MOMENTUM * (found - before)
+            spectra, before = ahead * (amplitudes / ahead.abs().clamp(min=1e-16)), found
+        return self.synthesise(spectra)
 
 
 def make_mel(rate: int, frequencies: int) -> Tensor:

@@ -19,12 +19,47 @@ from pipeline.layers.dit import HEAD, PATCH, DiT
 from pipeline.layers.unet import GROUPS, UNet
 
 PICTORIAL = True
-to_unit = from_bytes
-from_unit = to_bytes
 shift = shift_images
 VELOCITIES = {"unet": (4, GROUPS), "dit": (PATCH, HEAD)}  # what sides and width must be multiples of
 CELL = 2 / 256  # width of a grey level in [-1, 1]
 LARGEST = 3.0  # standard deviations of noise that a network sees as such
+
+
+def to_unit(images: Tensor, spec: Spec) -> Tensor:
+    """Map uint8 images to float32 in [-1, 1]."""
+    del spec
+    return from_bytes(images)
+
+
+def from_unit(images: Tensor, spec: Spec) -> Tensor:
+    """Map float images in [-1, 1] to uint8."""
+    del spec
+    return to_bytes(images)
+
+
+def to_levels(images: Tensor, spec: Spec) -> Tensor:
+    """Return uint8 images as they are."""
+    del spec
+    return images
+
+
+def from_levels(levels: Tensor, spec: Spec) -> Tensor:
+    """Return uint8 images as they are."""
+    del spec
+    return levels
+
+
+def require_quarters(spec: Spec) -> None:
+    """Refuse images whose sides do not halve evenly twice.
+
+    Raises:
+        ArtifactError: with the nearest sides that do.
+    """
+    height, width = spec.shape[1:]
+    if height % 4 or width % 4:
+        below = max(4, max(height, width) // 4 * 4)
+        msg = f"image sides must be multiples of 4, got {height}x{width}; {below} or {below + 4} would do"
+        raise ArtifactError(msg)
 
 
 def find_smallest(spec: Spec) -> tuple[int, int, int]:
@@ -113,17 +148,19 @@ def make_features(spec: Spec, width: int) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*layers, nn.Flatten()), 4 * width * (spec.shape[1] // 8) * (spec.shape[2] // 8)
 
 
-def to_continuous(images: Tensor, generator: torch.Generator) -> Tensor:
+def to_continuous(images: Tensor, spec: Spec, generator: torch.Generator) -> Tensor:
     """Map uint8 images to [-1, 1), each grey level evenly to its share of 1 / 128 (Theis et al. 2016, "dequantise").
 
     The density of what comes out bounds the probability of the grey levels: bits per dimension = 7 - log2 p / D.
     """
+    del spec
     places = torch.rand(images.shape, generator=generator, device=images.device)
     return (images.float() + places) * CELL - 1
 
 
-def from_continuous(values: Tensor) -> Tensor:
+def from_continuous(values: Tensor, spec: Spec) -> Tensor:
     """Map values in [-1, 1) to the grey level that they belong to, uint8; values beyond to the nearest."""
+    del spec
     return ((values + 1) / CELL).floor().clamp(0, 255).byte()
 
 

@@ -22,13 +22,15 @@ CELL = 0.0  # points are not rounded
 MAGNIFICATION = 8.0
 
 
-def to_unit(values: Tensor) -> Tensor:
+def to_unit(values: Tensor, spec: Spec) -> Tensor:
     """Return points as they are."""
+    del spec
     return values
 
 
-def from_unit(values: Tensor) -> Tensor:
+def from_unit(values: Tensor, spec: Spec) -> Tensor:
     """Return points as they are."""
+    del spec
     return values
 
 
@@ -68,14 +70,15 @@ def make_perceptron(
     return nn.Sequential(*layers)
 
 
-def to_continuous(points: Tensor, generator: torch.Generator) -> Tensor:
+def to_continuous(points: Tensor, spec: Spec, generator: torch.Generator) -> Tensor:
     """Return points as they are."""
-    del generator
+    del spec, generator
     return points
 
 
-def from_continuous(values: Tensor) -> Tensor:
+def from_continuous(values: Tensor, spec: Spec) -> Tensor:
     """Return points as they are."""
+    del spec
     return values
 
 

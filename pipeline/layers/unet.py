@@ -1,7 +1,7 @@
 """A small U-Net (Ronneberger et al. 2015) for velocities of images, conditioned as that of Dhariwal and Nichol (2021).
 
-Departures: it works on pixel-unshuffled images and halves them once more, so that all convolutions are at half and at
-a quarter of the resolution, where they are cheap; there is no attention.
+Departures: it works on pixel-unshuffled images and halves them once more, so that with patches of 2x2 pixels all
+convolutions are at half and at a quarter of the resolution, where they are cheap; there is no attention.
 
 Dimensions: B batch, C channels, H W image, D width, E width of the condition.
 """
@@ -38,14 +38,16 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """Maps images (B, C', H, W), times, spans and labels (B,) to velocities (B, C, H, W).
 
-    `blocks` blocks of twice the width at a quarter of the resolution, and one block before and after at half of it.
+    One block before and after sees patches of patch x patch pixels as one; `blocks` blocks of twice the width are at
+    half of that resolution.
     """
 
-    def __init__(self, inputs: int, outputs: int, width: int, blocks: int, classes: int) -> None:
+    def __init__(self, inputs: int, outputs: int, width: int, blocks: int, classes: int, patch: int = 2) -> None:
         super().__init__()
+        self.patch = patch
         embedded = 4 * width
         self.condition = Condition(embedded, classes)
-        self.enter = nn.Conv2d(4 * inputs, width, 3, padding=1)
+        self.enter = nn.Conv2d(patch**2 * inputs, width, 3, padding=1)
         self.before = Block(width, embedded)
         self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.middle = nn.ModuleList(Block(2 * width, embedded) for _ in range(blocks))
@@ -53,16 +55,16 @@ class UNet(nn.Module):
         self.join = nn.Conv2d(2 * width, width, 1)
         self.after = Block(width, embedded)
         self.norm = nn.GroupNorm(GROUPS, width)
-        self.leave = nn.Conv2d(width, 4 * outputs, 3, padding=1)
+        self.leave = nn.Conv2d(width, patch**2 * outputs, 3, padding=1)
         nn.init.zeros_(self.leave.weight)
 
     def forward(self, x: Tensor, times: Tensor, spans: Tensor, labels: Tensor | None) -> Tensor:
         """Return velocities (B, C, H, W)."""
         condition = self.condition(times, spans, labels)
-        high = self.before(self.enter(F.pixel_unshuffle(x, 2)), condition)  # (B, D, H / 2, W / 2)
-        low = self.down(high)  # (B, 2 D, H / 4, W / 4)
+        high = self.before(self.enter(F.pixel_unshuffle(x, self.patch)), condition)  # (B, D, H / patch, W / patch)
+        low = self.down(high)  # (B, 2 D, H / (2 patch), W / (2 patch))
         for block in self.middle:
             low = block(low, condition)
         high = self.join(torch.cat([high, F.pixel_shuffle(self.up(low), 2)], dim=1))
         high = self.after(high, condition)
-        return F.pixel_shuffle(self.leave(F.silu(self.norm(high))), 2)
+        return F.pixel_shuffle(self.leave(F.silu(self.norm(high))), self.patch)

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from pipeline import plugins
+from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields
 from pipeline.layers.blocks import make_average, warmup_cosine
 from pipeline.params import Trainable
@@ -28,6 +30,17 @@ class OneNetworkConfig(Trainable):
 
 def require(config: Any, fields: Fields) -> None:
     """Accept all data of the kinds that a model learns; a model that cannot defines its own."""
+
+
+def require_shift(most: int, backbone: ModuleType, spec: Any) -> None:
+    """Refuse shifts of data that have no place to be shifted to.
+
+    Raises:
+        ArtifactError: with the value that would do.
+    """
+    if most and not hasattr(backbone, "shift"):
+        msg = f"shift: expected 0 for {spec.kind}, got {most}"
+        raise ArtifactError(msg)
 
 
 class OneNetwork(LightningModule):

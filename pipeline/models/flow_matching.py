@@ -25,7 +25,7 @@ from pipeline import plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields, find_field
 from pipeline.layers.ode import EXACT, draw_probes, find_log_density, integrate, to_time
-from pipeline.models import OneNetwork, OneNetworkConfig
+from pipeline.models import OneNetwork, OneNetworkConfig, require_shift
 from pipeline.randomness import normal
 
 BACKBONE = ("CELL", "find_shape", "from_continuous", "make_velocity", "require_velocity", "to_continuous")
@@ -39,10 +39,10 @@ class Config(OneNetworkConfig):
     """Hyper-parameters of the flow."""
 
     backbone: Literal["unet", "dit", "perceptron"] = Field(
-        description="network: unet or dit, a transformer for GPUs, of images; perceptron of points"
+        description="network: unet or dit, a transformer for GPUs, of images and sound; perceptron of points"
     )
-    width: int = Field(ge=1, description="channels of a unet at half resolution; units of dit and perceptron")
-    blocks: int = Field(ge=1, description="blocks of a unet at a quarter of the resolution; layers of the others")
+    width: int = Field(ge=1, description="channels of a unet next to its patches; units of dit and perceptron")
+    blocks: int = Field(ge=1, description="blocks of a unet in its middle; layers of the others")
     conditional: bool = Field(description="give the class to the network")
     label_dropout: float = Field(ge=0, lt=1, description="share of the examples that are learnt without their label")
     objective: Literal["velocity", "shortcut"] = Field(
@@ -59,6 +59,12 @@ class Config(OneNetworkConfig):
         ge=0, le=1, description="share of the times that are close to the data instead, for the likelihood"
     )
     guidance: float = Field(ge=0, description="weight of the class when sampling; 1: as learnt, above: more typical")
+    shift: int = Field(
+        default=0,
+        ge=0,
+        exclude_if=lambda most: not most,
+        description="largest random shift of a training example: pixels of an image, samples of a clip",
+    )
     sampler: Literal["euler", "heun"] = Field(description="solver of the samples; heun takes two evaluations per step")
     sampling_steps: int = Field(ge=1, description="steps from noise to sample; few need objective shortcut")
     likelihood_steps: int = Field(
@@ -101,7 +107,9 @@ def require(config: Config, fields: Fields) -> None:
         msg = "conditional true needs labels, and the data have none: "
         msg += "set conditional false, label_dropout 0 and guidance 1"
         raise ArtifactError(msg)
-    plugins.load("backbones", spec.kind).require_velocity(config.backbone, config.width, spec)
+    backbone = plugins.load("backbones", spec.kind)
+    require_shift(config.shift, backbone, spec)
+    backbone.require_velocity(config.backbone, config.width, spec)
 
 
 class Model(OneNetwork):
@@ -128,7 +136,10 @@ class Model(OneNetwork):
     def compute_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """Return the mean squared error of the velocity or mean velocity, over a batch of stored values and labels."""
         config = self.config
-        data = self.backbone.to_continuous(batch[self.makes], generator)  # (B, ...)
+        stored = batch[self.makes]
+        if config.shift:
+            stored = self.backbone.shift(stored, config.shift, generator)
+        data = self.backbone.to_continuous(stored, self.spec, generator)  # (B, ...)
         labels = self._take_labels(batch)
         times, noise = self.draw_times(len(data), generator), normal(*data.shape, generator=generator)
         if labels is not None:
@@ -185,7 +196,7 @@ class Model(OneNetwork):
 
         # No velocity is learnt at time 1, where the last step of heun would end.
         x = integrate(rate, x, times[:-1], "euler" if is_shortcut else config.sampler)
-        return self.backbone.from_continuous(integrate(rate, x, times[-2:], "euler"))
+        return self.backbone.from_continuous(integrate(rate, x, times[-2:], "euler"), self.spec)
 
     def guide(
         self, network: nn.Module, x: Tensor, times: Tensor, spans: Tensor, labels: Tensor | None, weight: Tensor
@@ -203,7 +214,7 @@ class Model(OneNetwork):
     def validate(self, values: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, float]:
         """Return the loss of the kept network's velocities on held-out values, for previews."""
         network = self.kept.eval()
-        data = self.backbone.to_continuous(values[self.makes][:VALIDATED].to(self.device), generator)
+        data = self.backbone.to_continuous(values[self.makes][:VALIDATED].to(self.device), self.spec, generator)
         labels = self._take_labels({name: each[:VALIDATED] for name, each in values.items()})
         times, noise = self.draw_times(len(data), generator), normal(*data.shape, generator=generator)
         x = torch.lerp(noise, data, _fit(times, data))
@@ -224,9 +235,15 @@ class Model(OneNetwork):
         Returns:
             bits_per_dim: bound of the bits per dimension of the grey levels, float64 (N,); levels_nats: the same in
             nats per image; bits_per_dim_change: how much twice as many evaluations have changed the bits.
+
+        Raises:
+            ArtifactError: if the backbone says that its values have no cells.
         """
+        if not self.backbone.CELL:
+            msg = f"bits per dimension are of values that are rounded, and {self.spec.kind} has no such values"
+            raise ArtifactError(msg)
         dimensions = math.prod(self.backbone.find_shape(self.spec))
-        data = self.backbone.to_continuous(values.to(self.device), generator)
+        data = self.backbone.to_continuous(values.to(self.device), self.spec, generator)
         probes = draw_probes(data.shape, generator) if dimensions > EXACT else None
         labels, steps = self._take_labels(given), self.config.likelihood_steps
         found: dict[int, list[Tensor]] = {steps: [], 2 * steps: []}

@@ -1,11 +1,11 @@
 """Generative adversarial network (Goodfellow et al. 2014) of any kind of data that has a backbone.
 
-Run with `dvc repro train@gan`. Images get the convolutions of DCGAN (Radford et al. 2016), points get perceptrons:
-pipeline/backbones/<kind>.py. For 28x28x1: z (100) -> dense 7x7x128 -> two stride-2 transposed 5x5 convolutions -> tanh,
-or, with full_width, one more convolution after features at full resolution; the discriminator is three stride-2 4x4
-convolutions. Departures: no batch norm in the discriminator (penalties and relativistic pairing need per-image
-gradients), generator weights averaged, the loss chosen in params. The generator's relativistic loss (R3GAN) takes the
-logits that the real images had before the discriminator's update, not after it, which saves one pass.
+Run with `dvc repro train@gan`. Images, and sound as spectra, get the convolutions of DCGAN (Radford et al. 2016),
+points get perceptrons: pipeline/backbones/<kind>.py. For 28x28x1: z (100) -> dense 7x7x128 -> two stride-2 transposed
+5x5 convolutions -> tanh, or, with full_width, one more convolution after features at full resolution; the discriminator
+is three stride-2 4x4 convolutions. Departures: no batch norm in the discriminator (penalties and relativistic pairing
+need per-image gradients), generator weights averaged, the loss chosen in params. The generator's relativistic loss
+(R3GAN) takes the logits that the real images had before the discriminator's update, not after it, which saves one pass.
 
 Dimensions: B batch, C H W image, Z latent.
 """
@@ -26,6 +26,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields, find_field
 from pipeline.layers.augmentation import AdaptiveAugmentation, pick_augmentation
 from pipeline.layers.blocks import make_average, warmup_cosine
+from pipeline.models import require_shift
 from pipeline.params import Trainable
 from pipeline.randomness import Part, make_generator, normal, seeded, share, this_part
 
@@ -61,6 +62,12 @@ class Config(Trainable):
         ge=1,
         exclude_if=lambda images: images == 500_000,
         description="real images over which that probability rises from 0 to 1 at most",
+    )
+    shift: int = Field(
+        default=0,
+        ge=0,
+        exclude_if=lambda most: not most,
+        description="largest random shift of a training example: pixels of an image, samples of a clip",
     )
     spectral_norm: bool = Field(description="divide each discriminator weight by its largest singular value")
     loss: Literal["non_saturating", "minimax", "least_squares", "hinge", "wasserstein", "relativistic"] = Field(
@@ -113,6 +120,7 @@ def require(config: Config, fields: Fields) -> None:
     if config.conditional and ("labels" not in fields or not fields["labels"].classes):
         msg = "conditional true needs labels, and the data have none: set conditional false"
         raise ArtifactError(msg)
+    require_shift(config.shift, backbone, spec)
     backbone.require_generator(spec)
 
 
@@ -194,7 +202,7 @@ def decode(model: Any, latents: Tensor, given: Mapping[str, Tensor]) -> Tensor:
     given: labels int64 (N,) when conditional.
     """
     labels = given["labels"].to(model.device) if model.config.conditional else None
-    return model.backbone.from_unit(model.kept.eval()(model.config.latent_scale * latents, labels))
+    return model.backbone.from_unit(model.kept.eval()(model.config.latent_scale * latents, labels), model.spec)
 
 
 class Model(LightningModule):
@@ -208,8 +216,8 @@ class Model(LightningModule):
         self.seed = seed
         self.makes = find_field(fields, LEARNS)
         self.given = ("labels",) if config.conditional else ()
-        spec = fields[self.makes]
-        self.backbone = plugins.load("backbones", spec.kind)
+        self.spec = fields[self.makes]
+        self.backbone = plugins.load("backbones", self.spec.kind)
         require(config, fields)
         classes = fields["labels"].classes if config.conditional else 0
         self.automatic_optimization = False
@@ -220,8 +228,8 @@ class Model(LightningModule):
             else pick_augmentation(config.augment)
         )
         with seeded(seed, "weights"):
-            self.generator = Generator(config, self.backbone, spec, classes)
-            self.discriminator = Discriminator(config, self.backbone, spec, classes)
+            self.generator = Generator(config, self.backbone, self.spec, classes)
+            self.discriminator = Discriminator(config, self.backbone, self.spec, classes)
         self.average = make_average(self.generator, config.ema) if config.ema else None
 
     @property
@@ -257,7 +265,11 @@ class Model(LightningModule):
             return normal(count, config.latent, generator=source)
 
         values: dict[str, Tensor] = {}
-        shown = self.backbone.to_unit(batch[self.makes])
+        stored = batch[self.makes]
+        if config.shift:
+            source_of_shifts = make_generator(self.seed, "shift", batch_idx, 0, device=self.device)
+            stored = self.backbone.shift(stored, config.shift, source_of_shifts, part)
+        shown = self.backbone.to_unit(stored, self.spec)
         if config.flip:
             coin = make_generator(self.seed, "flip", batch_idx, 0, device=self.device)
             coins = share(lambda count: torch.rand(count, generator=coin, device=self.device), len(shown), part) < 0.5
@@ -342,5 +354,5 @@ class Model(LightningModule):
         for indices in torch.arange(count, device=self.device).split(500):
             z = self.config.latent_scale * normal(len(indices), self.config.latent, generator=generator)
             labels = given["labels"].to(self.device)[indices] if self.config.conditional else None
-            drawn.append(self.backbone.from_unit(network(z, labels)))
+            drawn.append(self.backbone.from_unit(network(z, labels), self.spec))
         return {self.makes: torch.cat(drawn)}

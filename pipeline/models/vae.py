@@ -6,11 +6,13 @@ discretised logistic likelihood models the 256 grey levels (Kingma et al. 2016, 
 normal, or a flow that is learned (flow.py). Samples come from the prior, or from a flow of the latents
 (latent_flow.py), which changes no bit of the rest. Departures: SiLU, residual blocks, averaged weights.
 
-Dimensions: B batch, K importance samples, C H W image, Z latent.
+It learns every kind whose backbone turns values into pictures of grey levels, and back: images, and sound as spectra.
+
+Dimensions: B batch, K importance samples, C H W picture, Z latent.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -19,17 +21,18 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from pipeline import plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields, find_field
-from pipeline.kinds.images import Spec
-from pipeline.layers.blocks import Residual, make_average, shift_images, warmup_cosine
+from pipeline.layers.blocks import Residual, make_average, warmup_cosine
 from pipeline.layers.flow import Flow
 from pipeline.layers.latent_flow import LatentFlow, find_moments
 from pipeline.layers.likelihoods import gaussian_kl, log_bernoulli, log_discretized_logistic, log_normal
 from pipeline.params import Trainable
 from pipeline.randomness import WHOLE, Part, derive_seed, make_generator, normal, seed_global, seeded, share, this_part
 
-LEARNS = ("images",)
+BACKBONE = ("find_shape", "from_levels", "require_quarters", "shift", "to_levels")
+LEARNS = plugins.find_providers("backbones", BACKBONE)
 OBSERVED = {"bernoulli": "binarised images", "discretized_logistic": "grey levels"}  # by likelihood
 
 
@@ -78,7 +81,9 @@ class Config(Trainable):
     kl_warmup: int = Field(ge=0, description="steps over which beta grows from 0")
     free_bits: float = Field(ge=0, description="nats of KL per latent unit that cost nothing (Kingma et al. 2016)")
     importance_samples: int = Field(ge=1, description="K of the training bound; 1 is the evidence lower bound")
-    shift: int = Field(ge=0, description="largest random shift of a training image, in pixels")
+    shift: int = Field(
+        ge=0, description="largest random shift of a training example: pixels of an image, samples of a clip"
+    )
     steps: int = Field(ge=0, description="optimizer steps; 0 keeps the weights of a start as they are")
     batch_size: int = Field(ge=1, description="images per step, over all processes")
     learning_rate: float = Field(gt=0, description="peak learning rate of AdamW")
@@ -122,19 +127,16 @@ def require(config: Config, fields: Fields) -> None:
     if config.conditional and ("labels" not in fields or not fields["labels"].classes):
         msg = "conditional true needs labels, and the data have none: set conditional false"
         raise ArtifactError(msg)
-    height, width = fields[find_field(fields, LEARNS)].shape[1:]
-    if height % 4 or width % 4:
-        below = max(4, max(height, width) // 4 * 4)
-        msg = f"image sides must be multiples of 4, got {height}x{width}; {below} or {below + 4} would do"
-        raise ArtifactError(msg)
+    spec = fields[find_field(fields, LEARNS)]
+    plugins.load("backbones", spec.kind).require_quarters(spec)
 
 
 class Network(nn.Module):
     """Encoder and decoder. A conditional one has, by class, a plane for the encoder, a vector, and a normal prior."""
 
-    def __init__(self, config: Config, spec: Spec, classes: int = 0) -> None:
+    def __init__(self, config: Config, shape: Sequence[int], classes: int = 0) -> None:
         super().__init__()
-        channels, height, width = spec.shape
+        channels, height, width = shape
         self.plane = nn.Embedding(classes, height * width) if classes else None
         self.vector = nn.Embedding(classes, config.latent) if classes else None
         self.centre = nn.Embedding(classes, 2 * config.latent) if classes else None  # of the prior: mean, log-variance
@@ -230,10 +232,11 @@ class Network(nn.Module):
 
 @torch.inference_mode()
 def decode(model: Any, latents: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-    """Return the pixels' means of standard normal latents (N, Z), uint8 (N, C, H, W), as `sample` draws them."""
+    """Return values, such as images uint8 (N, C, H, W), of standard normal latents (N, Z), as `sample` draws them."""
     labels = given["labels"].to(model.device) if model.config.conditional else None
     network: Network = model.kept.eval()
-    return network.show(network.draw_latents(latents, labels), labels)
+    values: Tensor = model.backbone.from_levels(network.show(network.draw_latents(latents, labels), labels), model.spec)
+    return values
 
 
 class Model(LightningModule):
@@ -245,10 +248,12 @@ class Model(LightningModule):
         self.seed = seed
         require(config, fields)
         self.makes = find_field(fields, LEARNS)
+        self.spec = fields[self.makes]
+        self.backbone = plugins.load("backbones", self.spec.kind)
         self.given = ("labels",) if config.conditional else ()
         classes = fields["labels"].classes if config.conditional else 0
         with seeded(seed, "weights"):
-            self.network = Network(config, fields[self.makes], classes)
+            self.network = Network(config, self.backbone.find_shape(self.spec), classes)
         self.average = make_average(self.network, config.ema) if config.ema else None
 
     @property
@@ -332,7 +337,8 @@ class Model(LightningModule):
         part = this_part()
         seed_global(derive_seed(self.seed, "noise", batch_idx, part.rank))  # dropout has no generator argument
         generator = make_generator(self.seed, "noise", batch_idx, 0, device=self.device)
-        x = self._observe(shift_images(batch[self.makes], self.config.shift, generator, part), generator, part)
+        stored = self.backbone.shift(batch[self.makes], self.config.shift, generator, part)
+        x = self._observe(self.backbone.to_levels(stored, self.spec), generator, part)
         labels = self._take_labels(batch)
         values = self._compute_bound(x, labels, batch_idx, generator, part)
         learnt = self._learn_flow(x, labels, batch_idx, part)
@@ -391,7 +397,7 @@ class Model(LightningModule):
 
     @torch.inference_mode()
     def sample(self, count: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Draw `count` latents from the prior and return the pixels' means, uint8 (N, C, H, W), by the field's name.
+        """Draw `count` latents and return the values of their pixels' means, by the field's name.
 
         `given` holds labels int64 (N,) when conditional.
         """
@@ -401,14 +407,16 @@ class Model(LightningModule):
         for part in torch.arange(count, device=self.device).split(500):
             own = None if labels is None else labels[part]
             drawn.append(network.show(network.draw_latents(noise[part], own), own))
-        return {self.makes: torch.cat(drawn)}
+        return {self.makes: self.backbone.from_levels(torch.cat(drawn), self.spec)}
 
     @torch.inference_mode()
-    def reconstruct(self, images: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        """Encode uint8 images (N, C, H, W), with labels int64 (N,) if conditional, and decode the posterior means."""
+    def reconstruct(self, values: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """Encode stored values (N, ...), with labels int64 (N,) if conditional, and decode the posterior means."""
         network, labels = self.kept.eval(), self._take_labels(given)
-        mean, _ = network.encode(images.to(self.device).float() / 255, labels)
-        return network.show(mean, labels)
+        levels = self.backbone.to_levels(values.to(self.device), self.spec)
+        mean, _ = network.encode(levels.float() / 255, labels)
+        made: Tensor = self.backbone.from_levels(network.show(mean, labels), self.spec)
+        return made
 
     def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return uint8 images (N, C, H, W) as the likelihood sees them: drawn black or white, or as they are.

@@ -44,7 +44,9 @@ class Config(Network):
     batch_size: int = Field(ge=1, description="images per step")
     learning_rate: float = Field(gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(ge=0, description="decoupled weight decay")
-    shift: int = Field(ge=0, description="largest random shift of a training image, in pixels")
+    shift: int = Field(
+        ge=0, description="largest random shift of a training example: pixels of an image, samples of a clip"
+    )
 
 
 def require(config: Config, fields: Fields) -> None:
@@ -74,10 +76,10 @@ class Model(LightningModule):
         self.config = config
         self.seed = seed
         self.learns = find_field(fields, LEARNS)
-        spec = fields[self.learns]
-        self.backbone = plugins.load("backbones", spec.kind)
+        self.spec = fields[self.learns]
+        self.backbone = plugins.load("backbones", self.spec.kind)
         with seeded(seed, "weights"):
-            self.network = Layers(config.width, self.backbone, spec, fields["labels"].classes)
+            self.network = Layers(config.width, self.backbone, self.spec, fields["labels"].classes)
 
     @property
     def kept(self) -> nn.Module:
@@ -86,7 +88,7 @@ class Model(LightningModule):
 
     def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return features (B, 128) and logits (B, K) of stored values, such as uint8 images (B, C, H, W)."""
-        features, logits = self.network(self.backbone.to_unit(values))
+        features, logits = self.network(self.backbone.to_unit(values, self.spec))
         return features, logits
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -95,7 +97,7 @@ class Model(LightningModule):
         part = this_part()
         seed_global(generator.initial_seed() + part.rank)  # dropout has no generator argument
         values = self.backbone.shift(batch[self.learns], self.config.shift, generator, part)
-        _, logits = self.network(self.backbone.to_unit(values))
+        _, logits = self.network(self.backbone.to_unit(values, self.spec))
         accuracy = (logits.argmax(dim=1) == batch["labels"]).float().mean()
         return {"loss": F.cross_entropy(logits, batch["labels"]), "accuracy": accuracy}
 

@@ -79,10 +79,10 @@ class Model(LightningModule):
         self.config = config
         self.seed = seed
         self.learns = find_field(fields, LEARNS)
-        spec = fields[self.learns]
-        self.backbone = plugins.load("backbones", spec.kind)
+        self.spec = fields[self.learns]
+        self.backbone = plugins.load("backbones", self.spec.kind)
         with seeded(seed, "weights"):
-            self.network = Layers(config.width, self.backbone, spec, TURNS)
+            self.network = Layers(config.width, self.backbone, self.spec, TURNS)
 
     @property
     def kept(self) -> nn.Module:
@@ -91,12 +91,12 @@ class Model(LightningModule):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return features (B, 128) of uint8 images (B, C, H, H), and the logit (B, 1) of the only class."""
-        features, _ = self.network(self.backbone.to_unit(images))
+        features, _ = self.network(self.backbone.to_unit(images, self.spec))
         return features, features.new_zeros(len(features), 1)
 
     def tell(self, images: Tensor) -> Tensor:
         """Return logits (B, 4) of the quarters by which uint8 images (B, C, H, H) are turned."""
-        logits: Tensor = self.network(self.backbone.to_unit(images))[1]
+        logits: Tensor = self.network(self.backbone.to_unit(images, self.spec))[1]
         return logits
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:

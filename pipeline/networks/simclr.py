@@ -78,11 +78,11 @@ class Model(LightningModule):
         self.config = config
         self.seed = seed
         self.learns = find_field(fields, LEARNS)
-        spec = fields[self.learns]
-        self.backbone = plugins.load("backbones", spec.kind)
+        self.spec = fields[self.learns]
+        self.backbone = plugins.load("backbones", self.spec.kind)
         self.contrast = NTXentLoss(temperature=config.temperature)
         with seeded(seed, "weights"):
-            self.network = Layers(config.width, self.backbone, spec)
+            self.network = Layers(config.width, self.backbone, self.spec)
 
     @property
     def kept(self) -> nn.Module:
@@ -91,12 +91,12 @@ class Model(LightningModule):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return features (B, 128) of uint8 images (B, C, H, W), and the logit (B, 1) of the only class."""
-        features = self.network(self.backbone.to_unit(images))
+        features = self.network(self.backbone.to_unit(images, self.spec))
         return features, features.new_zeros(len(features), 1)
 
     def project(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return projections (B, 64) of a random view of each of uint8 images (B, C, H, W)."""
-        views = self.backbone.to_unit(images)
+        views = self.backbone.to_unit(images, self.spec)
         for change in VIEWS:
             views = change(views, generator, this_part())
         projections: Tensor = self.network.project(self.network(views))

@@ -23,6 +23,7 @@ from tests.commands.test_check import make_images
 from tests.models.test_vae import make_config as make_vae_config
 
 FIELDS = images_kind.make_fields((1, 8, 8), 2)
+SPEC = FIELDS["images"]
 
 
 def make_config(**changes: Any) -> Config:
@@ -82,8 +83,8 @@ def test_the_model_keeps_the_contract_and_resumes_with_the_same_bits(changes: di
     assert [line for line in find_problems(subject) if line[1]] == []
 
 
-def test_it_learns_images_and_points_and_no_sound() -> None:
-    assert {"images", "points"} == set(LEARNS)
+def test_it_learns_images_points_and_sound() -> None:
+    assert {"audio", "images", "points"} == set(LEARNS)
     model = make_model(point_fields(2, 8), backbone="perceptron", width=16, blocks=2)
     drawn = model.sample(5, make_generator(0, "x"), {"labels": torch.zeros(5, dtype=torch.int64)})
     assert drawn["points"].shape == (5, 2)
@@ -158,10 +159,10 @@ def test_too_few_evaluations_show_in_the_change_that_more_of_them_make() -> None
 
 def test_each_grey_level_has_a_cell_of_its_own() -> None:
     levels = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1).repeat(1, 1, 8, 8)
-    continuous = backbone.to_continuous(levels, make_generator(0, "x"))
+    continuous = backbone.to_continuous(levels, SPEC, make_generator(0, "x"))
     assert continuous.min() >= -1
     assert continuous.max() < 1
-    assert torch.equal(backbone.from_continuous(continuous), levels)
+    assert torch.equal(backbone.from_continuous(continuous, SPEC), levels)
     within = (continuous + 1) / backbone.CELL - levels
     assert within.std().item() == pytest.approx(12**-0.5, abs=0.01)
 

@@ -1,0 +1,96 @@
+"""Models of sound: the contract, equal clips for equal seeds, shifts of the examples, and what is refused."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.utils import parameters_to_vector
+
+from pipeline import plugins
+from pipeline.artifacts import SPLITS, ArtifactError
+from pipeline.batches import Rows
+from pipeline.commands.check import Subject, find_problems
+from pipeline.kinds.audio import make_fields
+from pipeline.kinds.points import make_fields as point_fields
+from pipeline.randomness import make_generator
+from pipeline.training import fit
+from tests.commands.test_check import MEASURE
+from tests.models.test_flow_matching import make_config as make_flow_config
+from tests.models.test_gan import make_config as make_gan_config
+from tests.models.test_vae import make_config as make_vae_config
+
+SAMPLES, RATE = 2048, 8000  # 16 frames
+FIELDS = make_fields(SAMPLES, RATE, 2)
+CONFIGS = {
+    "flow_matching": make_flow_config(sampling_steps=1),
+    "gan": make_gan_config(conditional=True),
+    "vae": make_vae_config(likelihood="discretized_logistic", conditional=True, flow_blocks=1, flow_width=8),
+}
+
+
+def make_tones(count: int) -> dict[str, torch.Tensor]:
+    """Low tones are class 0, high tones are class 1; clips int16 (N, T)."""
+    labels = torch.arange(count) % 2
+    frequencies = 300 + 1700 * labels + torch.arange(count)
+    waves = (2 * torch.pi * frequencies[:, None] * torch.arange(SAMPLES) / RATE).sin()
+    return {"clips": (20000 * waves).short(), "labels": labels}
+
+
+def train(name: str, config: Any) -> Any:
+    model = plugins.load("models", name).Model(config, FIELDS, 0)
+    fit(model, Rows(make_tones(8)), steps=2, batch_size=8, seed=0, clip_norm=config.clip_norm)
+    return model
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_models_of_sound_keep_the_contract(name: str) -> None:
+    manifest = {"kind": "audio", "splits": {split: {"count": 24, "per_class": [12, 12]} for split in SPLITS}}
+    sampling = MEASURE["images"].sampling.model_copy(update={"count": 4, "sets": 1})
+    subject = Subject(name, CONFIGS[name], FIELDS, manifest, lambda _: make_tones(24), sampling)
+    assert [line for line in find_problems(subject) if line[1]] == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_shift_changes_the_training_and_none_changes_nothing(name: str) -> None:
+    plain, none, shifted = (
+        parameters_to_vector(train(name, CONFIGS[name].model_copy(update=changes)).trained.parameters())
+        for changes in ({}, {"shift": 0}, {"shift": 500})
+    )
+    assert torch.equal(plain, none)
+    assert not torch.equal(plain, shifted)
+
+
+@pytest.mark.parametrize("name", ["gan", "flow_matching"])
+def test_points_have_no_place_to_be_shifted_to(name: str) -> None:
+    config = {"gan": make_gan_config(shift=3), "flow_matching": make_flow_config(shift=3, backbone="perceptron")}[name]
+    with pytest.raises(ArtifactError, match=r"^shift: expected 0 for points, got 3$"):
+        plugins.load("models", name).require(config, point_fields(2, 8))
+
+
+def test_sound_has_no_bits_per_dimension() -> None:
+    model = plugins.load("models", "flow_matching").Model(CONFIGS["flow_matching"], FIELDS, 0)
+    held_out = make_tones(2)
+    with pytest.raises(ArtifactError, match="values that are rounded, and audio has no such values"):
+        model.score_levels(held_out["clips"], make_generator(0, "x"), held_out)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_clips_that_a_model_cannot_cut_up_are_refused_before_anything_is_computed(name: str) -> None:
+    with pytest.raises(ArtifactError, match=r"^samples: expected .* got 1900 samples.* would do$"):
+        plugins.load("models", name).require(CONFIGS[name], make_fields(1900, RATE, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_tone_is_that_of_the_class_that_is_asked_for(name: str) -> None:
+    longer = {"gan": {"steps": 300, "r1": 0.1, "gradient_penalty": 0.0, "generator_width": 8, "discriminator_width": 8}}
+    longer["vae"] = {"steps": 300, "width": 8, "hidden": 32, "learning_rate": 3e-3, "flow_blocks": 0}
+    longer["flow_matching"] = {"steps": 300, "width": 16, "sampling_steps": 4}
+    module = plugins.load("models", name)
+    config = module.Config.model_validate(CONFIGS[name].model_dump() | longer[name])
+    model = module.Model(config, FIELDS, 0)
+    fit(model, Rows(make_tones(64)), steps=300, batch_size=16, seed=0, clip_norm=config.clip_norm)
+    labels = torch.arange(40) % 2
+    clips = model.sample(40, make_generator(0, "x"), {"labels": labels})["clips"].double()
+    found = torch.fft.rfft(clips).abs().argmax(dim=1) * RATE / SAMPLES
+    assert ((found > 1150) == (labels > 0)).double().mean() > 0.9
