@@ -98,9 +98,7 @@ def require(key: str, settings: Params, known: Mapping[str, Known], values: Valu
     run = settings.runs[key]
     data, splits = known[run.data], known[run.data].splits
     if run.network != NONE:
-        for template in values:
-            if "{network}" in template:
-                fill_name(values, template, network=run.network)
+        require_names(run, values)
         section = settings.networks[run.network]
         is_trained = not hasattr(plugins.load("networks", section.network), "fetch")
         if is_trained and data.fields and known[section.data].fields:
@@ -112,6 +110,17 @@ def require(key: str, settings: Params, known: Mapping[str, Known], values: Valu
         images_kind.require_split(run.data, settings.data[run.data], split, splits)
     wanted = cast("Sampling", settings.metrics[run.metric].sampling).count
     return min(wanted, *(splits[split]["count"] for split in ("test", "train")))
+
+
+def require_names(run: Run, values: Values) -> None:
+    """Refuse a name of a feature network that makes no names of metrics.
+
+    Raises:
+        ArtifactError: with the name.
+    """
+    for template in values:
+        if "{network}" in template:
+            fill_name(values, template, network=run.network)
 
 
 def require_shape(run: Run, data: str, learnt: tuple[int, ...], given: tuple[int, ...]) -> None:
@@ -161,8 +170,9 @@ def gather(
     run = settings.runs[key]
     folder = artifacts.RUNS / key / "samples"
     generated = list(artifacts.read_tensors(folder / "generated.safetensors").values())
-    (test,) = read_real(run.data, "test", len(generated[0]), 1)
-    train = read_real(run.data, "train", len(generated[0]), len(generated)) if floors else []
+    count = len(generated[0])
+    (test,) = (part["images"] for part in read_real(run.data, "test", count, 1))
+    train = [part["images"] for part in read_real(run.data, "train", count, len(generated))] if floors else []
     networks, labelled, described = {}, set(), {}
     if run.network != NONE:
         shape = tuple(generated[0].shape[1:])
@@ -207,12 +217,15 @@ def describe_network(name: str, settings: Params) -> dict[str, str]:
     }
 
 
-def read_real(name: str, split: str, count: int, most: int) -> list[Tensor]:
-    """Read up to `most` disjoint sets of `count` images, in an order by the split's content; a short split as it is."""
-    images = artifacts.read_split(name, split)["images"]
-    order = make_order(len(images), artifacts.read_manifest(name)["splits"][split]["sha256"])
+def read_real(name: str, split: str, count: int, most: int) -> list[dict[str, Tensor]]:
+    """Read up to `most` disjoint sets of `count` examples, in an order by the split's content; a short split as it is.
+
+    Each set has the rows of all fields.
+    """
+    values = artifacts.read_split(name, split)
+    order = make_order(len(next(iter(values.values()))), artifacts.read_manifest(name)["splits"][split]["sha256"])
     parts = [part for part in order.split(count)[:most] if len(part) == count]
-    return [images[part] for part in parts or [order]]
+    return [{field: each[part] for field, each in values.items()} for part in parts or [order]]
 
 
 def make_order(count: int, content: str) -> Tensor:

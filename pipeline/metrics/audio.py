@@ -32,7 +32,7 @@ from pipeline import artifacts, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.backbones import audio as backbone
 from pipeline.evidence import features, real_cache
-from pipeline.evidence.features import Features, describe_network, extract, make_order
+from pipeline.evidence.features import Features, describe_network, extract
 from pipeline.evidence.values import SETS, Value, fill_name
 from pipeline.kinds import audio as kind
 from pipeline.kinds import read_fields, unflatten_fields
@@ -145,7 +145,7 @@ def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evid
     folder, given = artifacts.RUNS / key / "samples", artifacts.RUNS / key / "samples" / f"given_{LABELS}.safetensors"
     generated = list(artifacts.read_tensors(folder / "generated.safetensors").values())
     count = len(generated[0])
-    [test] = read_real(run.data, "test", count, 1)
+    [test] = features.read_real(run.data, "test", count, 1)
     spec = cast("kind.Spec", read_fields(run.data)[FIELD])
     networks, labelled, described = {}, set(), {}
     if run.network != NONE:
@@ -164,7 +164,7 @@ def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evid
     return Evidence(
         generated,
         test[FIELD],
-        [part[FIELD] for part in read_real(run.data, "train", count, len(generated))],
+        [part[FIELD] for part in features.read_real(run.data, "train", count, len(generated))],
         networks,
         {},
         labelled,
@@ -175,22 +175,12 @@ def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evid
     )
 
 
-def read_real(name: str, split: str, count: int, most: int) -> list[dict[str, Tensor]]:
-    """Read up to `most` disjoint sets of `count` clips with their labels, as images are; a short split as it is."""
-    values = artifacts.read_split(name, split)
-    order = make_order(len(values[FIELD]), artifacts.read_manifest(name)["splits"][split]["sha256"])
-    parts = [part for part in order.split(count)[:most] if len(part) == count]
-    return [{key: each[part] for key, each in values.items()} for part in parts or [order]]
-
-
-def make_trip(clips: Tensor, spec: kind.Spec, recall: Any) -> Tensor | None:
-    """Return real clips int16 (N, T) as pictures of the backbone and back again; None if it makes no sound of them."""
-    to_unit: Any = backbone.to_unit
-    from_unit: Any = getattr(backbone, "from_unit", None)
-    if from_unit is None:
-        return None
+def make_trip(clips: Tensor, spec: kind.Spec, recall: Any) -> Tensor:
+    """Return real clips int16 (N, T) as pictures of the backbone and back again."""
     made: Tensor = recall(
-        {"trip": spec.model_dump()}, clips, lambda given: {FIELD: from_unit(to_unit(given, spec), spec)}
+        {"trip": spec.model_dump()},
+        clips,
+        lambda given: {FIELD: backbone.from_unit(backbone.to_unit(given, spec), spec)},
     )[FIELD]
     return made
 
@@ -204,9 +194,7 @@ def require(key: str, settings: Params, known: Mapping[str, Known]) -> None:
     run = settings.runs[key]
     data, config = known[run.data], cast("Config", settings.metrics[run.metric])
     if run.network != NONE:
-        for template in VALUES:
-            if "{network}" in template:
-                fill_name(VALUES, template, network=run.network)
+        features.require_names(run, VALUES)
         section = settings.networks[run.network]
         if data.fields and known[section.data].fields:
             require_form(run, section.data, known[section.data].fields[FIELD], data.fields[FIELD])
