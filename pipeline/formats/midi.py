@@ -2,10 +2,10 @@
 
 import io
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
-from mido import MetaMessage, MidiFile, MidiTrack, bpm2tempo
-from mido import Message
+from mido import Message, MetaMessage, MidiFile, MidiTrack, bpm2tempo
 from numpy.typing import NDArray
 
 QUARTERS_PER_MINUTE = 80
@@ -40,5 +40,5 @@ def encode_midi(pieces: Sequence[NDArray[np.uint8]]) -> bytes:
 def find_notes(voice: NDArray[np.uint8]) -> list[tuple[int, int, int]]:
     """Return the pitch, the first frame and the frame after the last of each note of a voice (F,)."""
     bounds = [0, *(np.flatnonzero(np.diff(voice.astype(np.int16))) + 1).tolist(), len(voice)]
-    spans = zip(bounds, bounds[1:], strict=False)
+    spans = pairwise(bounds)
     return [(int(voice[begin]), begin, end) for begin, end in spans if begin < end and voice[begin] < PITCHES]

@@ -1,4 +1,4 @@
-"""Draws pieces on a grid of sixteenth notes as piano rolls: time goes to the right, pitch up, a colour for each voice."""
+"""Draws pieces on a grid of sixteenth notes as piano rolls: time to the right, pitch up, a colour for each voice."""
 
 import io
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Plays pieces on a grid of sixteenth notes: each note is a sum of harmonics that swells and fades (additive synthesis)."""
+"""Additive synthesis of pieces on a grid of sixteenth notes: a note is a sum of harmonics that swells and fades."""
 
 import numpy as np
 from numpy.typing import NDArray

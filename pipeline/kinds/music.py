@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -32,7 +31,7 @@ from pipeline.params import Source
 from pipeline.randomness import make_generator
 
 if TYPE_CHECKING:
-    from pipeline.batches import Batch
+    from numpy.typing import NDArray
 
 PITCHES = 128
 REST, END = 128, 129

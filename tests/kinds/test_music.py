@@ -141,7 +141,7 @@ def test_windows_are_of_one_piece_begin_with_a_bar_and_have_every_note() -> None
 def test_a_sampled_run_has_scores_of_each_split_and_exhibits_to_see_to_hear_and_to_edit() -> None:
     loaded = load(seed=1)
     splits = {name: {"notes": music.pad(make_pieces(3, place))} for place, name in enumerate(("validation", "test"))}
-    manifest = {"splits": dict.fromkeys(("train", *splits), {})}
+    manifest = {"splits": {name: {} for name in ("train", *splits)}}
     drawn = music.draw(loaded, SETTINGS, 0, manifest, splits.__getitem__)
     again = music.draw(loaded, SETTINGS, 0, manifest, splits.__getitem__)
     assert drawn.exhibits == again.exhibits
