@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from pipeline.formats.midi import QUARTERS_PER_MINUTE, find_notes
 
-RATE = 16_000  # samples per second
+RATE = 8000  # samples per second: the highest voices have few harmonics below 4 kHz
 FRAME = round(RATE * 60 / QUARTERS_PER_MINUTE / 4)  # samples of a sixteenth
 TAIL = RATE  # samples of silence after a piece, into which its last notes fade
 HARMONICS = (1.0, 0.5, 0.3, 0.15, 0.08)  # amplitudes

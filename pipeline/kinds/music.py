@@ -40,6 +40,7 @@ BAR = 16  # frames of a bar of four quarters; of other pieces, of four beats
 IGNORED = -100  # target of a padded place, which no loss counts
 SCORED = ("validation", "test")
 HEARD = 4  # pieces of an exhibit
+HEARD_FRAMES = 8 * BAR  # of each piece in a sound, which a page holds as a whole
 COMPLETED = 2  # test pieces whose first voice is kept, and the others drawn
 PREVIEW_FRAMES = 8 * BAR
 PREVIEW_PIECES = 8  # of the validation split that a preview scores
@@ -246,18 +247,18 @@ check = require_pieces
 
 
 def show(name: str, notes: Tensor, loaded: Any) -> Exhibit:
-    """Let the first pieces of uint8 (N, F, V) be heard, one after the other."""
+    """Let the first pieces of uint8 (N, F, V) be heard, eight bars of each."""
     del loaded
     return _play(name, list(notes[:HEARD]))
 
 
 def _play(name: str, pieces: Sequence[Tensor]) -> Exhibit:
-    sounds = [synthesize(trim(piece).numpy()) for piece in pieces]
+    sounds = [synthesize(trim(piece)[:HEARD_FRAMES].numpy()) for piece in pieces]
     return Exhibit(name, ".wav", encode_wav(np.concatenate(sounds), RATE))
 
 
 def exhibit(name: str, pieces: Sequence[Tensor]) -> list[Exhibit]:
-    """Return pieces (F, V) as a picture, as sound, and as MIDI, one after the other."""
+    """Return pieces (F, V) as a picture, as sound (eight bars of each), and as MIDI, one after the other."""
     trimmed = [trim(piece).numpy() for piece in pieces]
     return [
         Exhibit(name, ".png", draw_rolls(trimmed)),
