@@ -123,9 +123,9 @@ def test_stages_never_import_one_another() -> None:
 def test_plug_ins_of_one_family_do_not_need_one_another(family: str) -> None:
     # Sources share MNIST's files, points are shown as images are, and other fields than the main one have a kind too.
     # FID's formula measures sound, too.
-    # Images as tokens are learned by the transformer, and so are codes.
-    known = {("mnist", "stacked_mnist"), ("mnist", "fashion_mnist"), ("images", "points")}
-    known |= {("images", "audio"), ("transformer", "pixels"), ("pixels", "codes_prior"), ("codes", "codes_prior")}
+    # Images as tokens are learned by the transformer, and so are notes and codes.
+    known = {("mnist", "stacked_mnist"), ("mnist", "fashion_mnist"), ("images", "points"), ("images", "audio")}
+    known |= {("transformer", "pixels"), ("transformer", "notes"), ("pixels", "codes_prior"), ("codes", "codes_prior")}
     between = {
         (b.rpartition(".")[2], a.rpartition(".")[2])
         for a, b in LINKS

@@ -12,7 +12,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.evidence.features import Evidence
 from pipeline.evidence.features import Sampling as Images
 from pipeline.evidence.values import Value, Values, is_measurement, load_values, match_name
-from pipeline.metrics import audio, images, modes, points, text
+from pipeline.metrics import audio, images, modes, music, points, text
 from tests.conftest import ROOT
 
 # The claims of the three shipped runs: the numbers that `pipeline reproduce` has compared since its first version.
@@ -108,10 +108,20 @@ def compute_audio() -> dict[str, list[float]]:
     return audio.compute(evidence, audio.Config(sampling=audio.Sampling(count=100, sets=2), neighbours=3))
 
 
+def compute_music() -> dict[str, list[float]]:
+    pieces = torch.full((3, 16, 4), 60, dtype=torch.uint8)
+    sampling = music.Sampling(count=1, frames=16, temperature=1.0, top_k=0, top_p=1.0, stride=0.5)
+    evidence = music.Evidence(
+        {split: torch.rand(3 * 65) for split in music.SCORED}, dict.fromkeys(music.SPLITS, pieces)
+    )
+    return music.compute(evidence, music.Config(sampling=sampling))
+
+
 COMPUTED: dict[str, Callable[[], dict[str, list[float]]]] = {
     "audio": compute_audio,
     "images": compute_images,
     "modes": compute_modes,
+    "music": compute_music,
     "points": compute_points,
     "text": compute_text,
 }

@@ -20,9 +20,11 @@ from pipeline.evidence.values import list_fields, load_values
 from pipeline.formats.tokenizers import ByteTokenizer
 from pipeline.kinds import images as images_kind
 from pipeline.kinds import labels
+from pipeline.kinds import music as music_kind
 from pipeline.kinds import text as text_kind
-from pipeline.metrics import audio, images, modes, points, text
+from pipeline.metrics import audio, images, modes, music, points, text
 from pipeline.models import flow_matching, transformer, vae
+from tests.models import test_notes
 from tests.models.test_flow_matching import make_config as make_flow_config
 from tests.models.test_vae import make_config
 
@@ -230,6 +232,23 @@ def make_language_model(context: int) -> transformer.Model:
     return model
 
 
+def measure_music(**changes: Any) -> dict[str, list[float]]:
+    """Score two splits of pieces with a model of fixed weights."""
+    given = {"context": 128, "test": 2, "train": 3} | changes
+    settings = {"count": 1, "frames": 2, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "stride": 1.0}
+    settings |= {key: value for key, value in changes.items() if key in music.Sampling.model_fields}
+    sampling = music.Sampling.model_validate(settings)
+    model = test_notes.make_model(context=given["context"])
+    pieces = {
+        split: torch.stack([test_notes.make_piece(80, 10 * seed + index) for index in range(3)])
+        for split, seed in {"train": given["train"], "validation": 1, "test": given["test"]}.items()
+    }
+    drawn = music_kind.draw(
+        SimpleNamespace(model=model), sampling, 0, {"splits": pieces}, lambda split: {"notes": pieces[split]}
+    )
+    return music.compute(music.Evidence(drawn.files["nats"], pieces), music.Config(sampling=sampling))
+
+
 Measure = Callable[..., dict[str, list[float]]]
 SAMPLES = {
     "metric.sampling.sets": {"sets": 4},
@@ -277,6 +296,20 @@ MEASURES: dict[str, tuple[Measure, dict[str, dict[str, Any]]]] = {  # by metric:
             "metric.sampling.bits_images": {"bits_images": 300},
             "network": {"width": 12},
             TEST: {"test": 4},
+        },
+    ),
+    "music": (
+        measure_music,
+        {
+            "metric.sampling.count": {"count": 2},
+            "metric.sampling.frames": {"frames": 3},
+            "metric.sampling.temperature": {"temperature": 0.5},
+            "metric.sampling.top_k": {"top_k": 2},
+            "metric.sampling.top_p": {"top_p": 0.5},
+            "metric.sampling.stride": {"stride": 0.5},
+            "scores": {"context": 64},
+            TEST: {"test": 4},
+            "reference.sha256.train": {"train": 5},
         },
     ),
     "points": (measure_points, {**SAMPLES, "metric.deviations": {"deviations": 1.0}, TEST: {"mixture": "line"}}),
