@@ -20,7 +20,7 @@ from pipeline.weights import Loaded
 from tests.models.conftest import make_model
 
 
-@pytest.mark.parametrize(("name", "conditional"), [("gan", True), ("vae", False), ("vae", True), ("flow_matching", True)])
+@pytest.mark.parametrize(("name", "conditional"), [("gan", True), ("vae", False), ("vae", True)])
 @pytest.mark.usefixtures("tiny")
 def test_the_values_of_a_sample_s_latents_are_the_sample(
     name: str, conditional: bool, edit_params: Callable[..., None]
