@@ -100,8 +100,8 @@ class Model(pixels.Tokens):
     def complete(self, images: Tensor, known: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
         """Keep the upper `known` rows of uint8 images (N, C, H, W) and draw the codes of the others, given them.
 
-        A code stands for SIDE rows, and codes of rows that are known as a whole are kept. They depend on pixels further
-        below, too, which are taken to be as in the last known row. The known rows are put over the decoded images.
+        A code stands for SIDE rows, and is kept if half of them or more are known. It depends on pixels further below,
+        too, which are taken to be as in the last known row. The known rows are put over the decoded images.
 
         given: labels int64 (N,) of a conditional model; without them, the class is drawn too.
 
@@ -114,8 +114,8 @@ class Model(pixels.Tokens):
             raise ValueError(msg)
         images = images.to(self.device)
         rows = torch.arange(images.size(2), device=self.device).clamp(max=max(known - 1, 0))
-        kept = known // SIDE * network.size[1]
-        tokens = self.read(network, binarize(images[:, :, rows], generator))[:, :kept]
+        kept = min((known + SIDE // 2) // SIDE, network.size[0] - 1)  # rows of codes
+        tokens = self.read(network, binarize(images[:, :, rows], generator))[:, : kept * network.size[1]]
         painted = network.paint(self.go_on(network, tokens, generator, given)[0])
         return torch.cat([images[:, :, :known], painted[:, :, known:]], dim=2)
 

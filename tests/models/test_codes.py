@@ -225,7 +225,7 @@ def test_samples_of_the_prior_have_the_codes_that_it_expects() -> None:
     assert ((places.bincount(minlength=36) - expected).square() / expected).sum() < 70  # chi-square, 35: p = 0.0004
 
 
-def test_a_completion_keeps_the_rows_above_and_the_codes_of_whole_rows_and_sees_nothing_below() -> None:
+def test_a_completion_keeps_the_rows_above_and_their_codes_and_sees_nothing_below() -> None:
     model = make_prior()
     fill(model)
     images, given = make_images(40), {"labels": torch.arange(40) % 3}
@@ -242,6 +242,12 @@ def test_a_completion_keeps_the_rows_above_and_the_codes_of_whole_rows_and_sees_
     seen = images[:, :, [0, 1, 2, 3, 4, 4, 4, 4]]
     seen = binarize(seen, torch.Generator().manual_seed(0))
     assert torch.equal(written[0][:, 0], model.network.read(seen)[:, 0])
+    kept: list[int] = []
+    go_on = model.go_on
+    model.go_on = lambda network, tokens, *rest: kept.append(tokens.size(1)) or go_on(network, tokens, *rest)  # type: ignore[method-assign, func-returns-value]
+    for known in range(8):
+        model.complete(images, known, torch.Generator(), given)
+    assert kept == [0, 0, 1, 1, 1, 1, 1, 1]  # half of four rows suffices; one of the two codes at least is drawn
     with pytest.raises(ValueError, match="known: expected rows below 8, got 8"):
         model.complete(images, 8, torch.Generator(), given)
 
