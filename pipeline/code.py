@@ -41,7 +41,8 @@ CALLED_OF_SOURCES: dict[str, tuple[str, ...]] = {  # of the source's kind
     "prepare": ("write", "question_data", "show_data"),
 }
 CALLED_OF_KINDS = {"train": ("examples", "look"), "sample": ("draw",), "audit": ("show",)}
-LOOKS = ("decode",)  # functions of a model that are only for the eye: no training and no sample stands on them
+# Functions of a model that are only for the eye: no training and no sample stands on them.
+LOOKS = ("decode", "find_latent")
 Roots = dict[str, tuple[str, ...]]  # module: the definitions that are called; none named: all of them
 
 

@@ -5,6 +5,7 @@
     pipeline generate gan --label all                      # each class in turn, --count of each
     pipeline generate gan --label 3 --interpolate          # pictures on the way from each seed to the next
     pipeline generate transformer --prompt "Parameters" --temperature 0.5
+    pipeline generate flow_matching --complete pictures/   # keeps the upper half of each picture, and draws the rest
     pipeline generate --read generated/00000.png           # what a file says of its origin
 
 The command uses the model's weights and config, and none of the code that came with it. The seeds are --seed and the
@@ -19,6 +20,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,17 +37,20 @@ from pipeline.kinds import Exhibit
 
 ALL = "all"
 PICTURE = ".png"
+SOURCES = (provenance.GENERATED, provenance.COMPOSITE)  # of a sample, and of a completion
 STEPS = 8  # pictures on the way from one seed to the next
 SOUND = ".wav"
 
 
 class Sample(NamedTuple):
-    """A drawn value: the name of its file, its class, and its seed, or its place between two."""
+    """A drawn value: the name of its file, its class, its seed, or its place between two; and what it completes."""
 
     name: str
     value: Any
     label: str
     seed: str
+    completed: str = ""  # name of a file
+    original: Any = None
 
 
 def main(arguments: list[str]) -> int:
@@ -60,10 +65,14 @@ def main(arguments: list[str]) -> int:
         raise ArtifactError(msg)
     model = pipeline.load(options.address)
     labels = find_labels(model, options.label)
-    draw = walk if options.interpolate else draw_each
-    total = len(labels) * ((options.count - 1) * options.interpolate + 1 if options.interpolate else options.count)
+    draw, total = draw_each, options.count
+    if options.interpolate:
+        draw, total = walk, (options.count - 1) * options.interpolate + 1
+    if options.complete:
+        names, values = model.read_files(options.complete)
+        draw, total = partial(complete, names=names, values=values), options.count * len(names)
     # All are drawn before the first is written: what cannot be drawn leaves no folder behind.
-    samples = list(tqdm(draw(model, labels, options), "generate", total, unit=" samples", disable=None))
+    samples = list(tqdm(draw(model, labels, options), "generate", total * len(labels), unit=" samples", disable=None))
     write(options.out, model, samples, options)
     print(f"{options.address}: {len(samples)} samples in {options.out}")
     return 0
@@ -73,7 +82,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the options."""
     parser = make_parser("generate", __doc__)
     parser.add_argument("address", nargs="?", help="a run, a folder, models:/... or runs:/...")
-    parser.add_argument("--count", type=_read_count, default=16, help="number of samples; default: 16")
+    parser.add_argument("--count", type=_read_count, help="number of samples; default: 16, or 1 of each picture")
     parser.add_argument("--seed", type=_read_seed, default=0, help="seed of the first sample; default: 0")
     parser.add_argument("--label", metavar="NAME", help=f"class of all samples, its name or number, or {ALL}")
     parser.add_argument("--prompt", help="text that the samples continue")
@@ -86,15 +95,25 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         const=STEPS,
         help=f"walk from the sample of each seed to that of the next; pictures per seed, {STEPS} if not said",
     )
+    parser.add_argument(
+        "--complete",
+        metavar="PATH",
+        type=Path,
+        help="keep the upper half of a picture, or of each one in a folder, and draw the rest",
+    )
     parser.add_argument("--out", type=Path, default=Path("generated"), help="new folder; default: generated")
     parser.add_argument("--read", type=Path, metavar="FILE", help="print what a generated file says of its origin")
     options = parser.parse_args(arguments)
     if bool(options.address) == bool(options.read):
         parser.error("expected the address of a model, or --read and a file")
+    options.count = options.count or (1 if options.complete else 16)
+    if options.complete and options.interpolate:
+        parser.error("--complete: a completion takes no --interpolate")
     if options.interpolate and options.count < 2:
         parser.error("--count: --interpolate needs 2 seeds or more, got 1")
-    if options.interpolate and (options.prompt is not None or options.temperature is not None):
-        parser.error("--interpolate: a walk takes no --prompt and no --temperature")
+    for option in ("interpolate", "complete"):
+        if getattr(options, option) and (options.prompt is not None or options.temperature is not None):
+            parser.error(f"--{option}: takes no --prompt and no --temperature")
     return options
 
 
@@ -162,6 +181,19 @@ def walk(model: Any, labels: Sequence[dict[str, int]], options: argparse.Namespa
             yield Sample(name, value, label, where)
 
 
+def complete(
+    model: Any, labels: Sequence[dict[str, int]], options: argparse.Namespace, names: Sequence[str], values: Any
+) -> Iterator[Sample]:
+    """Yield completions of the values of files: one of each class, file and seed."""
+    for given in labels:
+        for index, (file, original) in enumerate(zip(names, values, strict=True)):
+            for seed in range(options.seed, options.seed + options.count):
+                value = model.complete(original, seed, given=given)
+                name = "-".join([*_name_classes(model, given), "complete", f"{index:05}", f"{seed:05}"])
+                label = model.name_label(seed, given) if given else ""
+                yield Sample(name, value, label, str(seed), file, original)
+
+
 def _list_chosen(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of samples that the command line names."""
     return {key: getattr(options, key) for key in choices.CHOSEN if getattr(options, key) is not None}
@@ -178,24 +210,26 @@ def write(folder: Path, model: Any, samples: Sequence[Sample], options: argparse
     kind, about, entries = model.loaded.kind, model.describe_origin(), {}
     chosen = {key: str(value) for key, value in _list_chosen(options).items()}
 
-    def put(exhibit: Any, label: str, seed: str, frames: Sequence[Image.Image] = ()) -> str:
-        origin = {**about, **({"label": label} if label else {}), "seed": seed, **chosen}
+    def put(exhibit: Any, label: str, seed: str, frames: Sequence[Image.Image] = (), completed: str = "") -> str:
+        more = {key: value for key, value in {"label": label, "completed": completed}.items() if value}
+        origin, source = {**about, **more, "seed": seed, **chosen}, SOURCES[bool(completed)]
         made = hashlib.sha256(b"".join([exhibit.content, *(frame.tobytes() for frame in frames)])).hexdigest()
         origin[provenance.AIGC] = provenance.make_aigc(about["generator"], f"{about['model_sha256']}/{made}")
         name, content = f"{exhibit.name}{exhibit.suffix}", exhibit.content
         if exhibit.suffix == PICTURE:
-            content = provenance.mark(content, origin, frames)
+            content = provenance.mark(content, origin, frames, source)
         elif exhibit.suffix == SOUND:
-            content = provenance.mark_sound(content, origin)
+            content = provenance.mark_sound(content, origin, source)
         else:
-            entries[name] = provenance.describe(content, origin)
+            entries[name] = provenance.describe(content, origin, source)
         artifacts.write_bytes(folder / name, content)
         return name
 
-    rows = [("file", "label", "seed", "index")]
+    rows = [("file", "label", "seed", "index", *(["completed"] if options.complete else []))]
     exhibits = [kind.to_file(sample.name, sample.value, model.loaded) for sample in samples]
     for index, (exhibit, sample) in enumerate(zip(exhibits, samples, strict=True)):
-        rows.append((put(exhibit, sample.label, sample.seed), sample.label, sample.seed, str(index)))
+        name = put(exhibit, sample.label, sample.seed, completed=sample.completed)
+        rows.append((name, sample.label, sample.seed, str(index), *filter(None, [sample.completed])))
     values = [sample.value for sample in samples]
     many = values if isinstance(values[0], str) else stack(values)
     every = ", ".join(dict.fromkeys(sample.label for sample in samples if sample.label))
@@ -204,6 +238,10 @@ def write(folder: Path, model: Any, samples: Sequence[Sample], options: argparse
         pictures = [Image.open(io.BytesIO(exhibit.content)) for exhibit in exhibits]
         put(show_strip(pictures, options.interpolate, options.count), every, seeds)
         put(exhibits[0]._replace(name="walk"), every, seeds, pictures[1:])
+    elif options.complete:
+        originals = stack([sample.original for sample in samples])
+        files = len({sample.completed for sample in samples})
+        put(kind.show_completions("sheet", originals, many, model.loaded), every, seeds, completed=f"{files} files")
     else:
         put(kind.show("sheet", many, model.loaded), every, seeds)
         if hasattr(kind, "picture"):

@@ -30,20 +30,28 @@ def find_decoder(name: str) -> ModuleType | None:
     return module if hasattr(module, "decode") else None
 
 
-def draw_latent(loaded: Loaded, seed: int) -> Tensor:
-    """Return the latents of one sample, standard normal float32 (1, Z)."""
+def find_latent(loaded: Loaded, decoder: ModuleType) -> tuple[int, ...]:
+    """Return the shape Z of a latent: a vector of `config.latent` numbers, unless the plug-in says another one."""
+    shape: tuple[int, ...] = (
+        decoder.find_latent(loaded.model) if hasattr(decoder, "find_latent") else (loaded.config.latent,)
+    )
+    return shape
+
+
+def draw_latent(loaded: Loaded, decoder: ModuleType, seed: int) -> Tensor:
+    """Return the latent of one sample, standard normal float32 (1, *Z)."""
     generator = make_generator(seed, "walk", device=loaded.model.device)
-    return normal(1, loaded.config.latent, generator=generator)
+    return normal(1, *find_latent(loaded, decoder), generator=generator)
 
 
 def walk(first: Tensor, last: Tensor, places: Tensor) -> Tensor:
-    """Return the latents (N, Z) at places (N,) in [0, 1] of the way from `first` to `last`, (1, Z) each.
+    """Return the latents (N, *Z) at places (N,) in [0, 1] of the way from `first` to `last`, (1, *Z) each.
 
     The sum of the squared weights is 1, so that each point of the way is as likely a sample as its ends are: a straight
     line passes near the origin, where in many dimensions no sample is.
     """
-    angles = places.to(first) * (math.pi / 2)
-    return angles.cos()[:, None] * first + angles.sin()[:, None] * last
+    angles = (places.to(first) * (math.pi / 2)).view(-1, *[1] * (first.ndim - 1))
+    return angles.cos() * first + angles.sin() * last
 
 
 def show_walks(loaded: Loaded, decoder: ModuleType) -> Exhibit | None:
@@ -55,18 +63,14 @@ def show_walks(loaded: Loaded, decoder: ModuleType) -> Exhibit | None:
         return None
     given = loaded.pool.draw(WALKS, make_generator(0, "walks"))
     places = torch.linspace(0, 1, STEPS)
-    rows = [
-        decode(
-            loaded, decoder, walk(draw_latent(loaded, 2 * row), draw_latent(loaded, 2 * row + 1), places), given, row
-        )
-        for row in range(WALKS)
-    ]
+    ends = [draw_latent(loaded, decoder, seed) for seed in range(2 * WALKS)]
+    rows = [decode(loaded, decoder, walk(ends[2 * row], ends[2 * row + 1], places), given, row) for row in range(WALKS)]
     exhibit: Exhibit = loaded.kind.show("interpolations", torch.cat(rows), loaded)
     return exhibit
 
 
 def decode(loaded: Loaded, decoder: ModuleType, latents: Tensor, given: Mapping[str, Tensor], row: int = 0) -> Tensor:
-    """Return the values of latents (N, Z), on the CPU, each given the same row of the given fields."""
+    """Return the values of latents (N, *Z), on the CPU, each given the same row of the given fields."""
     shared = {name: values[row : row + 1].expand(len(latents), *values.shape[1:]) for name, values in given.items()}
     values: Tensor = decoder.decode(loaded.model, latents, shared)
     return values.cpu()

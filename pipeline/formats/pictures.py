@@ -9,14 +9,17 @@ parts that are not transparent: `Survey` decides both for a whole set. Pillow wa
 anyway: whoever calls this silences it, once for all threads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import Field
 
+from pipeline.artifacts import ArtifactError
+from pipeline.formats.own_files import open_file
 from pipeline.params import Section
 
 ENDINGS = {  # the formats that are opened, and how their files are named
@@ -158,6 +161,32 @@ def decode(file: BinaryIO, name: str, look: Look) -> Picture:
     pixels = np.asarray(flat)[None] if look.channels == 1 else np.asarray(flat).transpose(2, 0, 1)
     note = ", ".join([*notes, *turned])
     return Picture(np.ascontiguousarray(pixels), mode, note, highest=scaled.highest, deep=scaled.deep, ink=ink)
+
+
+def read_settled(files: Sequence[Path], look: Look) -> list[np.ndarray]:
+    """Decode pictures to uint8 (C, size, size), by the white and the ground that fit them together.
+
+    Raises:
+        ArtifactError: naming the file that cannot be read, and why.
+    """
+
+    def read(file: Path, look: Look) -> Picture:
+        try:
+            with open_file(file) as opened:
+                picture = decode(opened, file.name, look)
+        except OSError as error:
+            msg = f"{file}: cannot be read: {error.strerror}"
+            raise ArtifactError(msg) from error
+        if picture.pixels is None:
+            msg = f"{file}: {picture.reason}"
+            raise ArtifactError(msg)
+        return picture
+
+    survey = Survey()
+    for file in files:
+        survey.add(read(file, look))
+    settled = survey.settle(look)
+    return [pixels for file in files if (pixels := read(file, settled).pixels) is not None]
 
 
 def _open(file: BinaryIO, look: Look) -> Image.Image:

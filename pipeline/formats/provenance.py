@@ -28,7 +28,9 @@ from pipeline.artifacts import ArtifactError
 SIDECAR = "origin.json"
 PACKET = "XML:com.adobe.xmp"  # the keyword of the chunk where readers of XMP look
 SOURCE_TYPE = "DigitalSourceType"
-GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+GENERATED = f"{TYPES}trainedAlgorithmicMedia"
+COMPOSITE = f"{TYPES}compositeWithTrainedAlgorithmicMedia"  # a part of it is somebody else's
 AIGC = "AIGC"
 MAX_BYTES = 1 << 26  # of a sidecar
 XMP = """\
@@ -60,19 +62,22 @@ def make_aigc(producer: str, identity: str) -> str:
     )
 
 
-def mark(content: bytes, origin: Mapping[str, str], frames: Sequence[Image.Image] = ()) -> bytes:
+def mark(
+    content: bytes, origin: Mapping[str, str], frames: Sequence[Image.Image] = (), source: str = GENERATED
+) -> bytes:
     """Return a PNG with its origin; the pixels stay as they are.
 
     Args:
         content: the PNG.
         origin: texts by key; AIGC must be one of the keys.
         frames: further pictures, which make an animation of it.
+        source: GENERATED or COMPOSITE.
     """
     chunks = PngInfo()
     for key, value in origin.items():
         if key != AIGC:
             chunks.add_itxt(key, value.encode("utf-8", "replace").decode())
-    chunks.add_itxt(PACKET, XMP.format(source=GENERATED, aigc=html.escape(origin[AIGC])))
+    chunks.add_itxt(PACKET, XMP.format(source=source, aigc=html.escape(origin[AIGC])))
     buffer = io.BytesIO()
     animation: dict[str, Any] = {"save_all": True, "append_images": frames, "duration": 80, "loop": 0} if frames else {}
     with Image.open(io.BytesIO(content)) as picture:
@@ -80,9 +85,9 @@ def mark(content: bytes, origin: Mapping[str, str], frames: Sequence[Image.Image
     return buffer.getvalue()
 
 
-def describe(content: bytes, origin: Mapping[str, str]) -> dict[str, str]:
+def describe(content: bytes, origin: Mapping[str, str], source: str = GENERATED) -> dict[str, str]:
     """Return the entry of a file that is no PNG in the sidecar."""
-    return {**origin, SOURCE_TYPE: GENERATED, "sha256": hashlib.sha256(content).hexdigest()}
+    return {**origin, SOURCE_TYPE: source, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def read(path: Path) -> dict[str, str]:

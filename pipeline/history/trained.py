@@ -11,6 +11,7 @@ taken for either. A seal is against rot and not against forgery: who makes a fil
 never more than numbers and settings here.
 """
 
+import contextlib
 import logging
 import re
 import tempfile
@@ -68,6 +69,7 @@ class Trained:
     plug_in: the file in pipeline/models/.
     sha256: of the weights' file.
     origin: the run, its commit and the source of its data, as far as its record or its LoggedModel says.
+    data: the section of params.yaml of its data, if its record is here.
     """
 
     address: str
@@ -77,6 +79,7 @@ class Trained:
     plug_in: str = ""
     sha256: str = ""
     origin: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     def draw(self, seeds: Sequence[int], *, given: Mapping[str, Any] | None = None, **changes: Any) -> list[Any]:
         """Return one sample per seed, such as an image uint8 (C, H, W), or a text; equal for equal seeds.
@@ -122,12 +125,47 @@ class Trained:
         for seed in seeds:
             generator = choices.start(loaded, seed)
             rows.append(loaded.pool.draw(1, generator))
-            ends.append(normal(1, loaded.config.latent, generator=generator))
+            ends.append(normal(1, *looks.find_latent(loaded, decoder), generator=generator))
         places = torch.arange(steps) / steps
         for first, last in pairwise(ends):
             for latents in looks.walk(first, last, places).split(1):  # one by one, as `draw` has them
                 yield looks.decode(loaded, decoder, latents, rows[0])[0]
         yield looks.decode(loaded, decoder, ends[-1], rows[0])[0]
+
+    def read_files(self, path: Path) -> tuple[list[str], Any]:
+        """Return the names of a file or of the files of a folder, and their values (N, ...), for `complete`.
+
+        Raises:
+            ArtifactError: if the model completes nothing, or a file cannot be such a value.
+        """
+        if not completes(self.loaded.kind, self.plug_in):
+            there = ", ".join(list_completing()) or "none"
+            msg = f"{self.address}: this model completes nothing; runs here whose models do: {there}"
+            raise ArtifactError(msg)
+        names, values = self.loaded.kind.read_files(path, self.loaded, self.data)
+        return names, values
+
+    def complete(self, value: torch.Tensor, seed: int, *, given: Mapping[str, Any] | None = None) -> torch.Tensor:
+        """Return one value (...) of which a part is kept and the rest is drawn, such as the lower half of an image.
+
+        Args:
+            value: as `read_files` returns them.
+            seed: of the noise.
+            given: as in `draw`. Without it the model goes by the part that is kept.
+
+        Raises:
+            ArtifactError: if the model is given no such field or value, or needs one.
+        """
+        loaded = self._give(given or {})
+        generator = choices.start(loaded, seed)
+        rows = loaded.pool.draw(1, generator)
+        rows = {name: rows[name] for name in given or {}}
+        try:
+            completed: torch.Tensor = loaded.kind.complete(loaded, value[None], generator, rows)[0]
+        except ArtifactError as error:
+            msg = f"{self.address}: {error}"
+            raise ArtifactError(msg) from error
+        return completed
 
     def _give(self, given: Mapping[str, Any]) -> Loaded:
         pool = self.loaded.pool
@@ -147,6 +185,22 @@ class Trained:
             **{key: str(self.origin[key])[:MAX_MESSAGE] for key in ("run", "commit") if self.origin.get(key)},
             "data_licence": read_licence(str(self.origin.get("source", ""))),
         }
+
+
+def completes(kind: Any, plug_in: str) -> bool:
+    """Say whether a model draws the rest of a value of a kind of which a part is known."""
+    return hasattr(kind, "complete") and hasattr(plugins.load("models", plug_in).Model, "complete")
+
+
+def list_completing() -> list[str]:
+    """Return the trained runs of this project whose models complete values."""
+    found = []
+    for path in sorted(artifacts.RUNS.glob(f"*/model/{CONFIG}")):
+        with contextlib.suppress(ArtifactError, KeyError, ValueError):  # of a run that is damaged, or of other code
+            about = artifacts.read_json(path)
+            if completes(plugins.load("kinds", about["kind"]), about["model"]):
+                found.append(path.parents[1].name)
+    return found
 
 
 def read_licence(source: str) -> str:
@@ -211,6 +265,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         "code": _as_mapping(about.get("tags")).get(code.TAG),
         "classes": choices.list_classes({"config": {"run": _as_mapping(config.get("run"))}, "datasets": datasets}),
         "origin": name_origin(about),
+        "data": config.get("data"),
     }
 
 
@@ -253,6 +308,7 @@ def _load(address: str, folder: Path, about: Mapping[str, Any]) -> Trained:
         plug_in=artifacts.read_json(folder / CONFIG)["model"],
         sha256=artifacts.digest(folder / WEIGHTS),
         origin=_as_mapping(about.get("origin")),
+        data=_as_mapping(about.get("data")),
     )
 
 

@@ -14,6 +14,8 @@ picture          optional: the same as a picture, of values that `show` does not
 encode           one value as text, for the served model
 stream           optional: one value in pieces, for a page that shows it while it is made
 TOGETHER         optional: number of values that are shown as one, where a single one shows nothing
+complete         optional: values of which a part is kept and the rest drawn by a model that can; `read_files` reads
+                 them for `pipeline generate --complete`, and `show_completions` shows them
 draw_one         one value, and `to_file` an Exhibit of it, for `pipeline generate`; SAMPLING has the settings it takes
 draw             makes the files of the stage `sample`: for the metrics, and exhibits for the eye
 look, find_alarms   what is shown and measured eight times per training, and what in it is alarming

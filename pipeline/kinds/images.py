@@ -400,6 +400,8 @@ def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: 
     drawn = Drawn(files, [show("samples", shown, loaded)])
     if hasattr(model, "score_levels"):
         drawn.files["scores"] = _score_levels(model, sampling, seed, read("test"))
+    if hasattr(model, "complete"):
+        drawn.exhibits.append(_show_completed(loaded, seed, read("test")))
     if not hasattr(model, "score"):
         return drawn
     held_out = read("test")
@@ -412,17 +414,73 @@ def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: 
     drawn.files["scores"] = {names.get(name, name): score.cpu() for name, score in scores.items()}
     if "bits_per_dim" in scores:
         drawn.files["scores"]["bits_per_dim"] = scores["bits_per_dim"][spread(len(images), sampling.bits_images)].cpu()
-    rows = spread(len(images), GRID // 2)
-    chosen, given = images[rows], {name: held_out[name][rows] for name in model.given}
-    again = {}
     if hasattr(model, "reconstruct"):
-        again["reconstructions"] = model.reconstruct(chosen, given)
-    if hasattr(model, "complete"):  # of the upper half, to an even number of rows
-        generator = make_generator(seed, "complete", device=model.device)
-        again["completions"] = model.complete(chosen, chosen.size(2) // 4 * 2, generator, given)
-    for name, others in again.items():
-        drawn.exhibits.append(show(name, torch.stack([chosen, others.cpu()], dim=1).flatten(0, 1), loaded))
+        rows = spread(len(images), GRID // 2)
+        again = model.reconstruct(images[rows], {name: held_out[name][rows] for name in model.given})
+        pairs = torch.stack([images[rows], again.cpu()], dim=1).flatten(0, 1)
+        drawn.exhibits.append(show("reconstructions", pairs, loaded))
     return drawn
+
+
+def _show_completed(loaded: Any, seed: int, held_out: dict[str, Tensor]) -> Exhibit:
+    """Let a model complete some of a split's images, each given its class if the model is."""
+    images = held_out[loaded.model.makes]
+    rows = spread(len(images), GRID // 2)
+    given = {name: held_out[name][rows] for name in loaded.model.given}
+    generator = make_generator(seed, "complete", device=loaded.model.device)
+    completed = complete(loaded, images[rows], generator, given)
+    return show_completions("completions", images[rows], completed, loaded)
+
+
+def read_files(path: Path, loaded: Any, section: Mapping[str, Any]) -> tuple[list[str], Tensor]:
+    """Read a picture, or those of a folder, as the images of a model: their names, and uint8 (N, C, H, W).
+
+    Pictures of any size and format become images as in the source image_folder.
+
+    Args:
+        path: of a picture, or of a folder with pictures.
+        loaded: the model.
+        section: of the data that it has learnt, whose keys say how a picture becomes an image.
+
+    Raises:
+        ArtifactError: if there is no picture, if one cannot be read, or if the images are not square.
+    """
+    from pipeline.formats.own_files import list_files
+    from pipeline.formats.pictures import ENDINGS, Look, read_settled
+
+    channels, height, width = loaded.fields[loaded.model.makes].shape
+    if height != width:
+        msg = f"{path}: pictures are made square, and the images of this model are {height}x{width}"
+        raise ArtifactError(msg)
+    files = [(path.name, path)]
+    if path.is_dir():
+        endings = set().union(*ENDINGS.values())
+        files = [(name, file) for name, file in list_files(path) if file.suffix.lower() in endings]
+    if not files:
+        msg = f"{path}: expected pictures, found none"
+        raise ArtifactError(msg)
+    chosen = {key: value for key, value in section.items() if key in Look.model_fields}
+    look = Look.model_validate(chosen | {"size": height, "channels": channels})
+    images = read_settled([file for _, file in files], look)
+    return [name for name, _ in files], torch.from_numpy(np.stack(images))
+
+
+def find_half(images: Tensor) -> int:
+    """Return how many rows are the upper half of images (N, C, H, W), an even number."""
+    return images.size(2) // 4 * 2
+
+
+def complete(loaded: Any, images: Tensor, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
+    """Return uint8 images (N, C, H, W), on the CPU, whose upper half is kept and whose lower half the model draws."""
+    completed: Tensor = loaded.model.complete(images, find_half(images), generator, given)
+    return completed.cpu()
+
+
+def show_completions(name: str, images: Tensor, completed: Tensor, loaded: Any) -> Exhibit:
+    """Show the upper half of each image, its completion and the image itself in a row, with thin lines between."""
+    upper, line = images.clone(), torch.full_like(images[:, :, :, :1], 128)
+    upper[:, :, find_half(images) :] = 128
+    return show(name, torch.cat([upper, line, completed, line, images], dim=3), loaded)
 
 
 def _score_levels(model: Any, sampling: Any, seed: int, held_out: dict[str, Tensor]) -> dict[str, Tensor]:

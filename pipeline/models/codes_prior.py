@@ -17,11 +17,12 @@ from torch import Tensor
 
 from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields
-from pipeline.layers.likelihoods import log_bernoulli
+from pipeline.layers.likelihoods import binarize, log_bernoulli
 from pipeline.models import codes, pixels
 
 LEARNS = ("images",)
 STARTS = ("codes", "codes_prior")  # models that a run can start from
+SIDE = 4  # pixels that a code stands for, in height and width
 
 
 class Config(pixels.Config):
@@ -94,6 +95,29 @@ class Model(pixels.Tokens):
         del probabilities
         painted: Tensor = network.paint(tokens)
         return painted
+
+    @torch.inference_mode()
+    def complete(self, images: Tensor, known: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
+        """Keep the upper `known` rows of uint8 images (N, C, H, W) and draw the codes of the others, given them.
+
+        A code stands for SIDE rows, and is kept if half of them or more are known. It depends on pixels further below,
+        too, which are taken to be as in the last known row. The known rows are put over the decoded images.
+
+        given: labels int64 (N,) of a conditional model; without them, the class is drawn too.
+
+        Raises:
+            ValueError: if the rows are not some of the image's.
+        """
+        network: Any = self.kept.eval()
+        if not 0 <= known < images.size(2):
+            msg = f"known: expected rows below {images.size(2)}, got {known}"
+            raise ValueError(msg)
+        images = images.to(self.device)
+        rows = torch.arange(images.size(2), device=self.device).clamp(max=max(known - 1, 0))
+        kept = min((known + SIDE // 2) // SIDE, network.size[0] - 1)  # rows of codes
+        tokens = self.read(network, binarize(images[:, :, rows], generator))[:, : kept * network.size[1]]
+        painted = network.paint(self.go_on(network, tokens, generator, given)[0])
+        return torch.cat([images[:, :, :known], painted[:, :, known:]], dim=2)
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor, given: Mapping[str, Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ Dimensions: B batch, C H W image, D dimensions of a value.
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -33,6 +34,7 @@ LEARNS = plugins.find_providers("backbones", BACKBONE)
 SPANS = (1.0, 0.5, 0.25, 0.125)  # that shortcuts are learnt of
 TOGETHER = 100  # values that are scored in one pass
 VALIDATED = 500  # examples of a preview's loss
+COMPLETING_STEPS, COMPLETING_REPEATS = 16, 4
 
 
 class Config(OneNetworkConfig):
@@ -110,6 +112,23 @@ def require(config: Config, fields: Fields) -> None:
     backbone = plugins.load("backbones", spec.kind)
     require_shift(config.shift, backbone, spec)
     backbone.require_velocity(config.backbone, config.width, spec)
+
+
+def find_latent(model: Any) -> tuple[int, ...]:
+    """Return the shape of a latent, which is the noise that a value is carried from."""
+    shape: tuple[int, ...] = model.backbone.find_shape(model.spec)
+    return shape
+
+
+@torch.inference_mode()
+def decode(model: Any, latents: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    """Return the values of standard normal noise (N, ...), such as images uint8 (N, C, H, W), as `sample` draws them.
+
+    given: labels int64 (N,) when conditional.
+    """
+    labels = given["labels"].to(model.device) if model.config.conditional else None
+    values: Tensor = model.carry(model.kept.eval(), latents, labels)
+    return values
 
 
 class Model(OneNetwork):
@@ -198,6 +217,43 @@ class Model(OneNetwork):
         x = integrate(rate, x, times[:-1], "euler" if is_shortcut else config.sampler)
         return self.backbone.from_continuous(integrate(rate, x, times[-2:], "euler"), self.spec)
 
+    @torch.inference_mode()
+    def complete(self, images: Tensor, known: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
+        """Keep the upper `known` rows of uint8 images (N, C, H, W) and draw the others, given them and the class.
+
+        Velocities carry noise to data in COMPLETING_STEPS Euler steps. Before each step, the known rows are put on
+        their own line from noise to data. A step is made COMPLETING_REPEATS times, from noise that is added again, so
+        that the other rows come to fit the known ones (Lugmayr et al. 2022, "RePaint").
+
+        given: labels int64 (N,) of a conditional model; without them, the class is left open.
+
+        Raises:
+            ValueError: if the rows are not some of the image's.
+            ArtifactError: if labels are needed, because nothing has been learnt without them.
+        """
+        if not 0 <= known < images.size(2):
+            msg = f"known: expected rows below {images.size(2)}, got {known}"
+            raise ValueError(msg)
+        config, network = self.config, self.kept.eval()
+        data = self.backbone.to_continuous(images.to(self.device), generator)
+        is_open = config.conditional and "labels" not in given
+        if is_open and not config.label_dropout:
+            msg = "expected a class, as label_dropout 0 leaves nothing to learn without one"
+            raise ArtifactError(msg)
+        labels = torch.full((len(data),), self.classes, device=self.device) if is_open else self._take_labels(given)
+        weight = torch.full((len(data),), 1.0 if is_open else config.guidance, device=self.device)
+        x = normal(*data.shape, generator=generator)
+        for start, end in pairwise(torch.linspace(0, 1, COMPLETING_STEPS + 1, dtype=torch.float64).tolist()):
+            at = torch.full_like(weight, start)
+            for repeat in range(COMPLETING_REPEATS if start else 1):  # at time 0 all is noise
+                if repeat:
+                    x = turn_back(x, end, start, normal(*data.shape, generator=generator))
+                line = torch.lerp(normal(*data.shape, generator=generator), data, start)
+                x = torch.cat([line[:, :, :known], x[:, :, known:]], dim=2)
+                x = x + (end - start) * self.guide(network, x, at, torch.zeros_like(at), labels, weight)
+        drawn = self.backbone.from_continuous(x)
+        return torch.cat([images.to(self.device)[:, :, :known], drawn[:, :, known:]], dim=2)
+
     def guide(
         self, network: nn.Module, x: Tensor, times: Tensor, spans: Tensor, labels: Tensor | None, weight: Tensor
     ) -> Tensor:
@@ -257,6 +313,15 @@ class Model(OneNetwork):
             "levels_nats": fine * dimensions * math.log(2),
             "bits_per_dim_change": fine - coarse,
         }
+
+
+def turn_back(x: Tensor, time: float, earlier: float, noise: Tensor) -> Tensor:
+    """Return values at an earlier time of values x at a time above 0, by adding standard normal noise of their shape.
+
+    Of x = (1 - t) n + t d with noise n and data d, it makes (1 - s) n' + s d with noise n' that is standard normal too.
+    """
+    share = earlier / time
+    return share * x + math.sqrt((1 - earlier) ** 2 - (share * (1 - time)) ** 2) * noise
 
 
 def to_bits(log_density: Tensor, dimensions: int, width: float) -> Tensor:

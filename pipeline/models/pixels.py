@@ -236,6 +236,27 @@ class Tokens(OneNetwork):
         ]
         return torch.cat([self.paint(network, *part) for part in parts])
 
+    def go_on(
+        self, network: Any, tokens: Tensor, generator: torch.Generator, given: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Draw what follows the first tokens (N, K) of images: all tokens (N, T), and probabilities (N, T - K, V).
+
+        given: labels int64 (N,) of a conditional model; without them, a class is drawn by how likely the tokens are.
+        """
+        predictor = self.find_transformer(network)
+        is_open = self.config.conditional and "labels" not in given
+        first = self.draw_classes(predictor, tokens, generator) if is_open else self.find_classes(given, len(tokens))
+        size = (len(tokens), predictor.count - tokens.size(1))
+        uniform = torch.rand(size, generator=generator, device=self.device)
+        return predictor.generate(first, tokens, uniform, self.config.temperature)
+
+    def draw_classes(self, predictor: Network, tokens: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw classes, int64 (N,), of equal chances, as first tokens (N, K) of images leave them."""
+        classes = torch.arange(predictor.classes, device=self.device)
+        nats = [predictor.nats(each.expand(len(tokens)), tokens).sum(dim=1) for each in classes]
+        chances = (-torch.stack(nats, dim=1)).softmax(dim=1)  # (N, classes)
+        return torch.multinomial(chances, 1, generator=generator).squeeze(1)
+
     def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return uint8 images (N, C, H, W) as the likelihood sees them: each pixel drawn black or white.
 
@@ -306,7 +327,9 @@ class Model(Tokens):
 
     @torch.inference_mode()
     def complete(self, images: Tensor, known: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
-        """Keep the upper `known` rows of uint8 images (N, C, H, W) and draw the others, given them.
+        """Keep the upper `known` rows of uint8 images (N, C, H, W) and draw the others, given them and the class.
+
+        given: labels int64 (N,) of a conditional model; without them, the class is drawn too.
 
         Raises:
             ValueError: if the rows end within a patch.
@@ -317,11 +340,8 @@ class Model(Tokens):
         network: Any = self.kept.eval()
         images = images.to(self.device)
         tokens = self.read(network, binarize(images, generator))[:, : known * images.size(3) // SIDE**2]
-        predictor, first = self.find_transformer(network), self.find_classes(given, len(images))
-        size = (len(images), predictor.count - tokens.size(1))
-        uniform = torch.rand(size, generator=generator, device=self.device)
-        drawn = predictor.generate(first, tokens, uniform, self.config.temperature)
-        return torch.cat([images[:, :, :known], to_means(drawn[1], self.height - known)], dim=2)
+        _, probabilities = self.go_on(network, tokens, generator, given)
+        return torch.cat([images[:, :, :known], to_means(probabilities, self.height - known)], dim=2)
 
     def score_rest(self, network: Any, x: Tensor, tokens: Tensor) -> Tensor:
         """Return no nats, float64 (B,): the tokens are the image."""

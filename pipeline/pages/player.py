@@ -98,8 +98,8 @@ class Player:
         """Show the value at a place, 0 to 1, on the way from the sample of one seed to that of another."""
         assert self.decoder is not None
         given = self.give(chosen).pool.draw(1, make_generator(first, "given"))
-        latents = walk(draw_latent(self.loaded, first), draw_latent(self.loaded, last), torch.tensor([place]))
-        values = decode(self.loaded, self.decoder, latents, given)
+        begin, end = (draw_latent(self.loaded, self.decoder, seed) for seed in (first, last))
+        values = decode(self.loaded, self.decoder, walk(begin, end, torch.tensor([place])), given)
         return self.show("walk", values)[0]
 
     def write(self, seed: int, adjusted: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from ruamel.yaml import YAML
@@ -22,10 +24,13 @@ from pipeline.commands.generate import parse
 from pipeline.formats import provenance
 from pipeline.formats.tokenizers import ByteTokenizer
 from pipeline.history import choices
+from pipeline.kinds import Pool
 from pipeline.kinds.images import make_fields as image_fields
 from pipeline.kinds.text import make_fields as text_fields
+from pipeline.weights import save_model
 from tests.conftest import ROOT
 from tests.history.test_serving import make_generator_of
+from tests.models.test_flow_matching import make_model as make_flow
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +40,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         make_generator_of("gan", image_fields((1, 8, 8), 3), artifacts.RUNS / "gan" / "model")
+        flow, fields = make_flow(), image_fields((1, 8, 8), 2)
+        pool = Pool({"labels": torch.arange(2)}, [1.0, 1.0])
+        save_model(artifacts.RUNS / "flow" / "model", "flow_matching", flow, flow.config, fields, pool=pool)
+        section = {"source": "image_folder", "fit": "pad", "background": 255, "test": 0.1}
+        about = {"name": "flow", "config": {"data": section}}
+        artifacts.write_json(artifacts.RUNS / "flow" / "record" / "run.json", about)
         tokenizer = ByteTokenizer("abc\n").state()
         make_generator_of("transformer", text_fields(256), artifacts.RUNS / "text" / "model", tokenizer)
         config = {"run": {"data": "pets"}, "data": {"source": "optdigits"}}
@@ -97,6 +108,12 @@ def test_texts_continue_a_prompt_at_a_temperature() -> None:
         (["text", "--label", "3"], "text: the model is given no class, got --label 3"),
         (["text", "--prompt", "x"], "text: --prompt: expected characters of the training text, 'abc\\n'; got U+0078"),
         (["text", "--prompt", ""], "expected characters of the training text, got an empty text"),
+        (["gan", "--complete", "file"], "gan: this model completes nothing; runs here whose models do: flow"),
+        (["text", "--complete", "file"], "text: this model completes nothing; runs here whose models do: flow"),
+        (["flow", "--complete", "file"], "file: no readable picture of a known format, it begins with b''"),
+        (["flow", "--complete", "none"], "none: cannot be read: No such file or directory"),
+        (["flow", "--complete", "empty"], "empty: expected pictures, found none"),
+        (["flow", "--complete", "file", "--label", "2"], "flow: --label: expected all or one of 0, 1, got 2"),
         (["gone"], "gone: no model is there; expected a run in data/runs"),
         (["text", "--interpolate"], "text: there is no way between two samples of this model: pipeline/models/transf"),
         (["--read", "file"], "file: says nothing of its origin, and neither does origin.json in its folder"),
@@ -109,6 +126,7 @@ def test_what_cannot_be_drawn_is_said_in_one_line_and_nothing_is_written(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("file").touch()
+    Path("empty").mkdir()
     assert main(["generate", *arguments]) == 1
     error = capsys.readouterr().err
     assert message in error
@@ -119,7 +137,7 @@ def test_what_cannot_be_drawn_is_said_in_one_line_and_nothing_is_written(
 def test_the_commands_of_the_page_are_understood() -> None:
     page = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
     lines = re.findall(r"^    pipeline generate (.*)$", page, re.MULTILINE)
-    assert len(lines) == 7
+    assert len(lines) == 8
     for line in lines:
         parse(shlex.split(line, comments=True))
 
@@ -128,12 +146,12 @@ def test_the_commands_of_the_page_are_understood() -> None:
     "option",
     [
         *("--count=0", "--count=-1", "--count=x", "--temperature=nan", "--temperature=-1", "--seed=-1"),
-        *("--interpolate=0", "--read=file"),
+        *("--interpolate=0", "--read=file", "--complete=a --interpolate", "--complete=a --prompt=b"),
     ],
 )
 def test_options_out_of_range_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["generate", "gan", option])
+        main(["generate", "gan", *option.split()])
     assert option.partition("=")[0] in capsys.readouterr().err
 
 
@@ -219,6 +237,58 @@ def test_a_walk_leads_from_seed_to_seed(capsys: pytest.CaptureFixture[str]) -> N
         assert animation.n_frames == 9
     assert read_origin("generated/walk.png", capsys)["seed"] == "2 to 4"
     assert read_origin(f"generated/{names[5]}", capsys)["seed"] == "3 to 4, 1/4"
+
+
+def test_pictures_of_any_size_are_completed_and_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine", "more").mkdir(parents=True)
+    upper = np.tile(np.arange(0, 256, 32, dtype=np.uint8), (8, 1))
+    Image.fromarray(upper).save("mine/a.png")
+    Image.fromarray(upper).resize((80, 160)).convert("RGB").save("mine/more/b.jpg")
+    Path("mine", "notes.txt").touch()
+    assert main(["generate", "flow", "--complete", "mine", "--count", "2", "--seed", "5", "--label", "1"]) == 0
+    names = [f"labels-1-complete-0000{index}-0000{seed}.png" for index in (0, 1) for seed in (5, 6)]
+    assert list_files("generated") == [*names, "samples.csv", "sheet.png"]
+    drawn = [np.asarray(Image.open(Path("generated", name))) for name in names]
+    assert [each.shape for each in drawn] == [(8, 8)] * 4
+    assert np.array_equal(drawn[0][:4], upper[:4])  # as it is, since it has the model's size
+    assert np.array_equal(drawn[1][:4], upper[:4])
+    assert not np.array_equal(drawn[0][4:], drawn[1][4:])  # by the seed
+    assert (drawn[2][:4, [0, 1, 6, 7]] == 255).all()  # twice as high as wide, between white bars as in the training
+    assert (drawn[2][:4, 2:6] < 255).all()
+    origin = read_origin(f"generated/{names[2]}", capsys)
+    assert (origin["completed"], origin["label"], origin["seed"]) == ("more/b.jpg", "1", "5")
+    assert origin["DigitalSourceType"].endswith("/compositeWithTrainedAlgorithmicMedia")
+    assert read_origin("generated/sheet.png", capsys)["completed"] == "2 files"
+    rows = list(csv.DictReader(Path("generated/samples.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["completed"] for row in rows] == ["a.png", "a.png", "more/b.jpg", "more/b.jpg"]
+    sheet = np.asarray(Image.open("generated/sheet.png"))[..., 0]
+    assert np.array_equal(sheet[2:6, 2:10], upper[:4])  # the upper half, the completion, the picture
+    assert (sheet[6:10, 2:10] == 128).all()
+    assert np.array_equal(sheet[2:10, 11:19], drawn[0])
+    assert np.array_equal(sheet[2:10, 20:28], upper)
+
+
+def test_a_picture_is_completed_as_its_upper_half_has_it_without_a_class_and_equally_for_equal_seeds() -> None:
+    picture = np.zeros((8, 8), dtype=np.uint8)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(picture).save(name)
+        picture[4:] = 200  # the lower half does not count
+        assert main(["generate", "flow", "--complete", name, "--out", name[0]]) == 0
+        assert list_files(name[0]) == ["complete-00000-00000.png", "samples.csv", "sheet.png"]
+    one, other = (np.asarray(Image.open(f"{out}/complete-00000-00000.png")) for out in "ab")
+    assert np.array_equal(one, other)
+    picture[:4] = 255
+    Image.fromarray(picture).save("c.png")
+    assert main(["generate", "flow", "--complete", "c.png", "--out", "c"]) == 0
+    assert not np.array_equal(one[4:], np.asarray(Image.open("c/complete-00000-00000.png"))[4:])
+
+
+def test_a_walk_of_a_flow_ends_at_the_samples_of_its_seeds() -> None:
+    assert main(["generate", "flow", "--count", "2", "--label", "1", "--interpolate", "3"]) == 0
+    assert main(["generate", "flow", "--count", "2", "--label", "1", "--out", "ends"]) == 0
+    walk = [Path(f"generated/labels-1-walk-0000{index}.png").read_bytes() for index in range(4)]
+    assert walk[::3] == [Path(f"ends/labels-1-0000{seed}.png").read_bytes() for seed in (0, 1)]
+    assert len(set(walk)) == 4
 
 
 def test_names_sort_where_there_are_ten_classes_or_more() -> None:

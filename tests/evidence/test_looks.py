@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline import params, plugins
 from pipeline.evidence.attention import capture_attention
-from pipeline.evidence.looks import pick_sentence, walk
+from pipeline.evidence.looks import find_latent, pick_sentence, walk
 from pipeline.formats.tokenizers import ByteTokenizer, train_tokenizer
 from pipeline.kinds import text
 from pipeline.kinds.images import make_fields
@@ -31,9 +31,8 @@ def test_the_values_of_a_sample_s_latents_are_the_sample(
     model = module.Model(config, make_fields((1, 28, 28), 10), 0).eval()
     given = {"labels": torch.tensor([3, 1, 4])} if model.given else {}
     expected = model.sample(3, make_generator(0, "x"), given)["images"]
-    assert torch.equal(
-        module.decode(model, normal(3, config.latent, generator=make_generator(0, "x")), given), expected
-    )
+    shape = find_latent(Loaded(model, {}, config, None), module)
+    assert torch.equal(module.decode(model, normal(3, *shape, generator=make_generator(0, "x")), given), expected)
     assert expected.unique().numel() > 2
 
 
@@ -103,6 +102,14 @@ def test_a_walk_keeps_the_length_that_normal_vectors_have() -> None:
     assert torch.equal(way[:1], first)
     assert torch.allclose(way[2:], last, atol=1e-6)
     assert way.norm(dim=1).tolist() == pytest.approx([100.0] * 3, rel=0.03)  # a straight line's middle has 71
+
+
+def test_a_walk_of_latents_of_any_shape_is_that_of_their_numbers() -> None:
+    first, last = (normal(1, 24, generator=make_generator(0, name)) for name in ("first", "last"))
+    places = torch.linspace(0, 1, 4)
+    shaped = walk(first.view(1, 2, 3, 4), last.view(1, 2, 3, 4), places)
+    assert shaped.shape == (4, 2, 3, 4)
+    assert torch.equal(shaped.flatten(1), walk(first, last, places))
 
 
 def test_a_sentence_is_a_line_of_the_text_or_else_its_beginning() -> None:

@@ -16,6 +16,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.batches import Rows
 from pipeline.kinds.images import find_alarms
 from pipeline.kinds.images import make_fields as image_fields
+from pipeline.layers.likelihoods import binarize
 from pipeline.layers.quantization import from_codes
 from pipeline.models import codes, codes_prior
 from pipeline.training import fit
@@ -222,6 +223,68 @@ def test_samples_of_the_prior_have_the_codes_that_it_expects() -> None:
     with torch.no_grad():
         expected = 4000 * (-model.network.prior.nats(labels[:36], list_codes()).sum(dim=1)).exp()
     assert ((places.bincount(minlength=36) - expected).square() / expected).sum() < 70  # chi-square, 35: p = 0.0004
+
+
+def test_a_completion_keeps_the_rows_above_and_their_codes_and_sees_nothing_below() -> None:
+    model = make_prior()
+    fill(model)
+    images, given = make_images(40), {"labels": torch.arange(40) % 3}
+    with torch.no_grad():  # so that the codes of the images differ
+        encoder = model.network.encoder
+        encoder[-1].bias -= encoder(2 * (images > 127).float() - 1).mean(dim=(0, 2, 3))
+    other = images.clone()
+    other[:, :, 5:] = 0
+    written = []
+    paint = model.network.paint
+    model.network.paint = lambda codes: written.append(codes) or paint(codes)  # type: ignore[method-assign, func-returns-value]
+    one, same = (model.complete(each, 5, torch.Generator().manual_seed(0), given) for each in (images, other))
+    assert torch.equal(one, same)
+    assert torch.equal(one[:, :, :5], images[:, :, :5])
+    assert torch.equal(one[:, :, 5:], paint(written[0])[:, :, 5:])
+    assert written[0][:, 0].unique().numel() > 2
+    # Below the known rows, the last of them is repeated.
+    seen = images[:, :, [0, 1, 2, 3, 4, 4, 4, 4]]
+    seen = binarize(seen, torch.Generator().manual_seed(0))
+    assert torch.equal(written[0][:, 0], model.network.read(seen)[:, 0])
+    kept: list[int] = []
+    go_on = model.go_on
+    model.go_on = lambda network, tokens, *rest: kept.append(tokens.size(1)) or go_on(network, tokens, *rest)  # type: ignore[method-assign, func-returns-value]
+    for known in range(8):
+        model.complete(images, known, torch.Generator(), given)
+    assert kept == [0, 0, 1, 1, 1, 1, 1, 1]  # half of four rows suffices; one of the two codes at least is drawn
+    with pytest.raises(ValueError, match="known: expected rows below 8, got 8"):
+        model.complete(images, 8, torch.Generator(), given)
+
+
+@torch.no_grad()
+def test_the_codes_of_a_completion_have_the_chances_that_the_prior_gives_them() -> None:
+    model = make_prior()
+    fill(model)
+    images = (make_images(1) > 127).byte() * 255
+    written = []
+    model.network.paint = lambda codes: written.append(codes) or torch.zeros(len(codes), 1, 8, 4)  # type: ignore[method-assign, func-returns-value]
+    labels = torch.full((4000,), 2)
+    model.complete(images.expand(4000, -1, -1, -1), 4, torch.Generator().manual_seed(0), {"labels": labels})
+    first = written[0][0, 0]
+    assert (written[0][:, 0] == first).all()
+    pairs = list_codes()[list_codes()[:, 0] == first]
+    expected = 4000 * (-model.network.prior.nats(labels[:6], pairs)[:, 1]).exp()
+    found = written[0][:, 1].bincount(minlength=6)
+    assert ((found - expected).square() / expected).sum() < 26  # chi-square, 5: p = 0.0001
+
+
+def test_a_completion_fits_the_rows_above_after_a_training() -> None:
+    images = torch.zeros(16, 1, 8, 4, dtype=torch.uint8)
+    images[8:] = 255  # white or black as a whole
+    start = codes.Model(make_codes(steps=60).config, FIELDS, seed=0)
+    fit(start, Rows({"images": images}), steps=60, batch_size=16, seed=0, clip_norm=10.0)
+    model = make_prior(steps=40, conditional=False)
+    model.network.load_state_dict(start.kept.state_dict(), strict=False)
+    fit(model, Rows({"images": images}), steps=40, batch_size=16, seed=0, clip_norm=1.0)
+    half = images.clone()
+    half[:, :, 4:] = 128  # what is below must not count
+    again = model.complete(half, 4, torch.Generator().manual_seed(0), {})
+    assert (again.float() - images.float()).abs().mean() < 25
 
 
 def test_one_code_for_nearly_everything_is_an_alarm() -> None:

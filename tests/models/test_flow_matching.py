@@ -15,7 +15,17 @@ from pipeline.batches import Rows
 from pipeline.commands.check import find_problems
 from pipeline.kinds import images as images_kind
 from pipeline.kinds.points import make_fields as point_fields
-from pipeline.models.flow_matching import LEARNS, Config, Model, describe_scores, require, to_bits
+from pipeline.models.flow_matching import (
+    LEARNS,
+    Config,
+    Model,
+    decode,
+    describe_scores,
+    find_latent,
+    require,
+    to_bits,
+    turn_back,
+)
 from pipeline.models.vae import describe_scores as describe_vae_scores
 from pipeline.randomness import make_generator, normal
 from pipeline.training import fit
@@ -188,6 +198,64 @@ def test_more_samples_begin_with_the_same_ones() -> None:
     labels = torch.arange(600) % 2
     few, many = (model.sample(count, make_generator(0, "x"), {"labels": labels[:count]}) for count in (500, 600))
     assert torch.equal(few["images"], many["images"][:500])
+
+
+def test_the_values_of_a_sample_s_noise_are_the_sample() -> None:
+    for fields, changes in ((FIELDS, {}), (point_fields(2, 2), {"backbone": "perceptron", "width": 16, "blocks": 2})):
+        model = make_model(fields, **changes)
+        given = {"labels": torch.tensor([1, 0, 1])}
+        drawn = model.sample(3, make_generator(0, "x"), given)[model.makes]
+        noise = normal(3, *find_latent(model), generator=make_generator(0, "x"))
+        assert torch.equal(decode(model, noise, given), drawn)
+        assert not torch.equal(decode(model, -noise, given), drawn)
+
+
+def test_noise_that_is_added_again_leaves_a_value_on_the_line_to_its_data() -> None:
+    noise, again = (normal(200_000, generator=make_generator(0, name)).double() for name in ("noise", "again"))
+    for time, earlier in ((0.25, 0.0), (0.5, 0.25), (1.0, 0.9375)):
+        x = turn_back((1 - time) * noise + time * 3.0, time, earlier, again)
+        assert x.mean().item() == pytest.approx(earlier * 3.0, abs=0.01)
+        assert x.std().item() == pytest.approx(1 - earlier, abs=0.01)
+
+
+class Towards(nn.Module):
+    """The velocity whose data is white where the pixels of the column are white in the top row, else black."""
+
+    def forward(self, x: Tensor, times: Tensor, spans: Tensor, labels: Tensor | None) -> Tensor:
+        del spans, labels
+        t = times.view(-1, 1, 1, 1)
+        target = (x[:, :, :1] / t.clamp(min=0.1)).clamp(-1, 1)  # what the top row's way says of its data
+        return (target - x) / (1 - t)
+
+
+def test_a_completion_keeps_the_rows_above_and_the_others_see_them() -> None:
+    model = make_model(ema=0.0)
+    model.network = Towards()
+    images = make_halves()["images"]
+    half = images.clone()
+    half[:, :, 4:] = 128  # what is below must not count
+    given = {"labels": torch.zeros(16, dtype=torch.int64)}
+    again = model.complete(half, 4, make_generator(0, "x"), given)
+    assert torch.equal(again[:, :, :4], images[:, :, :4])
+    assert (again[:, :, 4:].float() - images[:, :, 4:].float()).abs().mean() < 25
+    assert torch.equal(again, model.complete(images, 4, make_generator(0, "x"), given))
+    assert not torch.equal(again[:, :, 4:], model.complete(255 - images, 4, make_generator(0, "x"), given)[:, :, 4:])
+    with pytest.raises(ValueError, match="known: expected rows below 8, got 8"):
+        model.complete(images, 8, make_generator(0, "x"), given)
+
+
+def test_a_completion_is_of_the_class_or_leaves_it_open_where_it_has_been_learnt_without() -> None:
+    images, drawn = make_halves()["images"][:2], {}
+    for name, given in (("0", torch.zeros(2)), ("1", torch.ones(2)), ("open", None)):
+        labels = {} if given is None else {"labels": given.long()}
+        drawn[name] = make_model(guidance=3.0).complete(images, 4, make_generator(0, "x"), labels)
+    assert not torch.equal(drawn["0"], drawn["1"])
+    assert not torch.equal(drawn["0"], drawn["open"])
+    model = make_model(label_dropout=0.0, guidance=1.0)
+    with pytest.raises(ArtifactError, match="expected a class, as label_dropout 0 leaves nothing"):
+        model.complete(images, 4, make_generator(0, "x"), {})
+    model = make_model(conditional=False, label_dropout=0.0, guidance=1.0)
+    assert model.complete(images, 4, make_generator(0, "x"), {}).shape == images.shape
 
 
 class Curved(nn.Module):

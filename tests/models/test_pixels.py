@@ -177,6 +177,22 @@ def test_a_completion_keeps_the_rows_above_and_fits_them() -> None:
         model.complete(half, 3, torch.Generator(), {})
 
 
+@torch.no_grad()
+def test_a_completion_without_a_class_draws_it_by_how_likely_the_known_rows_are() -> None:
+    model = make_model(image_fields((1, 4, 4), 3), conditional=True)
+    first = torch.tensor([[3, 7], [12, 0]])  # the patches of the two upper rows
+    nats = torch.stack([model.network.nats(torch.full((2,), label), first).sum(dim=1) for label in range(3)], dim=1)
+    expected = 3000 * torch.distributions.Categorical(logits=-nats).probs
+    drawn = model.draw_classes(model.network, first.repeat_interleave(3000, dim=0), torch.Generator().manual_seed(0))
+    found = torch.stack([part.bincount(minlength=3) for part in drawn.view(2, 3000)])
+    assert (expected - 1000).abs().max() > 100  # the classes are not equally likely
+    assert chisquare(found.flatten(), expected.flatten(), ddof=1).pvalue > 1e-4
+    images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    given = {"labels": torch.tensor([2, 2])}
+    one, other = (model.complete(images, 2, torch.Generator().manual_seed(0), each) for each in ({}, given))
+    assert one.shape == other.shape == images.shape
+
+
 def test_training_sees_images_that_are_drawn_again_with_the_grey_level_as_chance() -> None:
     model = make_model()
     seen = []

@@ -69,12 +69,44 @@ def test_the_other_runs_pass_all_stages_and_name_what_they_score(edit_params: Ca
         found[run] = artifacts.read_json(artifacts.REPORTS / "runs" / run / "metrics.json")
         assert found[run]["fid_classifier"] > 0
         assert (artifacts.REPORTS / "runs" / run / "samples" / "samples.png").exists()
+        completes = (artifacts.REPORTS / "runs" / run / "samples" / "completions.png").exists()
+        walks = (artifacts.REPORTS / "runs" / run / "audit" / "interpolations.png").exists()
+        assert (completes, walks) == (run != "codes", run == "flow_matching")
     assert {"bits_per_dim", "levels_nats", "bits_per_dim_change"} <= found["flow_matching"].keys()
     for run in ("codes", "codes_prior"):
         assert found[run]["elbo_nats"] > 0
         assert 0 < found[run]["codes_used"] <= 1
     protocols = [artifacts.read_json(artifacts.REPORTS / "runs" / run / "protocol.json") for run in MORE_RUNS[1:]]
     assert len({content["values"]["elbo_nats"]["hash"] for content in protocols}) == 1  # comparable with a VAE's
+
+
+@pytest.mark.usefixtures("prepared", "tiny")
+@pytest.mark.slow
+def test_the_runs_of_the_page_sample_the_weights_of_one_training_in_one_step_and_in_eight(
+    edit_params: Callable[..., None],
+) -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    [text] = [each for each in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "one_step" in each]
+    shipped = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")["runs"]
+    runs = YAML(typ="safe", pure=True).load(text)["runs"]
+    assert list(runs) == ["one_step", "eight_steps"]
+    runs["one_step"]["changes"]["steps"] = 6
+    edit_params({"runs": {"flow_matching": shipped["flow_matching"], **runs}})
+    networks.main("classifier")
+    weights, drawn, content = {}, {}, {}
+    for run in ("flow_matching", *runs):
+        train.main(run)
+        sample.main(run)
+        evaluate.main(run)
+        folder = artifacts.RUNS / run
+        weights[run] = artifacts.digest(folder / "model" / "model.safetensors")
+        drawn[run] = artifacts.read_tensors(folder / "samples" / "generated.safetensors")["0"]
+        content[run] = artifacts.read_json(artifacts.REPORTS / "runs" / run / "protocol.json")
+        assert artifacts.read_json(artifacts.REPORTS / "runs" / run / "metrics.json")["fid_classifier_ratio"] > 0
+    assert weights["one_step"] == weights["eight_steps"] != weights["flow_matching"]
+    assert not torch.equal(drawn["one_step"], drawn["eight_steps"])
+    hashes = {each["values"]["fid_classifier_ratio"]["hash"] for each in content.values()}
+    assert len(hashes) == 1  # so that the ratio of the two is a claim
 
 
 @pytest.mark.usefixtures("tiny")
