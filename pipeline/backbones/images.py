@@ -173,7 +173,7 @@ class Velocity(nn.Module):
     """Gives a network, besides x (B, C, H, W) at times t, the noise that x has if a pixel is of one of a few levels.
 
     Many pixels of images are black or white. Near the data the noise is a small part of x, which a network would have
-    to magnify by as much as 1 / (1 - t): without this, likelihoods are poor. In units of its deviation, at most about 3.
+    to magnify by as much as 1 / (1 - t): without this, likelihoods are poor. In deviations, at most about 3.
     """
 
     def __init__(self, network: nn.Module, levels: tuple[float, ...] = (CELL / 2 - 1, 1 - CELL / 2)) -> None:
