@@ -29,6 +29,7 @@ VELOCITIES = {"unet": (2 * PATCH, GROUPS), "dit": (PATCH, HEAD)}  # what frames 
 BANDS = 64
 WINDOW, HOP = 0.064, 4  # seconds, rounded to a power of two samples; hops per window
 FLOOR = 1e-5  # of the power; a sine of full scale has a power of 1 at its frequency
+SILENCE = -1.0  # of a picture; the most frequent value, which a network of velocities is told
 TOGETHER = 50  # clips that are made at a time: more do not fit a processor's cache
 UNMIXED = 30  # steps towards the powers of frequencies
 ITERATIONS, MOMENTUM = 32, 0.99  # of Griffin-Lim
@@ -169,9 +170,9 @@ def require_velocity(name: str, width: int, spec: Spec) -> None:
 def make_velocity(name: str, width: int, blocks: int, spec: Spec, classes: int) -> nn.Module:
     """Return a network from pictures, times, spans and labels to velocities; 0 classes: no labels."""
     if name == "unet":
-        return UNet(1, 1, width, blocks, classes, PATCH)
+        return images.Velocity(UNet(2, 1, width, blocks, classes, PATCH), (SILENCE,))
     _, *sides = find_shape(spec)
-    return DiT(1, 1, (sides[0], sides[1]), width, blocks, classes)
+    return images.Velocity(DiT(2, 1, (sides[0], sides[1]), width, blocks, classes), (SILENCE,))
 
 
 def find_hop(rate: int) -> int:

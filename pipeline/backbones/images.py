@@ -170,21 +170,22 @@ def find_shape(spec: Spec) -> tuple[int, ...]:
 
 
 class Velocity(nn.Module):
-    """Gives a network, besides x (B, C, H, W) at times t, the noise that x has if a pixel is black, or white.
+    """Gives a network, besides x (B, C, H, W) at times t, the noise that x has if a pixel is of one of a few levels.
 
-    Many pixels are one of the two. Near the data the noise is a small part of x, which a network would have to magnify
-    by as much as 1 / (1 - t): without this, likelihoods are poor. In units of its deviation, and at most about 3.
+    Many pixels of images are black or white. Near the data the noise is a small part of x, which a network would have
+    to magnify by as much as 1 / (1 - t): without this, likelihoods are poor. In deviations, at most about 3.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, levels: tuple[float, ...] = (CELL / 2 - 1, 1 - CELL / 2)) -> None:
         super().__init__()
         self.network = network
+        self.levels = levels
 
     def forward(self, x: Tensor, times: Tensor, spans: Tensor, labels: Tensor | None) -> Tensor:
         """Return velocities (B, C, H, W)."""
         t = times.view(-1, 1, 1, 1)
         deviation = ((1 - t).square() + CELL**2 / 12).sqrt()  # of x around a pixel of one level
-        noises = [(x - t * level) / deviation for level in (CELL / 2 - 1, 1 - CELL / 2)]
+        noises = [(x - t * level) / deviation for level in self.levels]
         seen = torch.cat([x, *(LARGEST * torch.tanh(noise / LARGEST) for noise in noises)], dim=1)
         velocity: Tensor = self.network(seen, times, spans, labels)
         return velocity
