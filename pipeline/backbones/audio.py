@@ -23,6 +23,7 @@ from pipeline.layers.dit import HEAD, PATCH, DiT
 from pipeline.layers.unet import GROUPS, UNet
 from pipeline.randomness import WHOLE, Part, share
 
+PREPROCESSING = "log-mel pictures of 64 bands, windows of 64 ms by 16 ms, no resize"  # for the protocol
 PICTORIAL = False  # neither sound backwards nor sound of another pitch is like the data
 CELL = 0.0  # pictures of sound have no levels
 VELOCITIES = {"unet": (2 * PATCH, GROUPS), "dit": (PATCH, HEAD)}  # what frames and width must be multiples of

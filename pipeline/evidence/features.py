@@ -207,13 +207,17 @@ def load_network(run: Run, settings: Params, shape: tuple[int, ...]) -> nn.Modul
 
 def describe_network(name: str, settings: Params) -> dict[str, str]:
     """Return what makes a feature network's numbers comparable: its kind, its weights, what it does to an image."""
-    plug_in = settings.networks[name].network
+    section = settings.networks[name]
+    module, backbone = (
+        plugins.load("networks", section.network),
+        plugins.load("backbones", settings.data[section.data].KIND),
+    )
     folder = artifacts.NETWORKS / name
     return {
-        "network": plug_in,
+        "network": section.network,
         "weights_sha256": artifacts.digest(artifacts.find_weights(folder)),
         "config_sha256": artifacts.digest(folder / "config.json"),
-        "preprocessing": plugins.load("networks", plug_in).PREPROCESSING,
+        "preprocessing": getattr(backbone, "PREPROCESSING", module.PREPROCESSING),
     }
 
 
