@@ -89,13 +89,16 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Runs of params.yaml that have a test of their own; all other tests train one run of each kind of model.
-MORE_RUNS = ("flow_matching", "codes", "codes_prior")
+MORE_IMAGE_RUNS = ("flow_matching", "codes", "codes_prior")
+MORE_RUNS = (*MORE_IMAGE_RUNS, "speech")
 
 
 def leave_out_runs(text: str) -> str:
-    """Return the text of params.yaml without MORE_RUNS."""
-    left, count = re.subn(rf"^  ({'|'.join(MORE_RUNS)}): {{model: .*\n", "", text, flags=re.MULTILINE)
-    assert count == len(MORE_RUNS)
+    """Return the text of params.yaml without MORE_RUNS, and without the data and the network of speech."""
+    lines = rf"(?:{'|'.join(MORE_IMAGE_RUNS)}): {{model: .*\n"
+    blocks = r"(?:speech|listener):\n(?:    .*\n)+"
+    left, count = re.subn(rf"^  (?:{lines}|{blocks})", "", text, flags=re.MULTILINE)
+    assert count == len(MORE_IMAGE_RUNS) + 3
     return left
 
 

@@ -32,7 +32,7 @@ from pipeline.networks import inception
 from pipeline.pages import charts, results
 from pipeline.randomness import make_generator
 from pipeline.stages import audit, check, evaluate, fetch, networks, prepare, report, sample, train
-from tests.conftest import MORE_RUNS, ROOT
+from tests.conftest import MORE_IMAGE_RUNS, ROOT
 
 RUNS = ("gan", "vae", "transformer")
 # Equal bits are promised for these; records hold times and report pages show them.
@@ -59,11 +59,11 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.usefixtures("prepared", "tiny")
 @pytest.mark.slow
-def test_the_other_runs_pass_all_stages_and_name_what_they_score(edit_params: Callable[..., None]) -> None:
+def test_the_other_runs_of_images_pass_all_stages_and_name_what_they_score(edit_params: Callable[..., None]) -> None:
     edit_params({"runs": artifacts.encode(params.load(ROOT / "params.yaml").runs)})
     networks.main("classifier")
     found = {}
-    for run in MORE_RUNS:
+    for run in MORE_IMAGE_RUNS:
         for stage in (train, sample, evaluate, audit):
             stage.main(run)
         found[run] = artifacts.read_json(artifacts.REPORTS / "runs" / run / "metrics.json")
@@ -76,7 +76,7 @@ def test_the_other_runs_pass_all_stages_and_name_what_they_score(edit_params: Ca
     for run in ("codes", "codes_prior"):
         assert found[run]["elbo_nats"] > 0
         assert 0 < found[run]["codes_used"] <= 1
-    protocols = [artifacts.read_json(artifacts.REPORTS / "runs" / run / "protocol.json") for run in MORE_RUNS[1:]]
+    protocols = [artifacts.read_json(artifacts.REPORTS / "runs" / run / "protocol.json") for run in MORE_IMAGE_RUNS[1:]]
     assert len({content["values"]["elbo_nats"]["hash"] for content in protocols}) == 1  # comparable with a VAE's
 
 
