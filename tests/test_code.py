@@ -136,7 +136,7 @@ def test_a_constant_of_the_flow_changes_what_the_vae_trains_and_draws_only(packa
             "weights.py",
             "tensor.detach().cpu()",
             "tensor.detach().cpu().clone()",
-            {"networks@classifier", "train@gan", "train@vae", "train@transformer"},
+            {"networks@classifier", "networks@listener", "train@gan", "train@vae", "train@transformer"},
         ),
         (
             "layers/decoding.py",
@@ -204,8 +204,9 @@ def test_two_definitions_that_swap_their_names_change_the_digest(package: Path) 
     def change() -> None:
         edit(
             package / "models" / "vae.py",
-            "make_average, shift_images, warmup_cosine",
-            "make_average, warmup_cosine\nfrom pipeline.layers.blocks import translate as shift_images",
+            "gaussian_kl, log_bernoulli, log_discretized_logistic, log_normal",
+            "gaussian_kl, log_bernoulli, log_discretized_logistic\n"
+            "from pipeline.layers.likelihoods import log_discretized_logistic as log_normal",
         )
 
     assert find_changed(change) == {"train@vae", "sample@vae", "audit@vae"}

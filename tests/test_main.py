@@ -59,7 +59,7 @@ def test_every_command_keeps_its_own_help(command: str, capsys: pytest.CaptureFi
         ("pipeline compare gan v", {"vae"}),
         ("pipeline grid gan --", {"--dry-run", "--remove"}),
         ("pipeline repro train@", {f"train@{run}" for run in ("gan", "vae", "transformer", *MORE_RUNS)}),
-        ("pipeline repro net", {"networks", "networks@classifier"}),
+        ("pipeline repro net", {"networks", "networks@classifier", "networks@listener"}),
     ],
 )
 def test_the_tab_key_completes_commands_options_runs_and_stages(

@@ -28,6 +28,7 @@ HEADLINES = {
     "flow_matching": "fid_classifier",
     "vae": "iw500_nats",
     "codes_prior": "elbo_nats",
+    "speech": "agreement_listener",
     "transformer": "test_bits_per_character",
 }
 
@@ -188,11 +189,11 @@ def test_the_sections_of_the_page_of_models_are_right(tmp_path: Path) -> None:
     blocks = re.findall(
         r"^```yaml\n(.*?)^```", (ROOT / "docs" / "models.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
     )
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         for section, entries in yaml.load(block).items():
             values[section] |= entries
     with (tmp_path / "params.yaml").open("w") as file:
         yaml.dump(values, file)
     loaded = params.load(tmp_path / "params.yaml")
-    assert {"one_step", "pixels"} <= loaded.runs.keys()
+    assert {"one_step", "pixels", "notes"} <= loaded.runs.keys()

@@ -55,7 +55,7 @@ def make(name: str, **changes: Any) -> tuple[Any, Any, Examples]:
     else:
         images = torch.randint(256, (36, 1, 28, 28), dtype=torch.uint8, generator=generator)
         examples = Rows({"images": images, "labels": torch.arange(36) % 10})
-    return module.Model(config, SPECS[module.LEARNS[0]], seed=0), config, examples
+    return module.Model(config, SPECS["text" if module.LEARNS == ("text",) else "images"], seed=0), config, examples
 
 
 def train(name: str, *, steps: int = 10, changes: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Trainer]:

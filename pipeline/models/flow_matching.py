@@ -235,7 +235,7 @@ class Model(OneNetwork):
             msg = f"known: expected rows below {images.size(2)}, got {known}"
             raise ValueError(msg)
         config, network = self.config, self.kept.eval()
-        data = self.backbone.to_continuous(images.to(self.device), generator)
+        data = self.backbone.to_continuous(images.to(self.device), self.spec, generator)
         is_open = config.conditional and "labels" not in given
         if is_open and not config.label_dropout:
             msg = "expected a class, as label_dropout 0 leaves nothing to learn without one"
@@ -251,7 +251,7 @@ class Model(OneNetwork):
                 line = torch.lerp(normal(*data.shape, generator=generator), data, start)
                 x = torch.cat([line[:, :, :known], x[:, :, known:]], dim=2)
                 x = x + (end - start) * self.guide(network, x, at, torch.zeros_like(at), labels, weight)
-        drawn = self.backbone.from_continuous(x)
+        drawn = self.backbone.from_continuous(x, self.spec)
         return torch.cat([images.to(self.device)[:, :, :known], drawn[:, :, known:]], dim=2)
 
     def guide(
