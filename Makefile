@@ -4,7 +4,7 @@ BIN := .venv/bin
 PORT ?= 5000
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test test-slow benchmark benchmark-inception benchmark-transfer benchmark-data ui lint lock clean
+.PHONY: help repro test test-slow benchmark benchmark-inception benchmark-transfer benchmark-families benchmark-sound benchmark-data ui lint lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:\t/'
@@ -48,6 +48,12 @@ benchmark-inception: .venv/installed  ## measure FID with the published Inceptio
 
 benchmark-transfer: .venv/installed  ## measure trainings that start from trained models
 	cd benchmarks/transfer && pipeline repro -j 2 && pipeline results
+
+benchmark-families: .venv/installed  ## measure families of models on MNIST
+	cd benchmarks/families && pipeline repro -j 2 && pipeline results
+
+benchmark-sound: .venv/installed  ## measure models of sound and music
+	cd benchmarks/sound && pipeline repro -j 2 && pipeline results
 
 benchmark-data: .venv/installed  ## measure the costs of the data and write benchmarks/data.md
 	python benchmarks/data.py
