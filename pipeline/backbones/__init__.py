@@ -4,6 +4,7 @@ Each model names the functions that it needs (`BACKBONE`), and learns every kind
 
 to_unit, from_unit            between stored values and what networks see: values about -1 to 1, pictures of sound
 PREPROCESSING                 optional: what to_unit does, for the protocol, where it is not what the network says
+BINARY                        whether a grey level may be read as the chance of white
 PICTORIAL                     whether flips, augmentations and convolutions at full resolution make sense
 make_generator                layers from a latent vector to values
 make_discriminator            layers from values to features, and how many features there are

@@ -8,6 +8,7 @@ Dimensions: B batch, T samples, M mel bands, K frequencies, S frames, N samples 
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -24,6 +25,7 @@ from pipeline.layers.unet import GROUPS, UNet
 from pipeline.randomness import WHOLE, Part, share
 
 PREPROCESSING = "log-mel pictures of 64 bands, windows of 64 ms by 16 ms, no resize"  # for the protocol
+BINARY = False  # loudness is no chance of a place to be white
 PICTORIAL = False  # neither sound backwards nor sound of another pitch is like the data
 CELL = 0.0  # pictures of sound have no levels
 VELOCITIES = {"unet": (2 * PATCH, GROUPS), "dit": (PATCH, HEAD)}  # what frames and width must be multiples of
@@ -178,7 +180,7 @@ def make_velocity(name: str, width: int, blocks: int, spec: Spec, classes: int) 
 
 def find_hop(rate: int) -> int:
     """Return the samples between two frames, a quarter of the window."""
-    return 2 ** round(torch.tensor(WINDOW * rate).log2().item()) // HOP
+    return 2 ** round(math.log2(WINDOW * rate)) // HOP
 
 
 @functools.lru_cache
@@ -240,7 +242,7 @@ class LogMel(nn.Module):
         There are many; the one found is near to even powers within a band. Steps of Richardson (1972) and Lucy (1974)
         keep ratios, as logarithms need it: 30 of them leave an error of a hundredth of that of the phases.
         """
-        powers = self.mel.T @ (bands / self.mel.sum(dim=1, keepdim=True))
+        powers = self.mel.T @ (bands / self.mel.sum(dim=1, keepdim=True).clamp(min=1e-6))
         weights = self.mel.sum(dim=0).clamp(min=1e-6)[:, None]
         for _ in range(UNMIXED):
             powers = powers * (self.mel.T @ (bands / (self.mel @ powers).clamp(min=1e-9))) / weights

@@ -18,6 +18,7 @@ from pipeline.layers.blocks import from_bytes, shift_images, to_bytes
 from pipeline.layers.dit import HEAD, PATCH, DiT
 from pipeline.layers.unet import GROUPS, UNet
 
+BINARY = True
 PICTORIAL = True
 shift = shift_images
 VELOCITIES = {"unet": (4, GROUPS), "dit": (PATCH, HEAD)}  # what sides and width must be multiples of

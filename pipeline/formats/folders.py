@@ -34,6 +34,8 @@ TABLES = {
     ".xlsx",
     ".mat",
 }  # such as metadata.csv of Hugging Face's imagefolder
+COMPANIONS = {".jpg", ".jpeg", ".png", ".gif", ".webp"}  # covers next to sounds
+COMPANIONS |= {".textgrid", ".lab", ".cue", ".m3u", ".m3u8", ".pls", ".asd", ".reapeaks"}  # labels, lists, peaks
 DOCUMENTS = {".txt", ".md", ".rst", ".html", ".htm", ".pdf", ".xml", ".yaml", ".yml", ".log", ".md5", ".sha256", ".py"}
 DOCUMENT_NAMES = {"license", "licence", "copying", "readme"}  # without an ending
 
@@ -149,12 +151,13 @@ def is_litter(path: str) -> bool:
     return name in LITTER or not LITTER_FOLDERS.isdisjoint(folders)
 
 
-def name_other(path: str, pictures: Collection[str]) -> str:
+def name_other(path: str, pictures: Collection[str], endings: Collection[str]) -> str:
     """Return what a file that is no picture is by its name, or nothing where it should have been one.
 
     Args:
         path: of the file.
-        pictures: the paths of pictures, with and without their endings.
+        pictures: the paths of pictures, or of other examples, with and without their endings.
+        endings: of the names of examples.
     """
     if is_litter(path):
         return "litter"
@@ -163,4 +166,6 @@ def name_other(path: str, pictures: Collection[str]) -> str:
         return "caption"
     if ending in TABLES:
         return "table"
+    if ending in COMPANIONS and ending not in endings:
+        return "companion"
     return "document" if ending in DOCUMENTS or PurePosixPath(path).name.lower() in DOCUMENT_NAMES else ""

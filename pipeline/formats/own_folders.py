@@ -161,6 +161,7 @@ class OwnFolder:
             ArtifactError: if there are no split folders, though the config says so.
         """
         self.root, self.key, self.config, self.noun = Path(config.path), raw.name, config, noun
+        self.endings = endings
         listed = read_reports(raw)
         files = [report for report in listed if not report.path.endswith("/")]
         self.folders = [report for report in listed if report.path.endswith("/")]
@@ -235,7 +236,7 @@ class OwnFolder:
             reports.append(replace(report, split=split, duplicate_of=duplicate_of))
             digests.append(digest)
             sizes.append(len(content) if split else 0)
-        return Sorting(_name_others(reports), digests, sizes)
+        return Sorting(_name_others(reports, self.endings), digests, sizes)
 
     def finish(
         self, sorting: Sorting, stores: Mapping[str, IO[bytes]], shape: tuple[int, ...], dtype: type[np.generic]
@@ -336,13 +337,13 @@ def describe_layout(layout: Layout, config: Keys) -> dict[str, Any]:
     return known
 
 
-def _name_others(reports: Sequence[FileReport]) -> list[FileReport]:
+def _name_others(reports: Sequence[FileReport], endings: Collection[str]) -> list[FileReport]:
     """Tell the broken files that were never examples from those that should have been."""
     examples = {report.path for report in reports if not report.reason}
     examples |= {path.rpartition(".")[0] for path in examples}
     named = []
     for report in reports:
-        other = name_other(report.path, examples) if report.reason else ""
+        other = name_other(report.path, examples, endings) if report.reason else ""
         named.append(replace(report, reason="", other=other) if other else report)
     return named
 

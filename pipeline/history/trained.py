@@ -14,6 +14,7 @@ never more than numbers and settings here.
 import contextlib
 import logging
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -142,6 +143,10 @@ class Trained:
             there = ", ".join(list_completing()) or "none"
             msg = f"{self.address}: this model completes nothing; runs here whose models do: {there}"
             raise ArtifactError(msg)
+        if not self.data:
+            print(
+                f"{self.address}: no record of its data here, so your files are read by the defaults", file=sys.stderr
+            )
         names, values = self.loaded.kind.read_files(path, self.loaded, self.data)
         return names, values
 

@@ -58,7 +58,9 @@ LEAST = 50  # clips that a metric is computed of
 SILENCE = 327  # a clip that stays below, 1% of the range, is silent
 MOST_CLIPPED = 0.01  # share of a clip's samples that may be as loud as can be
 NETWORK = {"width": 8, "steps": 300, "batch_size": 32, "shift": 800}  # keys that suit sound; shift is in samples
-MODEL = {"flip": False, "augment": [], "full_width": 0}  # the same, of models; those that a model lacks are left out
+# The same, of models; keys that a model lacks are left out.
+MODEL = {"flip": False, "augment": [], "full_width": 0, "late_share": 0.0, "shift": 1000}
+MODEL |= {"hidden": 128, "dropout": 0.0, "beta": 0.3, "flow_width": 256}
 SURVEYED = 500  # clips whose frequencies are looked at
 NOTHING = 5e-4  # share of the power that counts as none; filters of resampling leave about that much
 NARROW = 0.4  # share of the band that is doubtfully little
@@ -165,7 +167,8 @@ def _question_sound(data: str, manifest: dict[str, Any], config: AudioConfig) ->
     clip = config.samples / config.rate
     samples, rate = name_key(data, config, "samples"), name_key(data, config, "rate")
     usual = known.get("seconds", {}).get("95%", clip)
-    advice = f"{math.ceil(usual * config.rate)} would hold 95% of them"
+    step = 2 ** round(math.log2(config.rate / 8))  # such lengths can be halved, as models need them
+    advice = f"{math.ceil(usual * config.rate / step) * step} would hold 95% of them"
     if usual < MUCH_PADDING * clip:
         found.append(f"{samples}: 95% of the recordings last at most {usual:g} s, a clip {clip:g} s; {advice}")
     left_out = known.get("left_out", {"share": 0, "silent_clips": 0})

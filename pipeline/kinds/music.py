@@ -288,7 +288,7 @@ def compose(loaded: Any, count: int, generator: torch.Generator, sampling: Any, 
     return notes.cpu()
 
 
-def complete(loaded: Any, piece: Tensor, generator: torch.Generator, sampling: Any) -> Tensor:
+def harmonise(loaded: Any, piece: Tensor, generator: torch.Generator, sampling: Any) -> Tensor:
     """Draw all voices of a piece (F, V) but the first, which is kept; uint8 (F, V)."""
     kept = trim(piece).clone()
     kept[:, 1:] = END
@@ -330,7 +330,7 @@ def find_silent_alarms(held_out: dict[str, Tensor], manifest: dict[str, Any]) ->
 def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: Callable[[str], Any]) -> Drawn:
     """Draw pieces, complete the lower voices of test pieces, and score validation and test.
 
-    Files: nats (float64, by split: of each piece in turn its notes and its end), and generated (uint8 (N, F, V)).
+    Files: note_nats (float64, by split: of each piece in turn its notes and its end), and generated (uint8 (N, F, V)).
     """
     model = loaded.model
     notes = compose(loaded, sampling.count, make_generator(seed, "sample", device=model.device), sampling)
@@ -341,6 +341,6 @@ def draw(loaded: Any, sampling: Any, seed: int, manifest: dict[str, Any], read: 
         nats[split] = torch.cat([model.score(trim(piece), stride).cpu() for piece in pieces])
     for index, piece in enumerate(pieces[:COMPLETED]):
         generator = make_generator(seed, "completion", index, device=model.device)
-        pairs += [piece, complete(loaded, piece, generator, sampling)]
-    exhibits = [*exhibit("samples", list(notes[:HEARD])), *exhibit("completions", pairs)]
-    return Drawn({"nats": nats, "generated": {"0": notes}}, exhibits)
+        pairs += [piece, harmonise(loaded, piece, generator, sampling)]
+    exhibits = [*exhibit("samples", list(notes[:HEARD])), *exhibit("harmonisations", pairs)]
+    return Drawn({"note_nats": nats, "generated": {"0": notes}}, exhibits)

@@ -171,7 +171,7 @@ def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evid
         recall,
         list(artifacts.read_tensors(given).values()) if given.exists() else [],
         test[LABELS],
-        make_trip(test[FIELD], spec, recall),
+        make_trip(test[FIELD], spec, recall) if networks else None,
     )
 
 

@@ -90,7 +90,7 @@ class Evidence:
 def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evidence:
     """Read the nats of every note, and the pieces."""
     del circumstances
-    nats = artifacts.read_tensors(artifacts.RUNS / key / "samples" / "nats.safetensors")
+    nats = artifacts.read_tensors(artifacts.RUNS / key / "samples" / "note_nats.safetensors")
     splits = {split: artifacts.read_split(settings.runs[key].data, split) for split in SPLITS}
     pieces = {split: tensors["notes"][tensors["shifts"] == 0] for split, tensors in splits.items()}
     return Evidence(nats, pieces)

@@ -31,7 +31,7 @@ from pipeline.layers.likelihoods import gaussian_kl, log_bernoulli, log_discreti
 from pipeline.params import Trainable
 from pipeline.randomness import WHOLE, Part, derive_seed, make_generator, normal, seed_global, seeded, share, this_part
 
-BACKBONE = ("find_shape", "from_levels", "require_quarters", "shift", "to_levels")
+BACKBONE = ("BINARY", "find_shape", "from_levels", "require_quarters", "shift", "to_levels")
 LEARNS = plugins.find_providers("backbones", BACKBONE)
 OBSERVED = {"bernoulli": "binarised images", "discretized_logistic": "grey levels"}  # by likelihood
 
@@ -121,14 +121,18 @@ def require(config: Config, fields: Fields) -> None:
     """Refuse data that the config does not fit.
 
     Raises:
-        ArtifactError: if the sides are no multiples of 4, with the nearest that are, or if a conditional model gets no
-            labels.
+        ArtifactError: if the sides are no multiples of 4, with the nearest that are, if a conditional model gets no
+            labels, or if the likelihood does not suit the kind.
     """
     if config.conditional and ("labels" not in fields or not fields["labels"].classes):
         msg = "conditional true needs labels, and the data have none: set conditional false"
         raise ArtifactError(msg)
     spec = fields[find_field(fields, LEARNS)]
-    plugins.load("backbones", spec.kind).require_quarters(spec)
+    backbone = plugins.load("backbones", spec.kind)
+    if config.likelihood == "bernoulli" and not backbone.BINARY:
+        msg = f"likelihood: expected discretized_logistic for {spec.kind}, got bernoulli"
+        raise ArtifactError(msg)
+    backbone.require_quarters(spec)
 
 
 class Network(nn.Module):

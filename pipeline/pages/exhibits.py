@@ -24,6 +24,7 @@ NOTES = {
     "samples": "The first samples that were drawn, not a selection.",
     "reconstructions": "Each test picture before its reconstruction.",
     "completions": "The upper half that the model is given, its completion, and the test picture itself.",
+    "harmonisations": "Each test piece before one with its first voice, and other voices that the model has drawn.",
     "interpolations": "Each row walks from one sample to another, of one class if the model is told the class.",
     "neighbours": "The samples that are nearest to one training example only, each before that example.",
     "attention": "Choose a layer and head, and a token; brighter tokens are those that it looks at.",

@@ -85,6 +85,9 @@ class Player:
         loaded = self.give(chosen)
         given = loaded.pool.draw(self.together or COUNT, make_generator(seed, "given"))
         generator = make_generator(seed, "show", device=loaded.model.device)
+        if hasattr(loaded.kind, "compose"):
+            composed: Tensor = loaded.kind.compose(loaded, COUNT, generator, self.sampling)
+            return composed
         return loaded.sample(self.together or COUNT, generator, given)
 
     def show(self, name: str, values: Tensor) -> list[list[Exhibit]]:

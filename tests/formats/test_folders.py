@@ -98,5 +98,7 @@ def test_what_is_no_picture_is_named() -> None:
         "cat/2": "",
         "photos.zip": "",
     }
-    assert {path: name_other(path, pictures) for path in expected} == expected
+    assert {path: name_other(path, pictures, {".png", ".heic"}) for path in expected} == expected
+    assert name_other("album/cover.jpg", {"album/1.mp3", "album/1"}, {".mp3"}) == "companion"
+    assert name_other("album/2.mp3", {"album/1.mp3", "album/1"}, {".mp3"}) == ""
     assert not is_litter("cat/thumbs.db.png")

@@ -146,17 +146,17 @@ def test_a_sampled_run_has_scores_of_each_split_and_exhibits_to_see_to_hear_and_
     again = music.draw(loaded, SETTINGS, 0, manifest, splits.__getitem__)
     assert drawn.exhibits == again.exhibits
     for name, split in splits.items():
-        assert len(drawn.files["nats"][name]) == int((split["notes"] != END).sum()) + 3
-        assert torch.equal(drawn.files["nats"][name], again.files["nats"][name])
+        assert len(drawn.files["note_nats"][name]) == int((split["notes"] != END).sum()) + 3
+        assert torch.equal(drawn.files["note_nats"][name], again.files["note_nats"][name])
     assert drawn.files["generated"]["0"].shape == (5, 20, 2)
     shown = {f"{exhibit.name}{exhibit.suffix}": exhibit.content for exhibit in drawn.exhibits}
     assert list(shown) == [
-        f"{name}{ending}" for name in ("samples", "completions") for ending in (".png", ".wav", ".mid")
+        f"{name}{ending}" for name in ("samples", "harmonisations") for ending in (".png", ".wav", ".mid")
     ]
-    rate, sound = wavfile.read(io.BytesIO(shown["completions.wav"]))
+    rate, sound = wavfile.read(io.BytesIO(shown["harmonisations.wav"]))
     assert len(sound) > rate
     # A test piece and its completion follow one another, and the first voice is the same in both.
-    file = mido.MidiFile(file=io.BytesIO(shown["completions.mid"]))
+    file = mido.MidiFile(file=io.BytesIO(shown["harmonisations.mid"]))
     played = [[message.note for message in track if message.type == "note_on"] for track in file.tracks]
     sung = [pitch for pitch, *_ in find_notes(splits["test"]["notes"][0, :20, 0].numpy())]
     assert played[0][: 2 * len(sung)] == 2 * sung
@@ -165,7 +165,7 @@ def test_a_sampled_run_has_scores_of_each_split_and_exhibits_to_see_to_hear_and_
 
 def test_the_completion_of_a_piece_keeps_its_first_voice_and_its_length() -> None:
     [piece] = music.pad(make_pieces(1))
-    found = music.complete(load(seed=1), piece, torch.Generator().manual_seed(0), SETTINGS)
+    found = music.harmonise(load(seed=1), piece, torch.Generator().manual_seed(0), SETTINGS)
     assert torch.equal(found[:, 0], piece[:, 0])
     assert int(found.max()) < END
     assert not torch.equal(found[:, 1], piece[:, 1])

@@ -50,7 +50,12 @@ def build(run: str, **changes: Any) -> tuple[Any, Any, Examples, str]:
         images[::2, :, 4:24, 8:12] = 255
         images[1::2, :, 12:16, 4:24] = 255
         examples = Rows({"images": images, "labels": torch.arange(16) % 2})
-    return module.Model(config, SPECS["text" if module.LEARNS == ("text",) else "images"], seed=0), config, examples, plug_in
+    return (
+        module.Model(config, SPECS["text" if module.LEARNS == ("text",) else "images"], seed=0),
+        config,
+        examples,
+        plug_in,
+    )
 
 
 @pytest.mark.parametrize("run", RUNS)

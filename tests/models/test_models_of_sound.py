@@ -94,3 +94,16 @@ def test_the_tone_is_that_of_the_class_that_is_asked_for(name: str) -> None:
     clips = model.sample(40, make_generator(0, "x"), {"labels": labels})["clips"].double()
     found = torch.fft.rfft(clips).abs().argmax(dim=1) * RATE / SAMPLES
     assert ((found > 1150) == (labels > 0)).double().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_can_be_built_without_memory_as_the_check_of_its_files_does(name: str) -> None:
+    with torch.device("meta"):
+        model = plugins.load("models", name).Model(CONFIGS[name], FIELDS, 0)
+    assert next(model.parameters()).is_meta
+
+
+def test_a_vae_of_black_and_white_pictures_learns_no_sound() -> None:
+    config = make_vae_config(likelihood="bernoulli")
+    with pytest.raises(ArtifactError, match=r"^likelihood: expected discretized_logistic for audio, got bernoulli$"):
+        plugins.load("models", "vae").require(config, FIELDS)
