@@ -13,6 +13,7 @@ show             many values as one thing to look at or listen to: an Exhibit
 picture          optional: the same as a picture, of values that `show` does not show to the eye
 encode           one value as text, for the served model
 stream           optional: one value in pieces, for a page that shows it while it is made
+compose          optional: several values by the settings of sampling, for the page that plays with a model
 TOGETHER         optional: number of values that are shown as one, where a single one shows nothing
 complete         optional: values of which a part is kept and the rest drawn by a model that can; `read_files` reads
                  them for `pipeline generate --complete`, and `show_completions` shows them
