@@ -337,10 +337,10 @@ def test_an_ordinary_set_raises_no_doubt_but_that_it_is_small(root: Path) -> Non
 
 def test_each_doubt_names_its_key(root: Path) -> None:
     assert find_doubts(root, samples=4096) == [
-        "data.own.samples: 95% of the recordings last at most 0.1 s, a clip 0.512 s; 800 would hold 95% of them"
+        "data.own.samples: 95% of the recordings last at most 0.1 s, a clip 0.512 s; 1024 would hold 95% of them"
     ]
     assert find_doubts(root, samples=600) == [
-        "data.own.samples: 25% of the sound is left out, a clip lasts 0.075 s; 800 would hold 95% of them"
+        "data.own.samples: 25% of the sound is left out, a clip lasts 0.075 s; 1024 would hold 95% of them"
     ]
     low = "30 of 30 recordings have fewer samples per second, from 8000 on"
     assert find_doubts(root, rate=16000, samples=2000) == [f"data.own.rate: {low}, so they have nothing above 4000 Hz"]

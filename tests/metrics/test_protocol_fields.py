@@ -246,7 +246,7 @@ def measure_music(**changes: Any) -> dict[str, list[float]]:
     drawn = music_kind.draw(
         SimpleNamespace(model=model), sampling, 0, {"splits": pieces}, lambda split: {"notes": pieces[split]}
     )
-    return music.compute(music.Evidence(drawn.files["nats"], pieces), music.Config(sampling=sampling))
+    return music.compute(music.Evidence(drawn.files["note_nats"], pieces), music.Config(sampling=sampling))
 
 
 Measure = Callable[..., dict[str, list[float]]]
