@@ -11,7 +11,7 @@ from pipeline.stages import audit, check, evaluate, fetch, prepare, sample, trai
 
 HAS_MIRROR = (Path(os.environ.get("DATA_MIRROR", "none")) / "jsb_chorales").is_dir()
 SAMPLING = {"count": 2, "frames": 16, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "stride": 1.0}
-MODEL = {"layers": 1, "heads": 2, "width": 16, "context": 64, "dropout": 0.0, "steps": 3, "batch_size": 8}
+MODEL = {"layers": 1, "heads": 2, "width": 16, "context": 128, "dropout": 0.0, "steps": 3, "batch_size": 8}
 MODEL |= {"optimizer": "muon", "learning_rate": 1e-2, "matrix_learning_rate": 1e-2, "warmup": 1}
 MODEL |= {"final_learning_rate": 0.0, "weight_decay": 0.0, "clip_norm": 1.0, "ema": 0.0}
 RUN = {"model": "notes", "data": "chorales", "start": "none", "metric": "music", "network": "none", "seed": 0}
