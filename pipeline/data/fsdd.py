@@ -5,7 +5,8 @@ The official test split has the recordings 0 to 4 of each word and speaker, so a
 is taken from the rest: recordings of one speaker with one number as a whole, or at least one whole speaker if one is
 held out. `test` is ignored. A recording that is longer than a clip is cut to its loudest part.
 
-`fetch` writes the recordings of the archive as files. GitHub packs its archives anew, so that their content is hashed.
+`fetch` writes the recordings of the archive as files. The bytes of an archive of GitHub may change, so its content is
+hashed.
 """
 
 import re

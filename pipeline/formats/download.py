@@ -88,9 +88,7 @@ def fetch_all(dataset: str, sources: Sequence[Source], folder: Path) -> None:
 
 def _fetch(dataset: str, source: Source, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    mirror = os.path.expanduser(os.environ.get("DATA_MIRROR", ""))  # noqa: PTH111 - may be an address
-    places = [f"{mirror.rstrip('/')}/{dataset}/{source.name}"] if mirror else []
-    places += [address + source.name for address in source.addresses]
+    places = [*_list_mirror(dataset, source), *(address + source.name for address in source.addresses)]
     tried = []
     for place in places:
         problem = _download(place, source, target) if "://" in place else _copy(Path(place), source, target)
@@ -98,15 +96,24 @@ def _fetch(dataset: str, source: Source, target: Path) -> None:
             _partial(source).unlink(missing_ok=True)
             return
         tried.append(hide_login(f"  {place}: {problem}", place))
-    content = "the decompressed content" if source.gunzip else "the file"
-    msg = "\n".join(
+    raise ArtifactError(_explain(dataset, source, "the decompressed content" if source.gunzip else "the file", tried))
+
+
+def _list_mirror(dataset: str, source: Source) -> list[str]:
+    """Return the place of a file in the mirror; none without a mirror."""
+    mirror = os.path.expanduser(os.environ.get("DATA_MIRROR", ""))  # noqa: PTH111 - may be an address
+    return [f"{mirror.rstrip('/')}/{dataset}/{source.name}"] if mirror else []
+
+
+def _explain(dataset: str, source: Source, hashed: str, tried: Sequence[str]) -> str:
+    """Return the message about a file that no place had; hashed: what its hash is of."""
+    return "\n".join(
         [
-            f"{dataset}: could not get {source.name} (SHA-256 of {content} {source.sha256}). Tried:",
+            f"{dataset}: could not get {source.name} (SHA-256 of {hashed} {source.sha256}). Tried:",
             *tried,
             f"Without a network, put the file at <folder>/{dataset}/{source.name} and set DATA_MIRROR=<folder>.",
         ]
     )
-    raise ArtifactError(msg)
 
 
 def hide_login(text: str, address: str) -> str:
@@ -357,7 +364,7 @@ def _accept(path: Path, source: Source, target: Path) -> str | None:
 
 
 def fetch_archive(dataset: str, source: Source, measure: Callable[[Path], str], folder: Path) -> None:
-    """Bring an archive into `folder` that servers pack anew, so that only its content has a hash.
+    """Bring an archive into `folder` whose bytes change when a server packs it, while its content has a known hash.
 
     Nothing is resumed, because two answers may differ in their bytes.
 
@@ -372,10 +379,8 @@ def fetch_archive(dataset: str, source: Source, measure: Callable[[Path], str], 
     """
     target, partial = folder / source.name, _partial(source)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    mirror = os.path.expanduser(os.environ.get("DATA_MIRROR", ""))  # noqa: PTH111 - may be an address
-    places = [f"{mirror.rstrip('/')}/{dataset}/{source.name}"] if mirror else []
     tried = []
-    for place in [*places, *source.addresses]:
+    for place in [*_list_mirror(dataset, source), *source.addresses]:
         try:
             with FileLock(partial.with_suffix(".lock")):
                 if "://" in place:
@@ -392,11 +397,4 @@ def fetch_archive(dataset: str, source: Source, measure: Callable[[Path], str], 
         finally:
             partial.unlink(missing_ok=True)
         tried.append(hide_login(f"  {place}: {problem}", place))
-    msg = "\n".join(
-        [
-            f"{dataset}: could not get {source.name} (SHA-256 of the content {source.sha256}). Tried:",
-            *tried,
-            f"Without a network, put the file at <folder>/{dataset}/{source.name} and set DATA_MIRROR=<folder>.",
-        ]
-    )
-    raise ArtifactError(msg)
+    raise ArtifactError(_explain(dataset, source, "the content", tried))
