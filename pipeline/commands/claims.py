@@ -73,8 +73,7 @@ def compare_run(run: str, claim: Mapping[str, Any] | None, found: Mapping[str, A
     yield f"{number}, {claimed}; {good} of {len(verdicts)} claims reproduced, {exact} of them bit for bit"
     for metric, value, interval, now, verdict in verdicts.values():
         if verdict not in {EXACT, WITHIN}:
-            said = verdict.replace("**", "")
-            yield f"  {metric} {format_number(now)}, claimed {format_number(value)} {interval}: {said}"
+            yield f"  {metric} {format_number(now)}, claimed {format_number(value)} {interval}: {verdict}"
 
 
 def list_settings(claim: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

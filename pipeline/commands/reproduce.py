@@ -15,6 +15,7 @@ of its own, the command is about that project.
 
 import argparse
 import math
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,7 @@ from pipeline.history.record import describe_environment
 from pipeline.params import Params
 
 REPORT = artifacts.REPORTS / "reproduction.md"
-EXACT, WITHIN, NOT, OPEN = "bit for bit", "within the interval", "**not**", "no verdict"
+EXACT, WITHIN, NOT, OPEN = "bit for bit", "within the interval", "not", "no verdict"
 NOTED = ("versions.", "code.")  # fields of a protocol whose difference is noted, and does not decide
 NETWORK = "network."  # fields of the feature network, which is reproduced too: `find_first` compares it
 
@@ -210,12 +211,12 @@ def find_first(claimed: Mapping[str, Any], found: Mapping[str, Any], run: str, s
 def format_table(rows: list[tuple[str, str, float, str, float, str]], notes: list[str]) -> str:
     """Return the Markdown table, the notes, a paragraph each, and one line of totals."""
     cells = [
-        [run, metric, f"{value:.6g}", interval, f"{now:.6g}", verdict]
+        [run, metric, f"{value:.6g}", interval, f"{now:.6g}", re.sub(f"^{NOT}", f"**{NOT}**", verdict)]
         for run, metric, value, interval, now, verdict in rows
     ]
     titles = ["run", "metric", "claimed", "interval", "reproduced", "verdict"]
     table = align_table(titles, cells, numbers=["claimed", "reproduced"])
-    counts = [f"{sum(row[-1].startswith(kind) for row in rows)} {kind.strip('*')}" for kind in (EXACT, WITHIN, NOT)]
+    counts = [f"{sum(row[-1].startswith(kind) for row in rows)} {kind}" for kind in (EXACT, WITHIN, NOT)]
     undecided = sum(row[-1].startswith(OPEN) for row in rows)
     counts += [f"{undecided} without a verdict"] if undecided else []
     return table + "".join(f"\n{line}\n" for line in [*notes, f"{len(rows)} claims: {', '.join(counts)}"])
