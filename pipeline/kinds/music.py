@@ -224,7 +224,7 @@ class Excerpts:
         return {"inputs": windows[:, :-1].contiguous(), "targets": targets}
 
 
-def require_pieces(name: str, notes: Tensor) -> None:
+def check(name: str, notes: Tensor) -> None:
     """Refuse pieces that would give a plausible number for nonsense.
 
     Args:
@@ -241,9 +241,6 @@ def require_pieces(name: str, notes: Tensor) -> None:
     if not torch.equal(ended, ended[..., :1].expand_as(ended)) or bool((ended[:, 1:] < ended[:, :-1]).any()):
         msg = f"{name}: expected pieces whose voices end together and once"
         raise ArtifactError(msg)
-
-
-check = require_pieces
 
 
 def show(name: str, notes: Tensor, loaded: Any) -> Exhibit:
