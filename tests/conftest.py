@@ -102,6 +102,15 @@ def leave_out_runs(text: str) -> str:
     return left
 
 
+def prepare_own(source: Any, config: Any) -> Any:
+    """Fetch and prepare a folder of your own files, as the section `key` of params.yaml."""
+    raw = Path(config.path).parent / "raw" / "key"
+    shutil.rmtree(raw, ignore_errors=True)
+    raw.mkdir(parents=True)
+    source.fetch(raw, config)
+    return source.prepare(raw, config)
+
+
 @pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Path:
     """A fresh working folder with the project's params.yaml, lock file and an empty MLflow store."""

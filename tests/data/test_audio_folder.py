@@ -21,6 +21,7 @@ from pipeline.kinds import audio, parse_fields
 from pipeline.kinds.audio import Clips
 from pipeline.stages import fetch as fetch_stage
 from pipeline.stages import prepare as prepare_stage
+from tests.conftest import prepare_own
 
 RATE, SAMPLES = 8000, 1000
 SPLITS = ("train", "validation", "test")
@@ -46,12 +47,8 @@ def configure(root: Path, **changes: Any) -> Config:
 
 def run(root: Path, **changes: Any) -> Clips:
     """Fetch and prepare a folder of recordings."""
-    raw = root.parent / "raw" / "key"
-    shutil.rmtree(raw, ignore_errors=True)
-    raw.mkdir(parents=True)
-    config = configure(root, **changes)
-    audio_folder.fetch(raw, config)
-    return audio_folder.prepare(raw, config)
+    prepared: Clips = prepare_own(audio_folder, configure(root, **changes))
+    return prepared
 
 
 def report_of(clips: Clips) -> dict[str, FileReport]:

@@ -26,6 +26,7 @@ from pipeline.formats.own_folders import choose_split
 from pipeline.kinds.images import ImageSplits, write
 from pipeline.stages import fetch as fetch_stage
 from pipeline.stages import prepare as prepare_stage
+from tests.conftest import prepare_own
 
 SPLITS = ("train", "validation", "test")
 ODD = ["a b", "it's", 'say "x"', "two\nlines", "🙂", os.fsdecode(b"\xff\xfe")]
@@ -50,12 +51,8 @@ def configure(root: Path, **changes: Any) -> Config:
 
 def run(root: Path, **changes: Any) -> ImageSplits:
     """Fetch and prepare a folder of pictures."""
-    raw = root.parent / "raw" / "key"
-    shutil.rmtree(raw, ignore_errors=True)
-    raw.mkdir(parents=True)
-    config = configure(root, **changes)
-    image_folder.fetch(raw, config)
-    return image_folder.prepare(raw, config)
+    prepared: ImageSplits = prepare_own(image_folder, configure(root, **changes))
+    return prepared
 
 
 def report_of(images: ImageSplits) -> dict[str, FileReport]:
