@@ -24,7 +24,6 @@ WIDER = "document.documentElement.scrollWidth > document.documentElement.clientW
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with start_browser() as started:
-        started.list_answers()  # of Chromium's own first page
         yield started
 
 
