@@ -14,23 +14,30 @@ from typing import Any
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import RESULTS, call, make_parser
-from pipeline.commands.compare import read_file
-from pipeline.commands.reproduce import EXACT, WITHIN, judge_claims, read_claims
+from pipeline.commands.compare import read_file, read_text
+from pipeline.commands.reproduce import EXACT, NEAR, WITHIN, is_retrained, judge_claims, read_claims, read_outputs
+from pipeline.evidence import trainings
 from pipeline.evidence.protocol import check_content, list_differences
 from pipeline.evidence.uncertainty import format_number
 from pipeline.evidence.values import find_value, is_measurement, load_values, sort_names
+from pipeline.history import dvc_lock
 
+REPRODUCED = (EXACT, WITHIN, NEAR)
 PLACES = ("dvc.lock", str(artifacts.REPORTS))
 
 
 def main(arguments: list[str]) -> int:
     """Print a line per run of params.yaml, and what to do with changed files."""
     make_parser("claims", __doc__).parse_args(arguments)
+    committed = read_outputs(dvc_lock.parse_stages(read_lock(), "dvc.lock of the last commit"))
+    lock = read_outputs(dvc_lock.read_stages())
     for run in params.load().runs:
         if not (artifacts.REPORTS / "runs" / run / "metrics.json").exists():
             print(f"{run}: no numbers yet; `dvc repro evaluate@{run}` makes them")
             continue
-        for line in compare_run(run, read_committed(run), read_claims(Path(), run)):
+        claim, found = read_committed(run), read_claims(Path(), run)
+        spread = trainings.read(Path(), run, claim) if claim and is_retrained(committed, lock, run) else None
+        for line in compare_run(run, claim, found, spread):
             print(line)
     changed = call(["git", "status", "--porcelain", "--", *PLACES], Path.cwd()).splitlines()
     if changed:
@@ -51,8 +58,21 @@ def read_committed(run: str) -> dict[str, Any] | None:
     return claims
 
 
-def compare_run(run: str, claim: Mapping[str, Any] | None, found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the line of a run with its first number, and a line for each claim that did not come out again."""
+def read_lock() -> str:
+    """Return the text of dvc.lock in the last commit; empty if that has none."""
+    try:
+        return read_text("HEAD", str(dvc_lock.PATH))
+    except ArtifactError:
+        return ""
+
+
+def compare_run(
+    run: str, claim: Mapping[str, Any] | None, found: Mapping[str, Any], spread: Mapping[str, Any] | None = None
+) -> Iterator[str]:
+    """Yield the line of a run with its first number, and a line for each claim that did not come out again.
+
+    spread: of the run over trainings, if it was trained anew.
+    """
     values = load_values(found["protocol"]["protocol"]["metric"]["name"])
     first = next(name for name in sort_names(values, found["metrics"]) if is_measurement(values, name))
     unit = find_value(values, first).unit
@@ -63,8 +83,8 @@ def compare_run(run: str, claim: Mapping[str, Any] | None, found: Mapping[str, A
     if others := list_settings(claim, found):
         yield f"{number}; no claim of these settings: the committed run has other {', '.join(others)}"
         return
-    verdicts = {row[0]: row for row in judge_claims(claim, found, "see `pipeline reproduce`")}
-    good = sum(row[-1] in {EXACT, WITHIN} for row in verdicts.values())
+    verdicts = {row[0]: row for row in judge_claims(claim, found, "see `pipeline reproduce`", spread)}
+    good = sum(row[-1].startswith(REPRODUCED) for row in verdicts.values())
     exact = sum(row[-1] == EXACT for row in verdicts.values())
     claimed = "not among the claims"
     if first in verdicts:
@@ -72,7 +92,7 @@ def compare_run(run: str, claim: Mapping[str, Any] | None, found: Mapping[str, A
         claimed = f"claimed {format_number(value)} {interval}".rstrip()
     yield f"{number}, {claimed}; {good} of {len(verdicts)} claims reproduced, {exact} of them bit for bit"
     for metric, value, interval, now, verdict in verdicts.values():
-        if verdict not in {EXACT, WITHIN}:
+        if verdict not in {EXACT, WITHIN}:  # of those within the spread over trainings, it is worth knowing
             yield f"  {metric} {format_number(now)}, claimed {format_number(value)} {interval}: {verdict}"
 
 

@@ -204,13 +204,20 @@ def read_file(revision: str, path: str) -> Any:
     Raises:
         ArtifactError: if it is missing.
     """
-    if not revision:
-        return artifacts.read_json(Path(path))
+    return json.loads(read_text(revision, path)) if revision else artifacts.read_json(Path(path))
+
+
+def read_text(revision: str, path: str) -> str:
+    """Return the text of a file of the project in a revision.
+
+    Raises:
+        ArtifactError: if it is missing.
+    """
     shown = _call_git_show(revision, path)
     if shown.returncode:
         msg = f"{revision}:{path}: not found; a revision is a commit, a branch, a tag or a DVC experiment"
         raise ArtifactError(f"{msg} ({shown.stderr.strip()})")
-    return json.loads(shown.stdout)
+    return shown.stdout
 
 
 def _call_git_show(revision: str, path: str) -> subprocess.CompletedProcess[str]:

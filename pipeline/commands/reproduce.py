@@ -7,10 +7,11 @@
 A claim is a measurement in reports/runs/<run>/metrics.json as git has it, with its protocol and its interval. The
 interval is over sample sets, or 1.96 standard errors. Floors, spreads, descriptions and counts are not claims. Each
 claim ends as "bit for bit", "within the interval" or "not", with the first stage whose output differs, or as "no
-verdict" where it has no interval and comes out different. A claim ends as "not" if its protocol comes out different.
-Other code and other versions do not count; a note below the table names them. The status is 0 if each claim ends as
-"bit for bit" or "within the interval". The table is Markdown on standard output. In a subfolder that is a DVC project
-of its own, the command is about that project.
+verdict" where it has no interval and comes out different. Where the training came out different, as on another kind of
+machine, and `pipeline spread` has trained the run with other seeds, a claim that is as near as one more training may be
+ends as "within the spread". A claim ends as "not" if its protocol comes out different. Other code and other versions do
+not count; a note below the table names them. The status is 0 if no claim ends as "not" or "no verdict". The table is
+Markdown on standard output. In a subfolder that is a DVC project of its own, the command is about that project.
 """
 
 import argparse
@@ -25,7 +26,9 @@ from typing import Any
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import DVC, RESULTS, align_table, call, make_parser, run_in_clone
+from pipeline.evidence import trainings
 from pipeline.evidence.protocol import check_content, find_differences
+from pipeline.evidence.trainings import NETWORK, NOTED
 from pipeline.evidence.uncertainty import format_interval, summarize
 from pipeline.evidence.values import find_interval, is_measurement, load_values
 from pipeline.history import dvc_lock
@@ -33,9 +36,8 @@ from pipeline.history.record import describe_environment
 from pipeline.params import Params
 
 REPORT = artifacts.REPORTS / "reproduction.md"
-EXACT, WITHIN, NOT, OPEN = "bit for bit", "within the interval", "not", "no verdict"
-NOTED = ("versions.", "code.")  # fields of a protocol whose difference is noted, and does not decide
-NETWORK = "network."  # fields of the feature network, which is reproduced too: `find_first` compares it
+EXACT, WITHIN, NEAR = "bit for bit", "within the interval", "within the spread"  # reproduced
+NOT, OPEN = "not", "no verdict"
 
 
 def main(arguments: list[str]) -> int:
@@ -64,13 +66,15 @@ def main(arguments: list[str]) -> int:
         made = describe_reproduction(options, clone)
         project = clone / call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
         claims = {run: read_claims(project, run) for run in runs}
-        committed = read_outputs(project)
+        spreads = {run: trainings.read(project, run, claims[run]) for run in runs}
+        committed = read_outputs(dvc_lock.read_stages(project / dvc_lock.PATH))
         repeat(project, runs, settings, evaluate=options.evaluate)
-        lock = read_outputs(project)
+        lock = read_outputs(dvc_lock.read_stages(project / dvc_lock.PATH))
         for run in runs:
             found = read_claims(project, run)
             first = find_first(committed, lock, run, settings)
-            rows += [(run, *row) for row in judge_claims(claims[run], found, first)]
+            spread = spreads[run] if is_retrained(committed, lock, run) else None
+            rows += [(run, *row) for row in judge_claims(claims[run], found, first, spread)]
             notes += [f"{run}: {note}" for note in note_versions(claims[run], found)]
     table = format_table(rows, notes)
     print(table, end="")
@@ -140,14 +144,18 @@ def repeat(project: Path, runs: list[str], settings: Params, *, evaluate: bool) 
 
 
 def judge_claims(
-    claim: Mapping[str, Any], found: Mapping[str, Any], first: str
+    claim: Mapping[str, Any], found: Mapping[str, Any], first: str, spread: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[str, float, str, float, str]]:
-    """Yield (metric, claimed, interval, found, verdict) of each claim of a run; a missing one is not a number."""
+    """Yield (metric, claimed, interval, found, verdict) of each claim of a run; a missing one is not a number.
+
+    first: the first stage whose output differs. spread: of the run over trainings, if it was trained anew.
+    """
     values = load_values(claim["protocol"]["protocol"]["metric"]["name"])
     for metric, value in claim["metrics"].items():
         if not is_measurement(values, metric):
             continue
         low, high = find_interval(values, metric, claim)
+        lowest, highest = trainings.find_prediction(spread, metric)
         now = found["metrics"].get(metric, math.nan)
         differing = [field for field, *_ in find_differences(claim["protocol"], found["protocol"], metric)]
         others = [field for field in differing if not field.startswith((*NOTED, NETWORK))]
@@ -157,10 +165,14 @@ def judge_claims(
             verdict = f"{NOT}, missing"
         elif now == value:
             verdict = EXACT
+        elif low <= now <= high:
+            verdict = WITHIN
+        elif spread and lowest <= now <= highest:
+            verdict = f"{NEAR} {format_interval(lowest, highest)} of {len(spread['seeds'])} trainings"
         elif math.isnan(low):
             verdict = f"{OPEN}, {explain_absence(metric, claim)}; first different: {first}"
         else:
-            verdict = WITHIN if low <= now <= high else f"{NOT}, first different: {first}"
+            verdict = f"{NOT}, first different: {first}"
         yield metric, value, format_interval(low, high), now, verdict
 
 
@@ -184,9 +196,8 @@ def explain_absence(metric: str, claim: Mapping[str, Any]) -> str:
     return "no interval: one value, without a standard error over enough test data"
 
 
-def read_outputs(folder: Path) -> dict[str, dict[str, str]]:
-    """Return the md5 of each output of each stage in a checkout's dvc.lock."""
-    stages = dvc_lock.read_stages(folder / dvc_lock.PATH)
+def read_outputs(stages: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the md5 of each output of each stage of a dvc.lock."""
     return {instance: dvc_lock.list_hashes(stages, instance, "outs") for instance in stages}
 
 
@@ -197,6 +208,12 @@ def list_inputs(run: str, settings: Params) -> list[str]:
     data = dict.fromkeys([about.data, *(settings.networks[name].data for name in networks)])
     stages = [f"{stage}@{name}" for stage in ("fetch", "prepare") for name in data]
     return [*stages, *(f"networks@{name}" for name in networks), f"train@{run}"]
+
+
+def is_retrained(claimed: Mapping[str, Any], found: Mapping[str, Any], run: str) -> bool:
+    """Return whether the model of a run came out different."""
+    models = [lock.get(f"train@{run}", {}).get(f"data/runs/{run}/model") for lock in (claimed, found)]
+    return models[0] != models[1]
 
 
 def find_first(claimed: Mapping[str, Any], found: Mapping[str, Any], run: str, settings: Params) -> str:
@@ -216,7 +233,7 @@ def format_table(rows: list[tuple[str, str, float, str, float, str]], notes: lis
     ]
     titles = ["run", "metric", "claimed", "interval", "reproduced", "verdict"]
     table = align_table(titles, cells, numbers=["claimed", "reproduced"])
-    counts = [f"{sum(row[-1].startswith(kind) for row in rows)} {kind}" for kind in (EXACT, WITHIN, NOT)]
+    counts = [f"{sum(row[-1].startswith(kind) for row in rows)} {kind}" for kind in (EXACT, WITHIN, NEAR, NOT)]
     undecided = sum(row[-1].startswith(OPEN) for row in rows)
     counts += [f"{undecided} without a verdict"] if undecided else []
     return table + "".join(f"\n{line}\n" for line in [*notes, f"{len(rows)} claims: {', '.join(counts)}"])

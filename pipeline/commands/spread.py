@@ -1,0 +1,100 @@
+"""Trains runs again with other seeds, and writes how far their numbers spread over trainings.
+
+    pipeline spread                    # every run of params.yaml, with two further seeds
+    pipeline spread gan vae -j 2       # two runs, two stages side by side
+    pipeline spread gan --seeds 3 4    # more seeds, added to those that are known
+
+On another kind of machine a training gives other numbers, as one with another seed does. The committed interval is over
+samples of one training, so it does not say how different they may be; the spread does. `pipeline reproduce` and
+`pipeline claims` read it from reports/runs/<run>/spread.json, which belongs in git.
+
+The trainings run in a clone of the last commit and leave this folder's results as they are. Their outputs are kept in
+DVC's cache, so that the same command goes on where it was stopped. A run that starts from another one is trained with
+it, under the same seed.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipeline import artifacts, params
+from pipeline.artifacts import ArtifactError
+from pipeline.commands import DVC, align_table, call, make_parser, run_in_clone
+from pipeline.commands.reproduce import read_claims
+from pipeline.evidence import trainings
+from pipeline.evidence.uncertainty import LEAST, format_interval, format_number
+from pipeline.evidence.values import load_values, sort_names
+from pipeline.params import Params
+
+FURTHER = LEAST - 1  # seeds next to the committed one, so that there is an interval
+
+
+def main(arguments: list[str]) -> int:
+    """Train, write the files and print a table."""
+    parser = make_parser("spread", __doc__)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="runs of params.yaml; default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: the two after the run's own")
+    parser.add_argument("-j", "--jobs", type=int, default=1, help="number of stages that run at a time; default: 1")
+    options = parser.parse_args(arguments)
+    settings = params.load()
+    runs = options.runs or list(settings.runs)
+    if unknown := [run for run in runs if run not in settings.runs]:
+        msg = f"no run {', '.join(unknown)}; params.yaml has {', '.join(settings.runs)}"
+        raise ArtifactError(msg)
+    seeds = {run: options.seeds or [settings.runs[run].seed + more for more in range(1, LEAST)] for run in runs}
+    if known := [run for run in runs if settings.runs[run].seed in seeds[run]]:
+        msg = f"--seeds: expected other seeds than the committed {settings.runs[known[0]].seed} of {known[0]}"
+        raise ArtifactError(msg)
+    root = Path(call(["git", "rev-parse", "--show-toplevel"], Path.cwd()).strip())
+    prefix = call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
+    if call(["git", "status", "--porcelain", "--untracked-files=no"], root):
+        print("warning: uncommitted changes are not part of what is trained", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="spread-") as folder:
+        project = Path(folder) / "clone" / prefix
+        call(["git", "clone", "--quiet", str(root), f"{folder}/clone"], root)
+        spreads = {run: trainings.describe(read_claims(project, run)) for run in runs}
+        call([*DVC, "cache", "dir", "--local", call([*DVC, "cache", "dir"], Path.cwd()).strip()], project)
+        for position in range(len(seeds[runs[0]])):
+            set_seeds(project / params.PATH, {run: seeds[run][position] for run in runs}, settings)
+            targets = [f"evaluate@{run}" for run in runs]
+            run_in_clone([sys.executable, "-m", "pipeline", "repro", "-j", str(options.jobs), *targets], project)
+            for run in runs:
+                spreads[run] = trainings.add(spreads[run], trainings.describe(read_claims(project, run)))
+                save(run, spreads[run])
+    titles = ["run", "metric", "seeds", "trainings", "one more (95 %)"]
+    print(align_table(titles, [row for run in runs for row in list_rows(run, settings, spreads[run])]), end="")
+    return 0
+
+
+def set_seeds(path: Path, seeds: Mapping[str, int], settings: Params) -> None:
+    """Rewrite a params.yaml so that these runs, and those that they start from, have these seeds."""
+    yaml = YAML(typ="safe", pure=True)
+    values = yaml.load(path)
+    for run, seed in seeds.items():
+        name = run
+        while name in values["runs"]:  # a start may be a folder or an address too
+            values["runs"][name]["seed"] = seed
+            name = settings.runs[name].start
+    with path.open("w", encoding="utf-8") as file:
+        YAML(typ="safe", pure=True).dump(values, file)
+
+
+def save(run: str, spread: dict[str, Any]) -> None:
+    """Write a run's spread, with the seeds that its file already has if they are of the same settings."""
+    path = artifacts.REPORTS / "runs" / run / trainings.NAME
+    former = artifacts.read_json(path) if path.exists() else spread
+    artifacts.write_json(path, trainings.add(former, spread) if trainings.fits(former, spread) else spread)
+
+
+def list_rows(run: str, settings: Params, spread: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Yield a row per measurement."""
+    declared = load_values(settings.runs[run].metric)
+    for name in sort_names(declared, spread["values"]):
+        numbers = spread["values"][name]["trainings"]
+        low, high = trainings.find_prediction(spread, name)
+        shown = ", ".join(map(format_number, numbers))
+        yield [run, name, ", ".join(map(str, spread["seeds"])), shown, format_interval(low, high)]
