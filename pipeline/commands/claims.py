@@ -15,7 +15,7 @@ from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import RESULTS, call, make_parser
 from pipeline.commands.compare import read_file, read_text
-from pipeline.commands.reproduce import EXACT, NEAR, WITHIN, is_retrained, judge_claims, read_claims, read_outputs
+from pipeline.commands.reproduce import EXACT, NEAR, WITHIN, is_retrained, judge_claims, list_outputs, read_claims, read_outputs
 from pipeline.evidence import trainings
 from pipeline.evidence.protocol import check_content, list_differences
 from pipeline.evidence.uncertainty import format_number
@@ -29,8 +29,8 @@ PLACES = ("dvc.lock", str(artifacts.REPORTS))
 def main(arguments: list[str]) -> int:
     """Print a line per run of params.yaml, and what to do with changed files."""
     make_parser("claims", __doc__).parse_args(arguments)
-    committed = read_outputs(dvc_lock.parse_stages(read_lock(), "dvc.lock of the last commit"))
-    lock = read_outputs(dvc_lock.read_stages())
+    committed = list_outputs(dvc_lock.parse_stages(read_lock(), "dvc.lock of the last commit"))
+    lock = read_outputs(Path())
     for run in params.load().runs:
         if not (artifacts.REPORTS / "runs" / run / "metrics.json").exists():
             print(f"{run}: no numbers yet; `dvc repro evaluate@{run}` makes them")

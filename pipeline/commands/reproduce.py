@@ -67,9 +67,9 @@ def main(arguments: list[str]) -> int:
         project = clone / call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
         claims = {run: read_claims(project, run) for run in runs}
         spreads = {run: trainings.read(project, run, claims[run]) for run in runs}
-        committed = read_outputs(dvc_lock.read_stages(project / dvc_lock.PATH))
+        committed = read_outputs(project)
         repeat(project, runs, settings, evaluate=options.evaluate)
-        lock = read_outputs(dvc_lock.read_stages(project / dvc_lock.PATH))
+        lock = read_outputs(project)
         for run in runs:
             found = read_claims(project, run)
             first = find_first(committed, lock, run, settings)
@@ -196,7 +196,12 @@ def explain_absence(metric: str, claim: Mapping[str, Any]) -> str:
     return "no interval: one value, without a standard error over enough test data"
 
 
-def read_outputs(stages: dict[str, Any]) -> dict[str, dict[str, str]]:
+def read_outputs(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the md5 of each output of each stage in a checkout's dvc.lock."""
+    return list_outputs(dvc_lock.read_stages(folder / dvc_lock.PATH))
+
+
+def list_outputs(stages: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Return the md5 of each output of each stage of a dvc.lock."""
     return {instance: dvc_lock.list_hashes(stages, instance, "outs") for instance in stages}
 
