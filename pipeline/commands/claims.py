@@ -15,7 +15,16 @@ from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import RESULTS, call, make_parser
 from pipeline.commands.compare import read_file, read_text
-from pipeline.commands.reproduce import EXACT, NEAR, WITHIN, is_retrained, judge_claims, list_outputs, read_claims, read_outputs
+from pipeline.commands.reproduce import (
+    EXACT,
+    NEAR,
+    WITHIN,
+    is_retrained,
+    judge_claims,
+    list_outputs,
+    read_claims,
+    read_outputs,
+)
 from pipeline.evidence import trainings
 from pipeline.evidence.protocol import check_content, list_differences
 from pipeline.evidence.uncertainty import format_number
@@ -93,7 +102,8 @@ def compare_run(
     yield f"{number}, {claimed}; {good} of {len(verdicts)} claims reproduced, {exact} of them bit for bit"
     for metric, value, interval, now, verdict in verdicts.values():
         if verdict not in {EXACT, WITHIN}:  # of those within the spread over trainings, it is worth knowing
-            yield f"  {metric} {format_number(now)}, claimed {format_number(value)} {interval}: {verdict}"
+            claimed = f"{format_number(value)} {interval}".rstrip()
+            yield f"  {metric} {format_number(now)}, claimed {claimed}: {verdict}"
 
 
 def list_settings(claim: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

@@ -238,7 +238,8 @@ def format_table(rows: list[tuple[str, str, float, str, float, str]], notes: lis
     ]
     titles = ["run", "metric", "claimed", "interval", "reproduced", "verdict"]
     table = align_table(titles, cells, numbers=["claimed", "reproduced"])
-    counts = [f"{sum(row[-1].startswith(kind) for row in rows)} {kind}" for kind in (EXACT, WITHIN, NEAR, NOT)]
-    undecided = sum(row[-1].startswith(OPEN) for row in rows)
+    counts = [f"{sum(row[-1].startswith(kind) for row in rows)} {kind}" for kind in (EXACT, WITHIN, NOT)]
+    near, undecided = (sum(row[-1].startswith(kind) for row in rows) for kind in (NEAR, OPEN))
+    counts += [f"{near} {NEAR}"] if near else []
     counts += [f"{undecided} without a verdict"] if undecided else []
     return table + "".join(f"\n{line}\n" for line in [*notes, f"{len(rows)} claims: {', '.join(counts)}"])

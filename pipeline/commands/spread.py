@@ -27,7 +27,6 @@ from pipeline.commands import DVC, align_table, call, make_parser, run_in_clone
 from pipeline.commands.reproduce import read_claims
 from pipeline.evidence import trainings
 from pipeline.evidence.uncertainty import LEAST, format_interval, format_number
-from pipeline.evidence.values import load_values, sort_names
 from pipeline.params import Params
 
 FURTHER = LEAST - 1  # seeds next to the committed one, so that there is an interval
@@ -66,7 +65,7 @@ def main(arguments: list[str]) -> int:
                 spreads[run] = trainings.add(spreads[run], trainings.describe(read_claims(project, run)))
                 save(run, spreads[run])
     titles = ["run", "metric", "seeds", "trainings", "one more (95 %)"]
-    print(align_table(titles, [row for run in runs for row in list_rows(run, settings, spreads[run])]), end="")
+    print(align_table(titles, [row for run in runs for row in list_rows(run, spreads[run])]), end="")
     return 0
 
 
@@ -90,11 +89,9 @@ def save(run: str, spread: dict[str, Any]) -> None:
     artifacts.write_json(path, trainings.add(former, spread) if trainings.fits(former, spread) else spread)
 
 
-def list_rows(run: str, settings: Params, spread: Mapping[str, Any]) -> Iterator[list[str]]:
+def list_rows(run: str, spread: Mapping[str, Any]) -> Iterator[list[str]]:
     """Yield a row per measurement."""
-    declared = load_values(settings.runs[run].metric)
-    for name in sort_names(declared, spread["values"]):
-        numbers = spread["values"][name]["trainings"]
+    for name, entry in spread["values"].items():
+        numbers = ", ".join(map(format_number, entry["trainings"]))
         low, high = trainings.find_prediction(spread, name)
-        shown = ", ".join(map(format_number, numbers))
-        yield [run, name, ", ".join(map(str, spread["seeds"])), shown, format_interval(low, high)]
+        yield [run, name, ", ".join(map(str, spread["seeds"])), numbers, format_interval(low, high)]

@@ -18,7 +18,7 @@ from scipy import stats
 from pipeline import artifacts
 from pipeline.evidence.protocol import Content, hash_fields, select
 from pipeline.evidence.uncertainty import CONFIDENCE, LEAST
-from pipeline.evidence.values import is_measurement, load_values
+from pipeline.evidence.values import is_measurement, load_values, sort_names
 
 NAME = "spread.json"
 NOTED = ("versions.", "code.")  # fields of a protocol whose difference is noted, and does not decide
@@ -26,12 +26,13 @@ NETWORK = "network."  # fields of the feature network, which is reproduced too
 
 
 def predict(values: Sequence[float]) -> tuple[float, float]:
-    """Return Student's 95 % prediction interval for one more value like these; not a number if they are too few.
+    """Return Student's 95 % prediction interval for one more value like these.
 
+    It is not a number if they are too few, or all equal, which says nothing about the spread.
     Unlike the interval of the mean it does not shrink to nothing as values are added: mean +- t s sqrt(1 + 1/n), as in
     Hahn and Meeker, Statistical Intervals, 1991, section 4.8.
     """
-    if len(values) < LEAST:
+    if len(values) < LEAST or len(set(values)) == 1:
         return math.nan, math.nan
     array = np.array(values, dtype=np.float64)
     factor = stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1) * math.sqrt(1 + 1 / len(array))
@@ -46,8 +47,8 @@ def describe(claim: Mapping[str, Any]) -> dict[str, Any]:
     seed = about.pop("seed")
     declared = load_values(content["protocol"]["metric"]["name"])
     values = {
-        name: {"protocol": hash_decisive(content, name), "trainings": [value]}
-        for name, value in claim["metrics"].items()
+        name: {"protocol": hash_decisive(content, name), "trainings": [claim["metrics"][name]]}
+        for name in sort_names(declared, claim["metrics"])
         if is_measurement(declared, name)
     }
     return {"run": about, "seeds": [seed], "values": values}

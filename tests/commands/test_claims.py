@@ -9,6 +9,7 @@ import torch
 from pipeline import artifacts
 from pipeline.__main__ import main
 from pipeline.commands.reproduce import EXACT, NOT, WITHIN, judge_claims, read_claims
+from pipeline.evidence import trainings
 from pipeline.stages import evaluate, networks, sample, train
 from tests.commands.test_compare import commit, git, write
 from tests.conftest import TINY
@@ -49,6 +50,34 @@ def test_numbers_within_the_interval_are_reproduced_and_the_others_are_listed(
     assert listed.startswith("  precision_x 0.4, claimed 0.5")
     assert advice.startswith("2 files of results differ from the last commit: `git commit -a`")
     assert command.startswith("`git restore dvc.lock reports && dvc checkout`")
+
+
+def write_models(md5: str) -> None:
+    """Write a dvc.lock whose run gan has a model of this hash."""
+    stage = {"cmd": "true", "outs": [{"path": "data/runs/gan/model", "md5": md5}]}
+    artifacts.write_json(Path("dvc.lock"), {"schema": "2.0", "stages": {"train@gan": stage}})  # JSON is YAML
+
+
+@pytest.mark.usefixtures("claimed")
+def test_another_training_may_be_as_far_as_one_more_seed_and_equal_weights_may_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_models("1")
+    spread = trainings.describe(read_claims(Path(), "gan"))
+    for seed, (fid, precision) in enumerate([(6.0, 0.46), (7.0, 0.42)], 1):
+        write("gan", fid=(fid,), seed=seed, others={"precision_x": precision})
+        spread = trainings.add(spread, trainings.describe(read_claims(Path(), "gan")))
+    artifacts.write_json(artifacts.REPORTS / "runs" / "gan" / trainings.NAME, spread)
+    write("gan", fid=FOUND, others={"precision_x": 0.5})
+    commit()
+    write("gan", fid=FOUND, others={"precision_x": 0.4})
+    first, listed, *_ = run(capsys)
+    assert "1 of 2 claims reproduced, 1 of them bit for bit" in first
+    assert listed.startswith("  precision_x 0.4, claimed 0.5: no verdict, no interval: one value")
+    write_models("2")
+    first, listed, *_ = run(capsys)
+    assert "2 of 2 claims reproduced, 1 of them bit for bit" in first
+    assert listed == "  precision_x 0.4, claimed 0.5: within the spread [0.2613, 0.6587] of 3 trainings"
 
 
 @pytest.mark.usefixtures("claimed")

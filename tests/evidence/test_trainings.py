@@ -16,6 +16,11 @@ from tests.commands.test_compare import PROTOCOL, write
 FID = (4.9, 5.0, 5.1)  # one training: an interval over three sets, 5 +- 0.25
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def read_claim(name: str = "gan", fid: tuple[float, ...] = FID, **changes: Any) -> dict[str, Any]:
     write(name, fid=fid, **changes)
     return read_claims(Path(), name)
@@ -30,14 +35,15 @@ def spread_over(*means: float) -> dict[str, Any]:
 
 
 def test_one_more_value_of_a_normal_law_is_in_its_interval_as_often_as_said() -> None:
-    values = np.random.default_rng(0).normal(7.0, 3.0, (20_000, 4))
+    values = np.random.default_rng(0).normal(7.0, 3.0, (2_000, 4))
     hits = [low <= last <= high for *known, last in values for low, high in [trainings.predict(known)]]
-    assert np.mean(hits) == pytest.approx(0.95, abs=0.005)  # three binomial standard errors
-    assert trainings.predict([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.302653 * math.sqrt(4 / 3), 2 + 4.302653 * math.sqrt(4 / 3)))
-    assert all(math.isnan(end) for end in trainings.predict([1.0, 2.0]))
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.015)  # three binomial standard errors
+    assert trainings.predict([1.0, 2.0, 3.0]) == pytest.approx(
+        (2 - 4.302653 * math.sqrt(4 / 3), 2 + 4.302653 * math.sqrt(4 / 3))
+    )
+    assert all(math.isnan(end) for few in ([1.0, 2.0], [1.0] * 3) for end in trainings.predict(few))
 
 
-@pytest.mark.usefixtures("workdir")
 def test_a_claim_of_another_training_may_be_as_far_as_one_more_seed() -> None:
     claim, spread = read_claim(), spread_over(5.0, 5.6, 5.3)  # mean 5.3, one more: 5.3 +- 1.49
     near, far = read_claim(fid=(6.0,)), read_claim(fid=(7.0,))
@@ -51,11 +57,10 @@ def test_a_claim_of_another_training_may_be_as_far_as_one_more_seed() -> None:
     assert judge(far, spread).startswith(NOT)
     assert judge(near, spread_over(5.0, 5.6)).startswith(NOT)  # two trainings say too little
     single = read_claim(fid=(5.0,))
-    assert [row[-1] for row in judge_claims(single, near, "train@gan", spread)] == [f"{NEAR} [3.81, 6.79] of 3 trainings"]
+    assert next(judge_claims(single, near, "train@gan", spread))[-1] == f"{NEAR} [3.81, 6.79] of 3 trainings"
     assert next(judge_claims(single, near, "train@gan"))[-1].startswith(OPEN)
 
 
-@pytest.mark.usefixtures("workdir")
 def test_a_spread_is_read_with_the_claim_s_own_training_and_only_if_it_is_of_its_settings() -> None:
     spread = spread_over(5.0, 5.6, 5.3)
     artifacts.write_json(artifacts.REPORTS / "runs" / "gan" / trainings.NAME, spread)
@@ -74,7 +79,6 @@ def test_a_spread_is_read_with_the_claim_s_own_training_and_only_if_it_is_of_its
         assert read(**same)
 
 
-@pytest.mark.usefixtures("workdir")
 def test_trainings_of_one_seed_count_once() -> None:
     spread = spread_over(5.0, 5.6)
     again = trainings.add(spread, trainings.describe(read_claim(fid=(5.7,), seed=1)))

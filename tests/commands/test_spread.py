@@ -1,0 +1,92 @@
+"""pipeline spread: what it refuses, and real stages of DVC over seeds in a clone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline import artifacts, params
+from pipeline.__main__ import main
+from pipeline.commands import spread
+from pipeline.evidence import trainings
+from tests.commands.test_reproduce import CLAIM
+from tests.conftest import ROOT, squeeze
+
+# An evaluation that is a function of the seed: the cheapest stage whose numbers spread.
+EVALUATE = """
+import json, pathlib, sys
+for stem, content in json.loads(pathlib.Path("claim.json").read_text()).items():
+    if stem == "protocol":
+        content["run"]["seed"] = int(sys.argv[1])
+    if stem == "metrics":
+        content["fid_x"] += int(sys.argv[1]) ** 2
+    folder = pathlib.Path("reports/runs/transformer")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{stem}.json").write_text(json.dumps(content))
+"""
+
+
+@pytest.mark.usefixtures("workdir")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["gam"], "no run gam; params.yaml has gan, vae, transformer"),
+        (["gan", "--seeds", "1", "0"], "--seeds: expected other seeds than the committed 0 of gan"),
+    ],
+)
+def test_a_wrong_run_or_seed_is_refused_before_anything_is_cloned(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["spread", *words]) == 1
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_run_that_starts_from_another_one_is_trained_with_it_under_the_same_seed(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes((ROOT / "params.yaml").read_bytes())
+    settings = params.load(path)
+    assert settings.runs["codes_prior"].start == "codes"
+    spread.set_seeds(path, {"codes_prior": 7, "vae": 8}, settings)
+    seeds = {name: run.seed for name, run in params.load(path).runs.items()}
+    assert seeds == {name: run.seed for name, run in settings.runs.items()} | {"codes": 7, "codes_prior": 7, "vae": 8}
+
+
+@pytest.mark.slow
+def test_numbers_of_further_seeds_are_written_and_shown_and_the_folder_s_results_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def call(*command: str) -> None:
+        subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+
+    (tmp_path / "claim.json").write_text(json.dumps(CLAIM))
+    (tmp_path / "evaluate.py").write_text(EVALUATE)
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    stage = {
+        "cmd": "python evaluate.py ${item.seed}",
+        "deps": ["evaluate.py", "claim.json"],
+        "outs": [{f"reports/runs/${{key}}/{stem}.json": {"cache": False}} for stem in CLAIM],
+    }
+    runs: dict[str, Any] = {"transformer": "${runs.transformer}"}
+    YAML().dump({"stages": {"evaluate": {"foreach": runs, "do": stage}}}, tmp_path / "dvc.yaml")
+    dvc = [sys.executable, "-m", "dvc"]
+    call("git", "init", "--quiet")
+    call(*dvc, "init", "--quiet")
+    call(*dvc, "repro", "--quiet")
+    call("git", "add", ".")
+    call("git", "-c", "user.name=test", "-c", "user.email=test@example.invalid", "commit", "--quiet", "-m", "one")
+    monkeypatch.chdir(tmp_path)
+    assert main(["spread", "transformer"]) == 0
+    assert "| transformer | fid_x | 0, 1, 2 | 4, 5, 8 | [-4.676, 16.01] |" in squeeze(capfd.readouterr().out)
+    assert main(["spread", "transformer", "--seeds", "3", "-j", "2"]) == 0
+    found = artifacts.read_json(artifacts.REPORTS / "runs" / "transformer" / trainings.NAME)
+    assert found["seeds"] == [0, 1, 2, 3]  # what is known stays
+    assert {name: entry["trainings"] for name, entry in found["values"].items()} == {
+        "fid_x": [4.0, 5.0, 8.0, 13.0],
+        "iw5_nats": [100.0] * 4,
+    }
+    changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    assert changed == "?? reports/runs/transformer/spread.json\n"
