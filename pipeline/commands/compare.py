@@ -6,8 +6,9 @@
 
 Runs that differ only in the seed are seeds of one experiment and are averaged. They have the same model, config and
 weights, and dvc.lock has the same code and prepared data for their training and sampling. The other seeds of a run
-are included, except with --only. A name that no run has stands for all runs whose names begin with it. Revisions may
-differ in everything else. A run of two revisions, such as of two machines, is two columns.
+are included, except with --only, and so are the trainings of `pipeline spread`. A name that no run has stands for all
+runs whose names begin with it. Revisions may differ in everything else. A run of two revisions, such as of two
+machines, is two columns.
 
 The table is Markdown and has the measurements that all runs have by the same protocol. Below it are the values whose
 protocols differ, with the field that differs. `--metric` refuses such a value.
@@ -17,14 +18,17 @@ import fnmatch
 import json
 import math
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import RESULTS, align_table, make_parser
+from pipeline.evidence import trainings
 from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, format_refusals
 from pipeline.evidence.uncertainty import (
     LEAST,
@@ -147,8 +151,31 @@ def find_seeds(
             elif (other.experiment, other.seed) not in counted:
                 counted.add((other.experiment, other.seed))
                 found.append(other)
+        for each in [*mine, *found]:
+            for more in read_trainings(each):
+                if (more.experiment, more.seed) not in counted:
+                    counted.add((more.experiment, more.seed))
+                    found.append(more)
     notes = [f"Not counted as seeds: {', '.join(unlike)}: other code or data in dvc.lock"] if unlike else []
     return sorted(found, key=lambda each: each.seed), notes
+
+
+def read_trainings(evaluation: Evaluation) -> Iterator[Evaluation]:
+    """Yield the trainings of a run with other seeds that `pipeline spread` has made, each as an evaluation."""
+    revision, _, run = evaluation.name.rpartition(":")
+    try:
+        read = {
+            stem: read_file(revision, f"{artifacts.REPORTS}/runs/{run}/{stem}.json")
+            for stem in (*RESULTS, Path(trainings.NAME).stem)
+        }
+    except ArtifactError:
+        return
+    spread = read.pop(Path(trainings.NAME).stem)
+    if trainings.belongs(spread, read):
+        for seed, numbers in trainings.by_seed(spread).items():
+            content = evaluation.content | {"run": evaluation.content["run"] | {"seed": seed}}
+            sets = {name: [value] for name, value in numbers.items()}
+            yield replace(evaluation, name=f"{evaluation.name} with seed {seed}", numbers=sets, content=content)
 
 
 def read_settings(revision: str, run: str) -> dict[str, Any] | None:
@@ -297,7 +324,7 @@ def format_table(groups: dict[str, list[Evaluation]], wanted: Sequence[str], all
     rows = []
     for metric in metrics:
         value = find_value(runs[0].values, metric)
-        tables = [[member.numbers[metric] for member in members] for members in groups.values()]
+        tables = [list_sets(members, metric) for members in groups.values()]
         flaws = [find_flaws(members, metric) for members in groups.values()]
         cells = [format_summary(summarize(table)) + flaw for table, flaw in zip(tables, flaws, strict=True)]
         cells += [format_verdict(value.direction, tables[0], table) for table in tables[1:]]
@@ -307,6 +334,12 @@ def format_table(groups: dict[str, list[Evaluation]], wanted: Sequence[str], all
     meaning = f"{means} Fewer than {LEAST} seeds decide nothing."
     table = align_table(["metric", *titles, *versus], rows)
     return table + "".join(f"\n{note}\n" for note in (*notes, meaning))
+
+
+def list_sets(members: Sequence[Evaluation], metric: str) -> list[list[float]]:
+    """Return the values of the sample sets by seed, or their means where a seed has only that."""
+    table = [member.numbers[metric] for member in members]
+    return table if len({len(row) for row in table}) == 1 else [[float(np.mean(row))] for row in table]
 
 
 def list_others(runs: Sequence[Evaluation], common: Sequence[str]) -> list[str]:

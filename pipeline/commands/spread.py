@@ -27,6 +27,7 @@ from pipeline.commands import DVC, align_table, call, make_parser, run_in_clone
 from pipeline.commands.reproduce import read_claims
 from pipeline.evidence import trainings
 from pipeline.evidence.uncertainty import LEAST, format_interval, format_number
+from pipeline.evidence.values import is_measurement, load_values, sort_names
 from pipeline.params import Params
 
 FURTHER = LEAST - 1  # seeds next to the committed one, so that there is an interval
@@ -55,7 +56,8 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="spread-") as folder:
         project = Path(folder) / "clone" / prefix
         call(["git", "clone", "--quiet", str(root), f"{folder}/clone"], root)
-        spreads = {run: trainings.describe(read_claims(project, run)) for run in runs}
+        claims = {run: read_claims(project, run) for run in runs}
+        spreads = {run: trainings.describe(claim) for run, claim in claims.items()}
         call([*DVC, "cache", "dir", "--local", call([*DVC, "cache", "dir"], Path.cwd()).strip()], project)
         for position in range(len(seeds[runs[0]])):
             set_seeds(project / params.PATH, {run: seeds[run][position] for run in runs}, settings)
@@ -63,9 +65,10 @@ def main(arguments: list[str]) -> int:
             run_in_clone([sys.executable, "-m", "pipeline", "repro", "-j", str(options.jobs), *targets], project)
             for run in runs:
                 spreads[run] = trainings.add(spreads[run], trainings.describe(read_claims(project, run)))
-                save(run, spreads[run])
-    titles = ["run", "metric", "seeds", "trainings", "one more (95 %)"]
-    print(align_table(titles, [row for run in runs for row in list_rows(run, spreads[run])]), end="")
+                save(run, spreads[run], claims[run])
+    metrics = {run: claim["protocol"]["protocol"]["metric"]["name"] for run, claim in claims.items()}
+    rows = [row for run in runs for row in list_rows(run, metrics[run], spreads[run])]
+    print(align_table(["run", "metric", "seeds", "trainings", "one more (95 %)"], rows), end="")
     return 0
 
 
@@ -82,16 +85,19 @@ def set_seeds(path: Path, seeds: Mapping[str, int], settings: Params) -> None:
         YAML(typ="safe", pure=True).dump(values, file)
 
 
-def save(run: str, spread: dict[str, Any]) -> None:
-    """Write a run's spread, with the seeds that its file already has if they are of the same settings."""
+def save(run: str, spread: dict[str, Any], claim: Mapping[str, Any]) -> None:
+    """Write a run's spread, with the seeds that its file already has if they belong to the same claim."""
     path = artifacts.REPORTS / "runs" / run / trainings.NAME
     former = artifacts.read_json(path) if path.exists() else spread
-    artifacts.write_json(path, trainings.add(former, spread) if trainings.fits(former, spread) else spread)
+    artifacts.write_json(path, trainings.add(former, spread) if trainings.belongs(former, claim) else spread)
 
 
-def list_rows(run: str, spread: Mapping[str, Any]) -> Iterator[list[str]]:
+def list_rows(run: str, metric: str, spread: Mapping[str, Any]) -> Iterator[list[str]]:
     """Yield a row per measurement."""
-    for name, entry in spread["values"].items():
-        numbers = ", ".join(map(format_number, entry["trainings"]))
+    declared = load_values(metric)
+    for name in sort_names(declared, spread["values"]):
+        if not is_measurement(declared, name):
+            continue
+        numbers = ", ".join(map(format_number, spread["values"][name]["trainings"]))
         low, high = trainings.find_prediction(spread, name)
         yield [run, name, ", ".join(map(str, spread["seeds"])), numbers, format_interval(low, high)]

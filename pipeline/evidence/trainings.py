@@ -3,8 +3,8 @@
 The interval of a claim is over samples or test data of one training. On another kind of machine the same seed is
 another training, because rounding differs and training amplifies it; so is another seed. `pipeline spread` trains a run
 with further seeds and writes their numbers to reports/runs/<run>/spread.json, with three keys: `run` has the settings
-without the seed, `seeds` the seeds, and `values` for each measurement its number per seed and a hash of the fields of
-the protocol that decide whether numbers are comparable.
+without the seed, `seeds` the seeds, and `values` for each value its number per seed and a hash of the fields of the
+protocol that decide whether numbers are comparable.
 """
 
 import math
@@ -18,7 +18,6 @@ from scipy import stats
 from pipeline import artifacts
 from pipeline.evidence.protocol import Content, hash_fields, select
 from pipeline.evidence.uncertainty import CONFIDENCE, LEAST
-from pipeline.evidence.values import is_measurement, load_values, sort_names
 
 NAME = "spread.json"
 NOTED = ("versions.", "code.")  # fields of a protocol whose difference is noted, and does not decide
@@ -45,51 +44,59 @@ def describe(claim: Mapping[str, Any]) -> dict[str, Any]:
     content = claim["protocol"]
     about = dict(content["run"])
     seed = about.pop("seed")
-    declared = load_values(content["protocol"]["metric"]["name"])
     values = {
-        name: {"protocol": hash_decisive(content, name), "trainings": [claim["metrics"][name]]}
-        for name in sort_names(declared, claim["metrics"])
-        if is_measurement(declared, name)
+        name: {"protocol": hash_decisive(content, name), "trainings": [value]}
+        for name, value in claim["metrics"].items()
     }
     return {"run": about, "seeds": [seed], "values": values}
 
 
 def hash_decisive(content: Content, name: str) -> str:
     """Return the hash of the fields of a value's protocol that decide whether a claim is reproduced."""
-    leaves = select(content["protocol"], content["values"][name]["fields"])
+    leaves = select(content["protocol"], content["values"].get(name, {}).get("fields", ()))
     return hash_fields({leaf: value for leaf, value in leaves.items() if not leaf.startswith((*NOTED, NETWORK))})
 
 
 def fits(spread: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether two spreads are of the same settings, and of the same values under the same protocols."""
-    hashes = [{name: entry["protocol"] for name, entry in each["values"].items()} for each in (spread, other)]
-    return bool(spread["run"] == other["run"] and hashes[0] == hashes[1])
+    """Return whether two spreads are of the same settings, and their common values of the same protocols."""
+    ours, theirs = spread["values"], other["values"]
+    common = ours.keys() & theirs.keys()
+    same = all(ours[name]["protocol"] == theirs[name]["protocol"] for name in common)
+    return bool(spread["run"] == other["run"] and common and same)
 
 
-def add(spread: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a spread with the trainings of another one that fits; a seed that both have is that of the other one."""
-    numbers = {
-        name: dict(zip(spread["seeds"], entry["trainings"], strict=True))
-        | dict(zip(other["seeds"], other["values"][name]["trainings"], strict=True))
-        for name, entry in spread["values"].items()
-    }
-    seeds = sorted({*spread["seeds"], *other["seeds"]})
+def by_seed(spread: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+    """Return the numbers of each training."""
+    values = {name: entry["trainings"] for name, entry in spread["values"].items()}
+    return {seed: {name: values[name][at] for name in values} for at, seed in enumerate(spread["seeds"])}
+
+
+def add(spread: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the common values of two spreads that fit; a training that both have is that of the other one."""
+    numbers = by_seed(spread) | by_seed(other)
+    seeds = sorted(numbers)
     values = {
-        name: {"protocol": entry["protocol"], "trainings": [numbers[name][seed] for seed in seeds]}
+        name: {"protocol": entry["protocol"], "trainings": [numbers[seed][name] for seed in seeds]}
         for name, entry in spread["values"].items()
+        if name in other["values"]
     }
     return {"run": spread["run"], "seeds": seeds, "values": values}
 
 
+def belongs(spread: Mapping[str, Any], claim: Mapping[str, Any]) -> bool:
+    """Return whether a spread has just this claim as one of its trainings: other numbers are of other code or bits."""
+    own = describe(claim)
+    numbers = by_seed(spread).get(own["seeds"][0], {})
+    return fits(spread, own) and bool(numbers) and all(claim["metrics"].get(name) == numbers[name] for name in numbers)
+
+
 def read(project: Path, run: str, claim: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return a run's spread with the claim's own training, or None if there is none of the claim's settings."""
+    """Return the spread of a run with a claim, or None if it has none."""
     path = project / artifacts.REPORTS / "runs" / run / NAME
-    if not path.exists():
-        return None
-    spread, own = artifacts.read_json(path), describe(claim)
-    return add(spread, own) if fits(spread, own) else None
+    spread: dict[str, Any] = artifacts.read_json(path) if path.exists() else {}
+    return spread if spread and belongs(spread, claim) else None
 
 
 def find_prediction(spread: Mapping[str, Any] | None, name: str) -> tuple[float, float]:
     """Return what one more training may give for a value, or not a number."""
-    return predict(spread["values"][name]["trainings"]) if spread else (math.nan, math.nan)
+    return predict(spread["values"][name]["trainings"] if spread and name in spread["values"] else ())

@@ -9,6 +9,8 @@ import pytest
 
 from pipeline import artifacts
 from pipeline.__main__ import main
+from pipeline.commands.reproduce import read_claims
+from pipeline.evidence import trainings
 from pipeline.evidence.protocol import describe_values
 from pipeline.evidence.values import load_values, match_name
 from tests.conftest import squeeze
@@ -446,6 +448,32 @@ def test_seeds_that_come_along_obey_the_rules_of_named_ones(capsys: pytest.Captu
     out = compare(capsys, "gan")[1]
     assert "| metric | gan (2 seeds) |" in out
     assert out.endswith("\n\nNot counted as seeds: gan_2, twin: other code or data in dvc.lock\n")
+
+
+@pytest.mark.usefixtures("folder")
+def test_trainings_of_pipeline_spread_count_as_seeds_of_the_run_whose_numbers_they_belong_to(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    means = {"gan": (5.0, 5.1, 5.2), "vae": (3.0, 3.1, 3.2)}
+    for config, (name, trained) in enumerate(means.items()):
+        spread: dict[str, Any] = {}
+        for seed in (2, 1, 0):
+            write(name, seed=seed, fid=(trained[seed] - 0.1, trained[seed] + 0.1), config=config)
+            own = trainings.describe(read_claims(Path(), name))
+            spread = trainings.add(spread or own, own)
+        artifacts.write_json(artifacts.REPORTS / "runs" / name / trainings.NAME, spread)
+    status, out, _ = compare(capsys, "gan", "vae")
+    assert status == 0
+    (row,) = [line for line in out.splitlines() if line.startswith("| fid_x ")]
+    half = 4.302653 * 0.1 / 3**0.5  # Student's t(0.975, 2) and the deviation of three means
+    assert row.startswith(f"| fid_x | 5.1 [{5.1 - half:.4g}, {5.1 + half:.4g}]; training sd 0.1 | 3.1 [")
+    assert row.endswith("better |")
+    assert "| metric | gan (3 seeds) | vae (3 seeds) |" in out
+    assert "| metric | gan (1 seed) | vae (1 seed) |" in compare(capsys, "gan", "vae", "--only")[1]
+    write("twin", seed=1, fid=(5.1,), config=0)  # a run of the same training counts once
+    assert "| metric | gan (3 seeds) | vae (3 seeds) |" in compare(capsys, "gan", "vae")[1]
+    write("vae", fid=(3.3,), config=1)
+    assert "| metric | gan (3 seeds) | vae (1 seed) |" in compare(capsys, "gan", "vae")[1]
 
 
 @pytest.mark.usefixtures("folder")
