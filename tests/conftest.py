@@ -44,7 +44,11 @@ LONGEST = (
     "test_faults.py",
     "test_outages.py",
     "test_prove.py",
+    "test_dvc_edits.py",
+    "test_stages.py",
     "test_silence.py",
+    "test_benchmark_speed.py",
+    "test_benchmark_data.py",
 )
 
 
