@@ -131,7 +131,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         for name in ("params.yaml", "requirements.lock"):
             shutil.copy(ROOT / name, folder)
-        set_params(folder, TINY)
+        set_params(folder, TINY | {"models.vae.steps": 12})
         fetch.main("images")
         prepare.main("images")
     return folder

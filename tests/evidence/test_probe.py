@@ -59,16 +59,17 @@ class Blind(nn.Module):
 def test_features_and_raw_values_are_probed_with_the_same_labels() -> None:
     digits = load_digits()
     values, labels = torch.tensor(digits.data).view(-1, 1, 8, 8).byte(), torch.tensor(digits.target)
+    values = values[..., 1::2, 1::2]  # a quarter of the pixels: probes of few features are fitted sooner
     splits = {
         "train": {"images": values[:600], "labels": labels[:600]},
-        "test": {"images": values[600:], "labels": labels[600:]},
+        "test": {"images": values[600:900], "labels": labels[600:900]},
     }
     found = measure_all(Same(), "images", splits, [1, 2])
     assert list(found)[:2] == ["probe_10_labels_accuracy", "probe_10_labels_error"]
     for count in (10, 20):
         assert found[f"probe_{count}_labels_accuracy"] == found[f"raw_{count}_labels_accuracy"]
-    blind = measure_all(Blind(), "images", splits, [2])
-    assert blind["probe_20_labels_accuracy"] < 0.2 < found["raw_20_labels_accuracy"]
+    blind = measure_all(Blind(), "images", splits, [1])
+    assert blind["probe_10_labels_accuracy"] < 0.2 < found["raw_10_labels_accuracy"]
 
 
 def test_more_labels_than_a_class_has_are_refused() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
-from pipeline.data import mnist5k
 from pipeline.evidence.features import Evidence
 from pipeline.evidence.selftest import check_all, check_dropped_classes, check_order, measure_distances
 from pipeline.metrics import modes, points
@@ -44,14 +44,10 @@ class Blind(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-    folder: Path = tmp_path_factory.mktemp("raw")
-    config = mnist5k.Config(source="mnist5k", path="data/own", split_seed=0, validation=0.125)
-    mnist5k.fetch(folder, config)
-    splits = mnist5k.prepare(folder, config).splits
-    (train, train_labels), (test, test_labels) = splits["train"], splits["test"]
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:1000]
-    return (train[order], test), (train_labels[order], test_labels)
+def digits(digits: Path) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    train, test = (load_file(digits / "prepared" / "images" / f"{split}.safetensors") for split in ("train", "test"))
+    order = torch.randperm(len(train["images"]), generator=torch.Generator().manual_seed(0))[:1000]
+    return (train["images"][order], test["images"]), (train["labels"][order], test["labels"])
 
 
 def test_every_check_holds_for_features_that_see_the_digits(

@@ -1,10 +1,9 @@
 """dvc.lock is read as DVC writes it, and what is not a lock is refused by its place."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from pipeline.artifacts import ArtifactError
 from pipeline.history.dvc_lock import list_hashes, parse_stages, read_stages
@@ -17,8 +16,9 @@ def test_the_hashes_are_those_that_dvc_has_written(tmp_path: Path, monkeypatch: 
     assert read_stages() == {}
     Path("dvc.yaml").write_text(STAGES, encoding="utf-8")
     Path("in").write_text("hello", encoding="utf-8")
-    for arguments in (["init", "--no-scm", "-q"], ["repro", "-q"]):
-        subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True)
+    Repo.init(no_scm=True).close()
+    with Repo() as repo:
+        repo.reproduce()
     stages = read_stages()
     md5 = "5d41402abc4b2a76b9719d911017c592"  # of hello
     assert list_hashes(stages, "copy@a", "deps") == {"in": md5}

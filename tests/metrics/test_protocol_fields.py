@@ -3,6 +3,7 @@
 Each field is really changed, on data of a second at most. Changes of code, versions and number formats are no inputs.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -66,8 +67,10 @@ def randomize(model: nn.Module, deviation: float) -> None:
             parameter.copy_(deviation * torch.randn(parameter.shape, generator=generator))
 
 
-def score(likelihood: str, samples: int, pictures: Tensor) -> dict[str, Tensor]:
+@functools.cache  # most fields change no score
+def score(likelihood: str, samples: int, test: int) -> dict[str, Tensor]:
     """The scores of a VAE of fixed weights, named as the stage `sample` names them."""
+    pictures = draw(test, 30)
     model = vae.Model(make_config(latent=16, likelihood=likelihood), images_kind.make_fields((1, 4, 4), 2), 0)
     randomize(model, 0.25)
     observed = model.observe(pictures, torch.Generator().manual_seed(0))
@@ -76,8 +79,10 @@ def score(likelihood: str, samples: int, pictures: Tensor) -> dict[str, Tensor]:
     return {named[name]: value for name, value in scores.items() if name in named}
 
 
-def score_levels(steps: int, samples: int, pictures: Tensor, given: tuple[str, ...]) -> dict[str, Tensor]:
+@functools.cache
+def score_levels(steps: int, samples: int, test: int, count: int, given: tuple[str, ...]) -> dict[str, Tensor]:
     """The bits of a VAE of grey levels, and the other values of a flow, both of fixed weights."""
+    pictures = draw(test, 30)[:count]
     fields, drawn = images_kind.make_fields((1, 4, 4), 2), torch.Generator().manual_seed(1)
     labels = {"labels": torch.ones(len(pictures), dtype=torch.int64)}
     config = make_config(latent=16, likelihood="discretized_logistic", conditional=bool(given))
@@ -96,7 +101,6 @@ def measure_images(**changes: Any) -> dict[str, list[float]]:
     sampling = Images(count=given["asked"], sets=given["sets"], importance_samples=given["importance_samples"])
     sampling = sampling.model_copy(update={"bits_images": given["asked_bits"]})
     steps = 1 if given["likelihood"] == "bernoulli" else 2
-    pictures = draw(given["test"], 30)
     keys = ("kid_subsets", "kid_subset_size", "neighbours", "isc_splits")
     config = images.Config(sampling=sampling, **{key: given[key] for key in keys})
     count = given["count"]
@@ -109,8 +113,8 @@ def measure_images(**changes: Any) -> dict[str, list[float]]:
         draw(given["test"], 100)[:count],
         [draw(given["train"] + 100 * index, 100)[:count] for index in range(given["floor_sets"])],
         {"net": Look(given["width"])},
-        score(given["likelihood"], given["importance_samples"], pictures)
-        | score_levels(steps, given["importance_samples"], pictures[: given["bits_images"]], given["classes"]),
+        score(given["likelihood"], given["importance_samples"], given["test"])
+        | score_levels(steps, given["importance_samples"], given["test"], given["bits_images"], given["classes"]),
         labelled={"net"},
     )
     return images.compute(evidence, config)

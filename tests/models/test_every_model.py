@@ -60,7 +60,7 @@ def build(run: str, **changes: Any) -> tuple[Any, Any, Examples, str]:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_one_batch_is_overfitted(run: str) -> None:
-    steps = 400 if run == "gan" else 150
+    steps = {"gan": 250, "vae": 75}.get(run, 150)
     model, config, examples, plug_in = build(run, steps=steps, learning_rate=5e-3)
     fit(model, examples, steps=steps, batch_size=16, seed=0, clip_norm=config.clip_norm)
     batch = examples.batch(torch.arange(min(len(examples), 16)), 0)

@@ -292,12 +292,11 @@ def test_a_file_in_place_of_the_folder_is_refused_before_the_start(tmp_path: Pat
         run("transformer", state=tmp_path / "state" / "run")
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "prepared")
 @pytest.mark.fault(50)
 def test_a_file_in_place_of_a_stages_results_is_refused_before_it_trains(workdir: Path) -> None:
-    for data in ("text", "images"):
-        fetch.main(data)
-        prepare.main(data)
+    fetch.main("text")
+    prepare.main("text")
     for folder, stage, key in (("runs/transformer", train, "transformer"), ("networks", networks, "classifier")):
         path = workdir / "data" / folder
         path.parent.mkdir(exist_ok=True)

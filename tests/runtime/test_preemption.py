@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from pipeline.runtime import checkpoints
 from pipeline.runtime.preemption import PreemptedError, catch
-from pipeline.stages import fetch, networks, prepare
+from pipeline.stages import networks
 from tests.conftest import ROOT
 
 TRAIN = [sys.executable, "-m", "pipeline.stages", "train", "transformer"]
@@ -70,14 +70,12 @@ def test_a_stage_whose_dvc_is_already_gone_does_nothing_and_ends_with_75(workdir
     assert not (workdir / ".state").exists()
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "prepared")
 @pytest.mark.fault(0, 6)
 def test_a_stopped_feature_network_goes_on_to_the_same_bits(
     workdir: Path, edit_params: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit_params({"networks.classifier.steps": 12})
-    fetch.main("images")
-    prepare.main("images")
     networks.main("classifier")
     weights = workdir / "data" / "networks" / "classifier" / "model.safetensors"
     straight = load_file(weights)

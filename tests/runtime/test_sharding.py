@@ -13,7 +13,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from pipeline.layers.blocks import Muon
 from pipeline.runtime import processes, sharding
 from pipeline.runtime.environment import HardwareError
-from pipeline.stages import fetch, networks, prepare, train
+from pipeline.stages import networks, train
 from tests.test_training import make
 
 
@@ -29,10 +29,8 @@ def test_models_that_cannot_be_cut_are_refused(name: str, reason: str) -> None:
         sharding.make_strategy(make(name)[0], 2, timedelta(seconds=10))
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "prepared")
 def test_a_training_that_cannot_be_cut_is_refused_before_its_processes_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    fetch.main("images")
-    prepare.main("images")
     for name, value in {"DEVICES": "2", "STRATEGY": "fsdp", "ACCELERATOR": "cpu"}.items():
         monkeypatch.setenv(f"PIPELINE_{name}", value)
     monkeypatch.setattr(processes, "supervise", lambda *_: pytest.fail("processes were started"))

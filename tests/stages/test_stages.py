@@ -146,7 +146,7 @@ def test_the_whole_pipeline_gives_equal_bits_twice_and_one_mlflow_run_a_training
     shown = re.findall(r"!\[.*?\]\((.*?)\)", readme)
     assert len(shown) == 6  # three pictures of curves, two of samples, one of reconstructions
     assert [name for name in shown if not (workdir / "reports" / name).exists()] == []
-    assert "mode collapse" in by_name["gan"].data.tags["alarm"]  # what twelve steps lead to
+    assert "mode collapse" in by_name["gan"].data.tags["alarm"]  # what four steps lead to
     assert by_name["gan"].data.tags["alarm"] in readme
     texts = YAML(typ="safe", pure=True).load(workdir / "reports" / "runs" / "transformer" / "samples" / "samples.yaml")
     assert len(texts) == 4
@@ -210,12 +210,10 @@ def list_outs(stage: str, key: str) -> list[str]:
 
 def make_inception(edit_params: Callable[..., None], weights: inception.Config) -> None:
     edit_params({"networks.inception": weights.model_dump()})
-    fetch.main("images")
-    prepare.main("images")
     networks.main("inception")
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "prepared")
 def test_a_fetched_feature_network_leaves_every_out_of_its_stage(
     workdir: Path, edit_params: Callable[..., None], inception_weights: inception.Config
 ) -> None:
@@ -228,7 +226,7 @@ def test_a_fetched_feature_network_leaves_every_out_of_its_stage(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "prepared")
 def test_a_run_is_evaluated_with_inception(
     workdir: Path, edit_params: Callable[..., None], inception_weights: inception.Config
 ) -> None:
