@@ -67,7 +67,7 @@ lint: .venv/installed  ## run ruff and mypy
 	mypy
 
 lock: .venv/installed  ## resolve pyproject.toml into requirements.lock (needs uv)
-	uv pip compile pyproject.toml --extra dev --extra server --universal --python-version 3.11 --generate-hashes \
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header -o requirements.lock
 
 clean:  ## delete caches and the state of interrupted trainings; data, runs and reports stay
