@@ -472,7 +472,7 @@ def format_table(claims: dict[str, Claim], results: dict[str, Any]) -> str:
         if claim.networks:
             lines.append(f"{beginning}| | {wanted} | | | | |")
             continue
-        costs = "| | | "
+        costs = "| | |"
         if set(COSTS) <= found.keys():
             times = f"{found['training_seconds']:,.0f} s | {found['cpu_seconds']:,.0f} s"
             costs = f"| {times} | {found['peak_memory_mib']:,.0f} MiB"

@@ -366,6 +366,20 @@ def test_costs_stay_where_the_records_are_gone_and_the_value_is_the_same(
 
 
 @pytest.mark.usefixtures("runs")
+def test_a_new_claim_about_runs_without_records_has_no_costs() -> None:
+    for name in ("one", "two"):
+        (artifacts.RUNS / name / "record" / "run.json").unlink()  # as in a fresh clone
+    for _ in range(2):  # the second time results.json has the claim
+        assert main(["results"]) == 0
+        found = artifacts.read_json(Path("results.json"))["speed"]
+        assert (found["value"], found["command"]) == (1.5, "dvc repro evaluate@one evaluate@two")
+        assert not set(results.COSTS) & set(found)
+        lines = Path("results.md").read_text(encoding="utf-8").splitlines()
+        assert lines[2].endswith("| 2 | 99 targets | 2 | 1 | | | | `h` |")
+        assert {line.count("|") for line in lines} == {12}
+
+
+@pytest.mark.usefixtures("runs")
 def test_the_ratios_of_speed_are_results_too() -> None:
     row = {"name": "a_over_b", "title": "t", "ratio": 1.1, "low": 1.0, "high": 1.2, "repeats": 5, "wanted": "<= 2"}
     row |= {"detail": "d", "processor": "p", "threads": "2", "torch": "t"}
