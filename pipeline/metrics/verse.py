@@ -77,7 +77,7 @@ def gather(key: str, settings: Params, circumstances: Mapping[str, Any]) -> Evid
         ArtifactError: if the samples are not those of the run's settings.
     """
     run = settings.runs[key]
-    sampling = settings.metrics[run.metric].sampling
+    sampling = cast("Config", settings.metrics[run.metric]).sampling
     path = artifacts.REPORTS / "runs" / key / "samples" / "samples.yaml"
     if not path.exists():
         msg = f"{path}: expected the samples, found no file; `dvc repro --single-item --force sample@{key}` writes them"
