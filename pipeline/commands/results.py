@@ -11,9 +11,13 @@ trainings: the time and memory in results.json stay if the value is still the sa
 is one, also become claims of results.json.
 
 A claim with `against` is a difference or a ratio: its values are those of `runs` less, or over, those of `against`,
-seed by seed. One with `networks` is of feature networks, such as the accuracy of their linear probes; it has no costs.
+seed by seed. With `by: multiplier`, `against` has runs on several sizes of the same training text, the smallest size
+first and every seed of one size before the next. The value is the size by which these reach the value of `runs`, over
+the size that `runs` had: interpolated in its logarithm between measured sizes, and otherwise "more than" the largest
+one. One with `networks` is of feature networks, such as the accuracy of their linear probes; it has no costs.
 """
 
+import itertools
 import math
 import subprocess
 from collections import Counter
@@ -47,8 +51,12 @@ class Claim(Section):
     must: float = Field(description="what had to be reached")
     aim: float = Field(description="what was aimed at")
     source: str = Field(description="where the value to reach comes from")
-    against: list[str] = Field(default=[], description="runs that these are compared with, one for each; none: not")
-    by: Literal["difference", "ratio"] = Field(default="difference", description="of what to what, with `against`")
+    against: list[str] = Field(
+        default=[], description="runs that these are compared with, one for each, or with multiplier several; none: not"
+    )
+    by: Literal["difference", "ratio", "multiplier"] = Field(
+        default="difference", description="how `against` is compared; multiplier: of the training data that it needs"
+    )
     optional: bool = Field(default=False, description="may be missing: what it needs is not everywhere at hand")
 
     @model_validator(mode="after")
@@ -56,10 +64,18 @@ class Claim(Section):
         if bool(self.runs) == bool(self.networks):
             msg = "expected either runs or networks"
             raise ValueError(msg)
-        if self.against and len(self.against) != len(self.runs):
+        if self.by == "multiplier" and (len(self.against) < 2 * len(self.runs) or len(self.against) % len(self.runs)):
+            msg = f"against: expected {len(self.runs)} runs for each of two or more sizes, got {len(self.against)}"
+            raise ValueError(msg)
+        if self.by != "multiplier" and self.against and len(self.against) != len(self.runs):
             msg = f"against: expected {len(self.runs)} runs, got {len(self.against)}"
             raise ValueError(msg)
         return self
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """The runs of `against`, as many at a time as there are `runs`."""
+        return [self.against[start : start + len(self.runs)] for start in range(0, len(self.against), len(self.runs))]
 
 
 def main(arguments: list[str]) -> int:
@@ -133,7 +149,7 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
     sets = {run: artifacts.read_json(folder / "sets.json") for run, folder in folders.items()}
     contents = {run: read_protocol(run) for run in everyone}
     seeds = check_runs(name, {run: contents[run] for run in claim.runs})
-    if claim.against and seeds != check_runs(name, {run: contents[run] for run in claim.against}):
+    if any(seeds != check_runs(name, {run: contents[run] for run in group}) for group in claim.groups):
         msg = f"{PATH}: {name}.against: expected the seeds {seeds}, in this order"
         raise ArtifactError(msg)
     for run, found in metrics.items():
@@ -147,9 +163,12 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
     if not claim.against:
         check_direction(name, claim, values)
     tables = {run: sets[run].get(claim.metric, [metrics[run][claim.metric]]) for run in everyone}
-    table = compare_pairs(claim, tables) if claim.against else list(tables.values())
-    judged, sample_sets = summarize_claim(claim, table)
-    costs = measure_costs(claim, former if is_same(former.get("value"), judged["value"]) else {})
+    if claim.by == "multiplier":
+        judged, sample_sets = measure_multiplier(name, claim, tables, values)
+    else:
+        table = compare_pairs(claim, tables) if claim.against else list(tables.values())
+        judged, sample_sets = summarize_claim(claim, table)
+    costs = measure_costs(claim, former, judged["value"])
     if judged["verdict"] == "reached" and any(find_flaw(values, found, claim.metric) for found in metrics.values()):
         judged["verdict"] = "inconclusive"  # the value is marked as not reliable
     return {
@@ -159,7 +178,7 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
         "counts": find_counts(values, claim.metric, metrics[claim.runs[0]]),
         **costs,
         "protocol": contents[claim.runs[0]]["values"][claim.metric]["hash"],
-        "command": make_command(f"OMP_NUM_THREADS={costs['threads']} {command}"),
+        "command": make_command(f"OMP_NUM_THREADS={costs['threads']} {command}" if costs else command),
     }
 
 
@@ -232,6 +251,76 @@ def compare_pairs(claim: Claim, tables: dict[str, list[float]]) -> list[list[flo
     means = {run: sum(values) / len(values) for run, values in tables.items()}
     pairs = [(means[run], means[other]) for run, other in zip(claim.runs, claim.against, strict=True)]
     return [[value / base if claim.by == "ratio" else value - base] for value, base in pairs]
+
+
+def measure_multiplier(
+    name: str, claim: Claim, tables: dict[str, list[float]], values: Values
+) -> tuple[dict[str, Any], int]:
+    """Return what `summarize_claim` does, of the multiplier of each seed; `bound` is there if one is a lower bound.
+
+    Raises:
+        ArtifactError: if the sizes do not grow, or a curve does not get better with them and worse than the run.
+    """
+    means = {run: sum(each) / len(each) for run, each in tables.items()}
+    sizes = {run: read_size(name, run) for run in means}
+    sign = 1 if find_value(values, claim.metric).direction == "lower" else -1
+    found: list[tuple[float, bool]] = []
+    for place, run in enumerate(claim.runs):
+        curve = [(sizes[group[place]], sign * means[group[place]]) for group in claim.groups]
+        try:
+            size, is_bound = find_size(curve, sign * means[run])
+        except ValueError as error:
+            msg = f"{PATH}: {name}.against, to compare with {run}: {error}"
+            raise ArtifactError(msg) from error
+        found.append((size / sizes[run], is_bound))
+    judged, sample_sets = summarize_claim(claim, [[multiplier] for multiplier, _ in found])
+    if any(is_bound for _, is_bound in found):
+        bounds = [multiplier for multiplier, _ in found]
+        is_reached = judge_claim(claim, bounds) == "reached"
+        reason = judged.get("no_interval") or "lower bounds have none"
+        judged |= {"interval": None, "no_interval": reason, "verdict": "reached" if is_reached else "inconclusive"}
+        judged["bound"] = "more than"
+    return judged, sample_sets
+
+
+def find_size(curve: list[tuple[int, float]], value: float) -> tuple[float, bool]:
+    """Return the size at which a curve falls to a value, and whether that is only a lower bound, the largest size.
+
+    Between two sizes the curve is a line over the logarithm of the size.
+
+    Args:
+        curve: sizes and values, lower is better, the smallest size first.
+        value: to be reached.
+
+    Raises:
+        ValueError: if sizes or values are in no order, or the smallest size is as good as the value.
+    """
+    steps = list(itertools.pairwise(curve))
+    if any(size >= larger or worse <= better for (size, worse), (larger, better) in steps):
+        msg = f"expected growing sizes with better and better values, got {curve}"
+        raise ValueError(msg)
+    if curve[0][1] <= value:
+        msg = f"expected a smallest size that is worse than {value:g}, got {curve[0][1]:g} at {curve[0][0]}"
+        raise ValueError(msg)
+    for (size, worse), (larger, better) in steps:
+        if better <= value:
+            share = (worse - value) / (worse - better)
+            return size * (larger / size) ** share, False
+    return curve[-1][0], True
+
+
+def read_size(name: str, run: str) -> int:
+    """Return the training data of a run by params.yaml.
+
+    Raises:
+        ArtifactError: if its section of data has no limit.
+    """
+    settings = params.load()
+    limit: int = getattr(settings.data[settings.runs[run].data], "train_limit", 0) if run in settings.runs else 0
+    if not limit:
+        msg = f"{PATH}: {name}: expected a train_limit of the data of the run {run} in {params.PATH}, got none"
+        raise ArtifactError(msg)
+    return limit
 
 
 def read_protocol(run: str) -> dict[str, Any]:
@@ -319,15 +408,23 @@ def is_same(former: float | None, value: float) -> bool:
     return former is not None and math.isclose(former, value, abs_tol=1e-12)
 
 
-def measure_costs(claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
+def measure_costs(claim: Claim, former: dict[str, Any], value: float) -> dict[str, Any]:
     """Return the largest time and memory of a claim's trainings, machine and commits, from their records or `former`.
 
+    There are none for a new claim about runs whose metrics are committed and whose records are elsewhere.
+
+    Args:
+        claim: what is claimed.
+        former: what results.json said before, or nothing.
+        value: the claim's value now.
+
     Raises:
-        ArtifactError: if neither is there.
+        ArtifactError: if a record is missing and the value is another one than before.
     """
     paths = [artifacts.RUNS / run / "record" / "run.json" for run in (*claim.runs, *claim.against)]
-    if set(COSTS) <= former.keys() and not all(path.exists() for path in paths):
-        return {name: former[name] for name in COSTS}
+    is_known = not former or is_same(former.get("value"), value)
+    if is_known and not all(path.exists() for path in paths):
+        return {name: former[name] for name in COSTS if name in former}
     records = [artifacts.read_json(path) for path in paths]
     largest = {name: max(record["totals"][name] for record in records) for name in ("cpu_seconds", "peak_memory_mib")}
     seconds = max(record["totals"]["seconds"] for record in records)
@@ -368,17 +465,19 @@ def format_table(claims: dict[str, Claim], results: dict[str, Any]) -> str:
             continue
         low, high = found["interval"] or (math.nan, math.nan)
         interval = format_interval(low, high, found.get("no_interval", ""))
-        value = format_number(found["value"])
+        value = " ".join([*([found["bound"]] if "bound" in found else []), format_number(found["value"])])
         value = f"**{value}**" if found["verdict"] == "reached" else f"{value} ({found['verdict']})"
         beginning = f"| {claim.title} (`{name}`) | {value} | {interval} | {len(found['seeds'])} "
         wanted = f"{claim.must:g} | {claim.aim:g}"
         if claim.networks:
             lines.append(f"{beginning}| | {wanted} | | | | |")
             continue
+        costs = "| | |"
+        if set(COSTS) <= found.keys():
+            times = f"{found['training_seconds']:,.0f} s | {found['cpu_seconds']:,.0f} s"
+            costs = f"| {times} | {found['peak_memory_mib']:,.0f} MiB"
         lines.append(
-            f"{beginning}| {format_counts(found, read_values(claim))} | {wanted} "
-            f"| {found['training_seconds']:,.0f} s | {found['cpu_seconds']:,.0f} s "
-            f"| {found['peak_memory_mib']:,.0f} MiB | `{found['protocol']}` |"
+            f"{beginning}| {format_counts(found, read_values(claim))} | {wanted} {costs} | `{found['protocol']}` |"
         )
     return "\n".join(lines) + "\n"
 

@@ -122,6 +122,69 @@ def test_a_comparison_is_made_seed_by_seed(by: str, values: list[float]) -> None
     assert main(["results"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("value", "size", "is_bound"),
+    [(2.0, 4000, False), (1.0, 16_000, False), (3.0, 2000, False), (1.5, 8000, False), (0.9, 16_000, True)],
+)
+def test_a_curve_that_falls_by_one_with_each_doubling_is_read_exactly(value: float, size: int, is_bound: bool) -> None:
+    curve = [(1000, 4.0), (4000, 2.0), (16_000, 1.0)]  # by two in two doublings, then by one
+    assert results.find_size(curve, value) == (pytest.approx(size), is_bound)
+
+
+@pytest.mark.parametrize(
+    ("curve", "value"),
+    [
+        ([(1000, 4.0), (4000, 4.0)], 3.0),
+        ([(1000, 4.0), (4000, 5.0)], 3.0),
+        ([(4000, 4.0), (1000, 2.0)], 3.0),
+        ([(1000, 4.0), (4000, 2.0)], 4.0),  # the smallest size is as good
+    ],
+)
+def test_a_curve_without_an_answer_is_refused(curve: list[tuple[int, float]], value: float) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        results.find_size(curve, value)
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize(
+    ("nats", "must", "value", "cell", "verdict"),
+    [
+        ([1.5, 1.5, 1.5], 7.0, 8.0, "| **8** | (all 3 seeds equal) | 3 |", "reached"),
+        ([1.5, 1.5, 0.5], 7.0, 32 / 3, "| **more than 10.67** | (lower bounds have none) | 3 |", "reached"),
+        ([0.5, 0.5, 0.5], 17.0, 16.0, "| more than 16 (inconclusive) | (all 3 seeds equal) | 3 |", "inconclusive"),
+        ([1.5, 1.5, 1.5], 9.0, 8.0, "| 8 (missed) | (all 3 seeds equal) | 3 |", "missed"),
+    ],
+)
+def test_a_multiplier_is_of_the_data_that_runs_from_scratch_need(
+    nats: list[float], must: float, value: float, cell: str, verdict: str, edit_params: Callable[..., None]
+) -> None:
+    seeds = ("0", "1", "2")
+    known: dict[str, Any] = {}
+    for name, limit, scores in (
+        ("few", 1000, nats), ("s1", 1000, [4.0] * 3), ("s4", 4000, [2.0] * 3), ("s16", 16_000, [1.0] * 3)
+    ):  # fmt: skip
+        for seed, score in zip(seeds, scores, strict=True):
+            content = make_content({"seed": int(seed), "model": name})
+            write(f"{name}_{seed}", {"test_nats": score, "test_targets": 99}, content, seconds=1)
+            known[f"{name}_{seed}"] = limit
+    edit_params({})  # a params.yaml
+    settings = params.load()
+    text_data, run = artifacts.encode(settings.data["text"]), artifacts.encode(settings.runs["transformer"])
+    edit_params({f"data.text_{limit}": text_data | {"train_limit": limit} for limit in set(known.values())})
+    edit_params({f"runs.{name}": run | {"data": f"text_{n}", "seed": int(name[-1])} for name, n in known.items()})
+    against = ", ".join(f"{name}_{seed}" for name in ("s1", "s4", "s16") for seed in seeds)
+    claim = CLAIM.replace("[one, two]", "[few_0, few_1, few_2]").replace("_better: true", "_better: false")
+    claim = claim.replace("must: 2.0", f"must: {must}") + f"  against: [{against}]\n  by: multiplier\n"
+    Path("results.yaml").write_text(claim, encoding="utf-8")
+    assert main(["results"]) == 0
+    found = artifacts.read_json(Path("results.json"))["speed"]
+    assert found["value"] == pytest.approx(value)
+    assert (found["interval"], found["verdict"]) == (None, verdict)
+    assert cell in Path("results.md").read_text(encoding="utf-8")
+    Path("results.yaml").write_text(claim.replace("s1_0, s1_1, s1_2, s4_0", "s4_0"), encoding="utf-8")
+    assert main(["results"]) == 0  # two sizes are enough
+
+
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize(("must", "verdict"), [(2.5, "reached"), (1.5, "inconclusive"), (0.5, "missed")])
 def test_without_an_interval_each_seed_counts(must: float, verdict: str) -> None:
@@ -300,6 +363,20 @@ def test_costs_stay_where_the_records_are_gone_and_the_value_is_the_same(
     assert main(["results"]) == 1
     assert "two/record/run.json: not found" in capsys.readouterr().err
     assert artifacts.read_json(Path("results.json")) == before
+
+
+@pytest.mark.usefixtures("runs")
+def test_a_new_claim_about_runs_without_records_has_no_costs() -> None:
+    for name in ("one", "two"):
+        (artifacts.RUNS / name / "record" / "run.json").unlink()  # as in a fresh clone
+    for _ in range(2):  # the second time results.json has the claim
+        assert main(["results"]) == 0
+        found = artifacts.read_json(Path("results.json"))["speed"]
+        assert (found["value"], found["command"]) == (1.5, "dvc repro evaluate@one evaluate@two")
+        assert not set(results.COSTS) & set(found)
+        lines = Path("results.md").read_text(encoding="utf-8").splitlines()
+        assert lines[2].endswith("| 2 | 99 targets | 2 | 1 | | | | `h` |")
+        assert {line.count("|") for line in lines} == {12}
 
 
 @pytest.mark.usefixtures("runs")

@@ -12,7 +12,7 @@ from pipeline.artifacts import ArtifactError
 from pipeline.evidence.features import Evidence
 from pipeline.evidence.features import Sampling as Images
 from pipeline.evidence.values import Value, Values, is_measurement, load_values, match_name
-from pipeline.metrics import audio, images, modes, music, points, text
+from pipeline.metrics import audio, images, modes, music, points, text, verse
 from tests.conftest import ROOT
 
 # The claims of the three shipped runs: the numbers that `pipeline reproduce` has compared since its first version.
@@ -69,18 +69,28 @@ def compute_points() -> dict[str, list[float]]:
     return points.compute(points.Evidence([torch.randn(100, 2)], torch.randn(100, 2), torch.zeros(1, 2), 1.0), config)
 
 
-def compute_text() -> dict[str, list[float]]:
-    sampling = text.Sampling(count=1, length=1, prompt="a", temperature=1, top_k=0, top_p=1, stride=1, random_windows=2)
+TEXTS = text.Sampling(count=1, length=1, prompt="a", temperature=1, top_k=0, top_p=1, stride=1, random_windows=2)
+
+
+def score_text() -> text.Evidence:
     nats, windows = torch.ones(400, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
     sizes = {"tokens": 401, "characters": 401, "bytes": 401, "words": 80, "unknown_characters": 0}
     known = {"entropy_rate_nats": 0.9, "test_nats": 0.9, "validation_nats": 0.9}
-    evidence = text.Evidence(
+    return text.Evidence(
         dict.fromkeys(text.SPLITS, nats),
         dict.fromkeys(text.SPLITS, sizes),
         known,
         dict.fromkeys(text.SPLITS, windows),
     )
-    return text.compute(evidence, text.Config(sampling=sampling))
+
+
+def compute_text() -> dict[str, list[float]]:
+    return text.compute(score_text(), text.Config(sampling=TEXTS))
+
+
+def compute_verse() -> dict[str, list[float]]:
+    evidence = verse.Evidence(["b"], ["a"], frozenset(), score_text())
+    return verse.compute(evidence, verse.Config(sampling=TEXTS))
 
 
 class Samples(nn.Module):
@@ -124,6 +134,7 @@ COMPUTED: dict[str, Callable[[], dict[str, list[float]]]] = {
     "music": compute_music,
     "points": compute_points,
     "text": compute_text,
+    "verse": compute_verse,
 }
 
 

@@ -23,7 +23,8 @@ from pipeline.kinds import images as images_kind
 from pipeline.kinds import labels
 from pipeline.kinds import music as music_kind
 from pipeline.kinds import text as text_kind
-from pipeline.metrics import audio, images, modes, music, points, text
+from pipeline.layers.decoding import choose
+from pipeline.metrics import audio, images, modes, music, points, text, verse
 from pipeline.models import flow_matching, transformer, vae
 from tests.models import test_notes
 from tests.models.test_flow_matching import make_config as make_flow_config
@@ -194,6 +195,11 @@ def measure_points(**changes: Any) -> dict[str, list[float]]:
 
 
 def measure_text(**changes: Any) -> dict[str, list[float]]:
+    evidence, sampling = score_text(**changes)
+    return text.compute(evidence, text.Config(sampling=sampling))
+
+
+def score_text(**changes: Any) -> tuple[text.Evidence, text.Sampling]:
     """Score two splits of 250 bytes with a language model of fixed weights.
 
     content: how much longer the text is that the tokens stand for. cut: tokens into which each one is cut, at the same
@@ -224,7 +230,33 @@ def measure_text(**changes: Any) -> dict[str, list[float]]:
     sizes["test"] = {name: size * longer * share for name, size in sizes["test"].items()} | {"tokens": cut * 249 + 1}
     windows = dict(drawn.files["windows"])
     windows["test"] = windows["test"] / cut
-    return text.compute(text.Evidence(nats, sizes, known, windows), text.Config(sampling=sampling))  # type: ignore[arg-type]
+    return text.Evidence(nats, sizes, known, windows), sampling  # type: ignore[arg-type]
+
+
+def measure_verse(**changes: Any) -> dict[str, list[float]]:
+    """Let a model that prefers one quatrain write poems, next to the scores of `measure_text`."""
+    evidence, sampling = score_text(**{"count": 60, "length": 30} | changes)
+    couplet, other = "春春春春春，春春春春春。", "山山山山山，春春春春春。"
+    quatrain = f"{couplet}\n{couplet}"
+    real = [quatrain, f"{other}\n{other}"] + ["山", couplet] * (changes.get("cut", 1) - 1)
+    known = frozenset([couplet] if "train" not in changes else [])
+    return verse.compute(
+        verse.Evidence(write_poems(f"{quatrain}\n\n", sampling), real, known, evidence),
+        verse.Config(sampling=sampling),
+    )
+
+
+def write_poems(wanted: str, sampling: text.Sampling) -> list[str]:
+    """Draw each character of each sample with a preference for the wanted one, which depends on the prompt."""
+    characters = "春山，。！\n"
+    preference = {"a": 6.0, "b": 5.0}[sampling.prompt]
+    generator = torch.Generator().manual_seed(0)
+    drawn = []
+    for place in range(sampling.length):
+        logits = torch.zeros(sampling.count, len(characters))
+        logits[:, characters.index(wanted[place % len(wanted)])] = preference
+        drawn.append(choose(logits, generator, sampling.temperature, sampling.top_k, sampling.top_p))
+    return ["".join(characters[token] for token in row) for row in torch.cat(drawn, dim=1).tolist()]
 
 
 def make_language_model(context: int) -> transformer.Model:
@@ -261,6 +293,19 @@ SAMPLES = {
     "counts.samples": {"count": 60},
 }
 TEST = "reference.sha256.test"
+TEXT: dict[str, dict[str, Any]] = {
+    "metric.sampling.count": {"count": 2},
+    "metric.sampling.length": {"length": 3},
+    "metric.sampling.prompt": {"prompt": "b"},
+    "metric.sampling.temperature": {"temperature": 0.5},
+    "metric.sampling.top_k": {"top_k": 2},
+    "metric.sampling.top_p": {"top_p": 0.5},
+    "metric.sampling.stride": {"stride": 0.5},
+    "metric.sampling.random_windows": {"random_windows": 4},
+    "scores": {"context": 6},
+    TEST: {"cut": 2},
+    "reference.content.test": {"content": 2},
+}
 MEASURES: dict[str, tuple[Measure, dict[str, dict[str, Any]]]] = {  # by metric: a change by the field that it changes
     "audio": (
         measure_audio,
@@ -317,21 +362,10 @@ MEASURES: dict[str, tuple[Measure, dict[str, dict[str, Any]]]] = {  # by metric:
         },
     ),
     "points": (measure_points, {**SAMPLES, "metric.deviations": {"deviations": 1.0}, TEST: {"mixture": "line"}}),
-    "text": (
-        measure_text,
-        {
-            "metric.sampling.count": {"count": 2},
-            "metric.sampling.length": {"length": 3},
-            "metric.sampling.prompt": {"prompt": "b"},
-            "metric.sampling.temperature": {"temperature": 0.5},
-            "metric.sampling.top_k": {"top_k": 2},
-            "metric.sampling.top_p": {"top_p": 0.5},
-            "metric.sampling.stride": {"stride": 0.5},
-            "metric.sampling.random_windows": {"random_windows": 4},
-            "scores": {"context": 6},
-            TEST: {"cut": 2},
-            "reference.content.test": {"content": 2},
-        },
+    "text": (measure_text, TEXT),
+    "verse": (
+        measure_verse,
+        {**TEXT, "metric.sampling.length": {"length": 20}, "reference.sha256.train": {"train": 1}},
     ),
 }
 
