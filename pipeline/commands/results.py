@@ -14,7 +14,8 @@ A claim with `against` is a difference or a ratio: its values are those of `runs
 seed by seed. With `by: multiplier`, `against` has runs on several sizes of the same training text, the smallest size
 first and every seed of one size before the next. The value is the size by which these reach the value of `runs`, over
 the size that `runs` had: interpolated in its logarithm between measured sizes, and otherwise "more than" the largest
-one. One with `networks` is of feature networks, such as the accuracy of their linear probes; it has no costs.
+one. One with `networks` is of feature networks, such as the accuracy of their linear probes. One with `spread` is of
+the trainings that `pipeline spread` has made of a run, perhaps of another project. Neither has costs.
 """
 
 import itertools
@@ -28,7 +29,8 @@ from pydantic import Field, model_validator
 
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import make_parser
+from pipeline.commands import RESULTS, make_parser
+from pipeline.evidence import trainings
 from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, format_refusals, list_differences
 from pipeline.evidence.uncertainty import format_interval, format_number, summarize
 from pipeline.evidence.values import Values, find_count, find_flaw, find_value, load_values
@@ -46,6 +48,7 @@ class Claim(Section):
     title: str = Field(description="what was measured, by which protocol")
     runs: list[str] = Field(default=[], description="runs of params.yaml, one per seed")
     networks: list[str] = Field(default=[], description="feature networks instead of runs, one per seed")
+    spread: str = Field(default="", description="instead of runs, a run's folder with its spread.json")
     metric: str = Field(description="a metric of those runs, or a number of reports/networks/<network>.json")
     lower_is_better: bool
     must: float = Field(description="what had to be reached")
@@ -61,8 +64,8 @@ class Claim(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Claim":
-        if bool(self.runs) == bool(self.networks):
-            msg = "expected either runs or networks"
+        if sum(map(bool, (self.runs, self.networks, self.spread))) != 1:
+            msg = "expected either runs, networks or spread"
             raise ValueError(msg)
         if self.by == "multiplier" and (len(self.against) < 2 * len(self.runs) or len(self.against) % len(self.runs)):
             msg = f"against: expected {len(self.runs)} runs for each of two or more sizes, got {len(self.against)}"
@@ -127,6 +130,13 @@ def read_former(path: Path) -> dict[str, Any]:
 
 
 def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
+    """Return value, interval, seeds, command and verdict of a claim, and what is known of its costs and protocol."""
+    if claim.networks:
+        return measure_networks(name, claim)
+    return measure_spread(name, claim, Path(claim.spread)) if claim.spread else measure_runs(name, claim, former)
+
+
+def measure_runs(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, Any]:
     """Return value, interval, seeds, counts, costs, protocol, commits and verdict of a claim; no value if not measured.
 
     Args:
@@ -138,8 +148,6 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
         ProtocolError: if the runs have different protocols of the metric.
         ArtifactError: if a file of a run or the metric is missing, or the runs differ in more than the seed.
     """
-    if claim.networks:
-        return measure_networks(name, claim)
     everyone = [*claim.runs, *claim.against]
     folders = {run: artifacts.REPORTS / "runs" / run for run in everyone}
     command = "dvc repro " + " ".join(f"evaluate@{run}" for run in everyone)
@@ -147,7 +155,7 @@ def measure_claim(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, 
         return {"value": None, "command": make_command(command), "must": claim.must, "aim": claim.aim}
     metrics = {run: artifacts.read_json(folder / "metrics.json") for run, folder in folders.items()}
     sets = {run: artifacts.read_json(folder / "sets.json") for run, folder in folders.items()}
-    contents = {run: read_protocol(run) for run in everyone}
+    contents = {run: read_protocol(folder) for run, folder in folders.items()}
     seeds = check_runs(name, {run: contents[run] for run in claim.runs})
     if any(seeds != check_runs(name, {run: contents[run] for run in group}) for group in claim.groups):
         msg = f"{PATH}: {name}.against: expected the seeds {seeds}, in this order"
@@ -226,6 +234,34 @@ def measure_networks(name: str, claim: Claim) -> dict[str, Any]:
     judged, _ = summarize_claim(claim, [[found[network][claim.metric]] for network in claim.networks])
     seeds = [config["seed"] for config in configs.values()]
     return {**judged, "seeds": seeds, "command": _make_network_command(claim)}
+
+
+def measure_spread(name: str, claim: Claim, folder: Path) -> dict[str, Any]:
+    """Return value, interval, seeds, counts, protocol, command and verdict of a claim about the trainings of one run.
+
+    Raises:
+        ArtifactError: if the run lacks the trainings or the metric, or its own numbers are none of theirs.
+    """
+    read = {stem: artifacts.read_json(folder / f"{stem}.json") for stem in RESULTS}
+    content = check_content(read["protocol"], str(folder))
+    spread = artifacts.read_json(folder / trainings.NAME)
+    if not trainings.belongs(spread, read):
+        msg = f"{folder / trainings.NAME}: expected trainings of the run's present numbers: run `pipeline spread` again"
+        raise ArtifactError(msg)
+    if claim.metric not in spread["values"]:
+        msg = f"{PATH}: {name}.metric: no metric {claim.metric!r} in {folder}; there are {', '.join(spread['values'])}"
+        raise ArtifactError(msg)
+    values = load_values(content["protocol"]["metric"]["name"])
+    check_direction(name, claim, values)
+    judged, _ = summarize_claim(claim, [[value] for value in spread["values"][claim.metric]["trainings"]])
+    return {
+        **judged,
+        "seeds": spread["seeds"],
+        "sample_sets": len(read["sets"].get(claim.metric, [0])),
+        "counts": find_counts(values, claim.metric, read["metrics"]),
+        "protocol": content["values"][claim.metric]["hash"],
+        "command": f"pipeline spread {folder.name}",
+    }
 
 
 def check_network(name: str, network: str, about: dict[str, Any]) -> None:
@@ -323,9 +359,9 @@ def read_size(name: str, run: str) -> int:
     return limit
 
 
-def read_protocol(run: str) -> dict[str, Any]:
-    """Return the content of a run's protocol.json."""
-    path = artifacts.REPORTS / "runs" / run / "protocol.json"
+def read_protocol(folder: Path) -> dict[str, Any]:
+    """Return the content of the protocol.json in the folder of a run's numbers."""
+    path = folder / "protocol.json"
     return check_content(artifacts.read_json(path), str(path))
 
 
@@ -344,7 +380,7 @@ def check_runs(name: str, contents: dict[str, dict[str, Any]]) -> list[int]:
     starts = [content["run"].get("start", NONE) for content in contents.values()]
     have_own = len(starts) > 1 and len({*starts}) == len(starts) and NONE not in starts
     if have_own:
-        check_runs(name, {start: read_protocol(start) for start in starts})
+        check_runs(name, {start: read_protocol(artifacts.REPORTS / "runs" / start) for start in starts})
     first, *others = contents
     known = params.load().runs if params.PATH.exists() else {}
     brought = {run: known[run].weights if run in known else None for run in contents}
@@ -377,7 +413,8 @@ def check_direction(name: str, claim: Claim, values: Values) -> None:
 
 def read_values(claim: Claim) -> Values:
     """Return the declarations of the metric that has evaluated a claim's runs."""
-    return load_values(read_protocol(claim.runs[0])["protocol"]["metric"]["name"])
+    folder = Path(claim.spread) if claim.spread else artifacts.REPORTS / "runs" / claim.runs[0]
+    return load_values(read_protocol(folder)["protocol"]["metric"]["name"])
 
 
 def make_command(command: str) -> str:

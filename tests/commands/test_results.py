@@ -1,5 +1,6 @@
 """`pipeline results`: a claim is the mean over its runs, which differ in nothing but the seed."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -12,9 +13,11 @@ import pytest
 
 from pipeline import artifacts, params
 from pipeline.__main__ import main
-from pipeline.commands import results
+from pipeline.commands import reproduce, results
+from pipeline.evidence import trainings
 from pipeline.metrics import images, text
 from tests import forks
+from tests.commands.test_compare import write as write_images
 from tests.conftest import ROOT
 
 CLAIM = """
@@ -466,7 +469,7 @@ def test_a_claim_of_feature_networks_is_a_mean_over_their_seeds(edit_params: Cal
         ("networks: [classifier, other]", "no 'probe_accuracy' of a network 'other'"),
         ("networks: [classifier, wider]", "differ only in the seed, wider: .'width'."),
         ("networks: [classifier, classifier]", "classifier comes twice"),
-        ("runs: [gan]\n  networks: [classifier]", "expected either runs or networks"),
+        ("runs: [gan]\n  networks: [classifier]", "expected either runs, networks or spread"),
         ("networks: [classifier]\n  # lower", "lower_is_better: probe_accuracy is better when it is higher"),
         ("networks: [classifier, stale]", "the numbers of stale are not of its weights"),
     ],
@@ -508,3 +511,34 @@ def test_an_optional_claim_of_networks_that_are_not_made_is_not_measured_here() 
     Path("results.yaml").write_text(text + "  optional: true\n", encoding="utf-8")
     assert main(["results"]) == 0
     assert artifacts.read_json(Path("results.json"))["speed"]["value"] is None
+
+
+def test_a_claim_of_the_trainings_of_pipeline_spread_is_a_mean_over_their_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spread: dict[str, Any] = {}
+    for seed, fid in ((1, 5.2), (2, 5.4), (0, 5.0)):
+        write_images("gan", seed=seed, fid=(fid - 0.1, fid + 0.1))
+        own = trainings.describe(reproduce.read_claims(Path(), "gan"))
+        spread = trainings.add(spread or own, own)
+    folder = artifacts.REPORTS / "runs" / "gan"
+    artifacts.write_json(folder / trainings.NAME, spread)
+    about = f"spread: {folder}, metric: fid_x, lower_is_better: true, must: 6, aim: 5"
+    claim = f"fid: {{title: FID, {about}, source: us}}\n"
+    Path("results.yaml").write_text(claim)
+    assert main(["results"]) == 0
+    found = artifacts.read_json(Path("results.json"))["fid"]
+    assert found["value"] == pytest.approx(5.2)
+    half = 4.302653 * 0.2 / math.sqrt(3)
+    assert found["interval"] == pytest.approx([5.2 - half, 5.2 + half])
+    assert (found["seeds"], found["verdict"], found["command"]) == ([0, 1, 2], "reached", "pipeline spread gan")
+    assert "2 x 1,000 samples" in Path("results.md").read_text()
+    Path("results.yaml").write_text(claim.replace("fid_x", "fid_y"))
+    assert main(["results"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: results.yaml: fid.metric: no metric 'fid_y' in {folder}; there are fid_x")
+    Path("results.yaml").write_text(claim)
+    write_images("gan", fid=(5.1, 5.1))
+    assert main(["results"]) == 1
+    assert "spread.json: expected trainings of the run's present numbers" in capsys.readouterr().err
