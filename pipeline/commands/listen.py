@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pipeline import artifacts, params
+from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.backbones import audio as backbone
 from pipeline.commands import align_table, make_parser
@@ -28,7 +28,7 @@ from pipeline.formats.recordings import resample
 from pipeline.kinds import read_fields
 from pipeline.params import Params
 
-KIND, FIELD, LABELS = "audio", "clips", "labels"
+FIELD, LABELS = "clips", "labels"
 PACKAGE = "pocketsphinx"
 RATE = 16_000  # samples per second that its model has learnt
 TITLES = ("run", "clips", "heard as asked for", "95 % interval", "real clips", "real clips on the way back")
@@ -59,13 +59,14 @@ def listen(run: str, settings: Params) -> tuple[str, ...]:
         msg = f"no run {run}; params.yaml has {', '.join(settings.runs) or 'none'}"
         raise ArtifactError(msg)
     data = settings.runs[run].data
-    if settings.data[data].KIND != KIND:
-        msg = f"runs.{run}.data: expected sound, got {settings.data[data].KIND} of data.{data}"
+    source = plugins.load("data", settings.data[data].source)
+    if hasattr(source, "foresee") and FIELD not in (fields := source.foresee(settings.data[data])):
+        msg = f"runs.{run}.data: expected {FIELD}, got {', '.join(fields)} of data.{data}"
         raise ArtifactError(msg)
     folder = artifacts.RUNS / run / "samples"
     if not (folder / f"given_{LABELS}.safetensors").exists():
-        msg = f"{folder}: expected clips and the words asked for; run `dvc repro sample@{run}`"
-        raise ArtifactError(msg + f" with models.{settings.runs[run].model}.conditional: true")
+        msg = f"{folder}: expected the clips of a conditional model of spoken words; run `dvc repro sample@{run}`"
+        raise ArtifactError(msg)
     generated = artifacts.read_tensors(folder / "generated.safetensors")
     given = artifacts.read_tensors(folder / f"given_{LABELS}.safetensors")
     spec: Any = read_fields(data)[FIELD]

@@ -73,7 +73,7 @@ def test_real_clips_given_out_as_generated_have_the_share_of_the_real_ones(
     artifacts.write_json(folder / "manifest.json", {"source": "spoken_digits", "kind": "audio", **manifest})
     samples = artifacts.RUNS / "speech" / "samples"
     artifacts.write_tensors(samples / "generated.safetensors", {"set_0": clips, "set_1": clips.flip(0)})
-    with pytest.raises(ArtifactError, match=r"expected clips and the words asked for; run `dvc repro sample@speech`"):
+    with pytest.raises(ArtifactError, match="conditional model of spoken words; run `dvc repro sample@speech`"):
         listen.listen("speech", settings)
     labels = LABELS[:10]
     artifacts.write_tensors(samples / "given_labels.safetensors", {"set_0": labels, "set_1": labels.flip(0)})
@@ -98,7 +98,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Refuse:
 @needs_recogniser
 def test_a_run_that_is_unknown_or_of_another_kind_is_refused(refuse: Refuse) -> None:
     assert refuse("nobody").startswith("no run nobody; params.yaml has gan, ")
-    assert refuse("gan") == "runs.gan.data: expected sound, got images of data.images"
+    assert refuse("gan") == "runs.gan.data: expected clips, got images, labels of data.images"
 
 
 def test_a_missing_package_is_named_with_its_extra(refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
