@@ -15,7 +15,9 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts, params, plugins
 from pipeline.__main__ import FOLDER
-from pipeline.evidence.uncertainty import format_number
+from pipeline.commands import RESULTS
+from pipeline.evidence import trainings
+from pipeline.evidence.uncertainty import LEAST, format_number
 from pipeline.evidence.values import find_interval, load_values
 from pipeline.history import dvc_lock
 from tests.conftest import ROOT
@@ -49,7 +51,18 @@ def test_the_row_of_a_run_has_its_committed_value_and_interval(run: str) -> None
     values = load_values(params.load(ROOT / "params.yaml").runs[run].metric)
     low, high = find_interval(values, metric, claim)
     value, ends = format_number(claim["metrics"][metric]), f"{format_number(low)} to {format_number(high)}"
-    assert re.search(rf"^\| `{run}`.*\| {value} \({ends}\) \|", README, re.MULTILINE)
+    spread = json.loads(read_committed(f"reports/runs/{run}/{trainings.NAME}"))
+    others = {seed: numbers for seed, numbers in trainings.by_seed(spread).items() if seed}
+    shown = "; ".join(format_number(others[seed][metric]) for seed in (1, 2))
+    assert re.search(rf"^\| `{run}`.*\| {value} \({ends}\) \| {shown} \|", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("run", params.load(ROOT / "params.yaml").runs)
+def test_the_trainings_with_other_seeds_belong_to_the_committed_numbers(run: str) -> None:
+    claim = {stem: json.loads(read_committed(f"reports/runs/{run}/{stem}.json")) for stem in RESULTS}
+    spread = json.loads(read_committed(f"reports/runs/{run}/{trainings.NAME}"))
+    assert trainings.belongs(spread, claim)
+    assert len(spread["seeds"]) >= LEAST
 
 
 def test_the_gan_is_compared_with_its_floor() -> None:
