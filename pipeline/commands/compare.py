@@ -175,7 +175,7 @@ def read_trainings(evaluation: Evaluation) -> Iterator[Evaluation]:
         for seed, numbers in trainings.by_seed(spread).items():
             content = evaluation.content | {"run": evaluation.content["run"] | {"seed": seed}}
             sets = {name: [value] for name, value in numbers.items()}
-            yield replace(evaluation, name=f"{evaluation.name} with seed {seed}", numbers=sets, content=content)
+            yield replace(evaluation, numbers=sets, content=content)
 
 
 def read_settings(revision: str, run: str) -> dict[str, Any] | None:
@@ -294,13 +294,14 @@ def choose_metrics(
     common = [metric for metric in runs[0].numbers if all(metric in run.numbers for run in runs)]
     if missing := [metric for metric in wanted if metric not in common]:
         lacking = [
-            f"{name} is not in {', '.join(run.name for run in runs if name not in run.numbers)}" for name in missing
+            f"{name} is not in {', '.join(dict.fromkeys(run.name for run in runs if name not in run.numbers))}"
+            for name in missing
         ]
         msg = f"no metric {', '.join(missing)}; there are {', '.join(common) or 'none'}; {'; '.join(lacking)}"
         raise ArtifactError(msg)
     metrics = list(wanted) or [name for name in runs[0].list_measurements() if name in common]
     if not metrics:
-        have = [f"{run.name} has {', '.join(run.list_measurements()) or 'none'}" for run in runs]
+        have = dict.fromkeys(f"{run.name} has {', '.join(run.list_measurements()) or 'none'}" for run in runs)
         msg = f"no metric that all runs have: {'; '.join(have)}"
         raise ArtifactError(msg)
     refusals = find_refusals(metrics, {run.name: run.content for run in runs}, allowed)
@@ -347,7 +348,7 @@ def list_others(runs: Sequence[Evaluation], common: Sequence[str]) -> list[str]:
     others: dict[str, list[str]] = {}
     for metric in dict.fromkeys(metric for run in runs for metric in run.list_measurements()):
         if metric not in common:
-            owners = ", ".join(run.name for run in runs if metric in run.numbers)
+            owners = ", ".join(dict.fromkeys(run.name for run in runs if metric in run.numbers))
             others.setdefault(owners, []).append(metric)
     notes = [f"Only in {owners}: {', '.join(metrics)}" for owners, metrics in others.items()]
     undeclared = dict.fromkeys(name for run in runs for name in run.numbers if match_name(run.values, name) is None)

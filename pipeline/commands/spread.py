@@ -8,9 +8,9 @@ On another kind of machine a training gives other numbers, as one with another s
 samples of one training, so it does not say how different they may be; the spread does. `pipeline reproduce` and
 `pipeline claims` read it from reports/runs/<run>/spread.json, which belongs in git.
 
-The trainings run in a clone of the last commit and leave this folder's results as they are. Their outputs are kept in
-DVC's cache, so that the same command goes on where it was stopped. A run that starts from another one is trained with
-it, under the same seed.
+The run's own numbers must be in git. The trainings run in a clone of the last commit and leave this folder's results as
+they are. Their outputs are kept in DVC's cache, so that the same command goes on where it was stopped. A run that
+starts from another one is trained with it, under the same seed.
 """
 
 import sys
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="spread-") as folder:
         project = Path(folder) / "clone" / prefix
         call(["git", "clone", "--quiet", str(root), f"{folder}/clone"], root)
-        claims = {run: read_claims(project, run) for run in runs}
+        claims = {run: read_committed(project, run) for run in runs}
         spreads = {run: trainings.describe(claim) for run, claim in claims.items()}
         call([*DVC, "cache", "dir", "--local", call([*DVC, "cache", "dir"], Path.cwd()).strip()], project)
         for position in range(len(seeds[runs[0]])):
@@ -70,6 +70,18 @@ def main(arguments: list[str]) -> int:
     rows = [row for run in runs for row in list_rows(run, metrics[run], spreads[run])]
     print(align_table(["run", "metric", "seeds", "trainings", "one more (95 %)"], rows), end="")
     return 0
+
+
+def read_committed(project: Path, run: str) -> dict[str, Any]:
+    """Return the metrics, sets and protocol of a run in a clone.
+
+    Raises:
+        ArtifactError: if the last commit has no numbers of it.
+    """
+    if not (project / artifacts.REPORTS / "runs" / run / "metrics.json").exists():
+        msg = f"{run}: the last commit has no numbers of it: `dvc repro evaluate@{run}`, then commit them"
+        raise ArtifactError(msg)
+    return read_claims(project, run)
 
 
 def set_seeds(path: Path, seeds: Mapping[str, int], settings: Params) -> None:

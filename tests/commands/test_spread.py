@@ -48,6 +48,19 @@ def test_a_wrong_run_or_seed_is_refused_before_anything_is_cloned(
     assert capsys.readouterr().err == f"error: {said}\n"
 
 
+@pytest.mark.usefixtures("workdir")
+def test_a_run_without_committed_numbers_is_named_before_anything_is_trained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    subprocess.run(["git", "add", "params.yaml"], check=True)
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.invalid"]
+    subprocess.run(["git", *who, "commit", "--quiet", "-m", "one"], check=True)
+    assert main(["spread", "gan"]) == 1
+    said = "error: gan: the last commit has no numbers of it: `dvc repro evaluate@gan`, then commit them\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
 def test_a_run_that_starts_from_another_one_is_trained_with_it_under_the_same_seed(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes((ROOT / "params.yaml").read_bytes())
