@@ -96,6 +96,8 @@ def main(arguments: list[str]) -> int:
     evaluations = [read_evaluation(name, locks) for word in options.runs for name in names[word]]
     others, notes = ([], []) if options.only else find_seeds(evaluations, locks)
     groups = group_seeds([*evaluations, *others])
+    if not options.only:
+        groups = {name: add_trainings(members) for name, members in groups.items()}
     print(format_table(name_groups(groups, names), options.metric, options.allow), end="")
     print("".join(f"\n{note}\n" for note in notes), end="")
     return 0
@@ -151,13 +153,17 @@ def find_seeds(
             elif (other.experiment, other.seed) not in counted:
                 counted.add((other.experiment, other.seed))
                 found.append(other)
-        for each in [*mine, *found]:
-            for more in read_trainings(each):
-                if (more.experiment, more.seed) not in counted:
-                    counted.add((more.experiment, more.seed))
-                    found.append(more)
     notes = [f"Not counted as seeds: {', '.join(unlike)}: other code or data in dvc.lock"] if unlike else []
     return sorted(found, key=lambda each: each.seed), notes
+
+
+def add_trainings(members: Sequence[Evaluation]) -> list[Evaluation]:
+    """Return the seeds of one experiment with the trainings of `pipeline spread`; a seed that has a run counts once."""
+    found = {member.seed: member for member in members}
+    for member in members:
+        for training in read_trainings(member):
+            found.setdefault(training.seed, training)
+    return list(found.values())
 
 
 def read_trainings(evaluation: Evaluation) -> Iterator[Evaluation]:

@@ -13,9 +13,11 @@ is one, also become claims of results.json.
 A claim with `against` is a difference or a ratio: its values are those of `runs` less, or over, those of `against`,
 seed by seed. With `by: multiplier`, `against` has runs on several sizes of the same training text, the smallest size
 first and every seed of one size before the next. The value is the size by which these reach the value of `runs`, over
-the size that `runs` had: interpolated in its logarithm between measured sizes, and otherwise "more than" the largest
-one. One with `networks` is of feature networks, such as the accuracy of their linear probes. One with `spread` is of
-the trainings that `pipeline spread` has made of a run, perhaps of another project. Neither has costs.
+the size that `runs` had: interpolated in its logarithm between measured sizes, and otherwise "more than" the largest or
+"at most" the smallest one.
+
+A claim with `networks` is of feature networks, such as the accuracy of their linear probes. One with `spread` is of the
+trainings that `pipeline spread` has made of a run, perhaps of another project. Neither has costs.
 """
 
 import itertools
@@ -66,6 +68,9 @@ class Claim(Section):
     def _check(self) -> "Claim":
         if sum(map(bool, (self.runs, self.networks, self.spread))) != 1:
             msg = "expected either runs, networks or spread"
+            raise ValueError(msg)
+        if self.by == "multiplier" and (not self.runs or self.lower_is_better):
+            msg = "by: multiplier: expected runs, and lower_is_better: false, since a larger one is better"
             raise ValueError(msg)
         if self.by == "multiplier" and (len(self.against) < 2 * len(self.runs) or len(self.against) % len(self.runs)):
             msg = f"against: expected {len(self.runs)} runs for each of two or more sizes, got {len(self.against)}"
@@ -242,6 +247,8 @@ def measure_spread(name: str, claim: Claim, folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: if the run lacks the trainings or the metric, or its own numbers are none of theirs.
     """
+    if claim.optional and not (folder / trainings.NAME).exists():
+        return {"value": None, "must": claim.must, "aim": claim.aim}
     read = {stem: artifacts.read_json(folder / f"{stem}.json") for stem in RESULTS}
     content = check_content(read["protocol"], str(folder))
     spread = artifacts.read_json(folder / trainings.NAME)
@@ -254,13 +261,16 @@ def measure_spread(name: str, claim: Claim, folder: Path) -> dict[str, Any]:
     values = load_values(content["protocol"]["metric"]["name"])
     check_direction(name, claim, values)
     judged, _ = summarize_claim(claim, [[value] for value in spread["values"][claim.metric]["trainings"]])
+    if judged["verdict"] == "reached" and find_flaw(values, read["metrics"], claim.metric):
+        judged["verdict"] = "inconclusive"  # the value is marked as not reliable
+    seeds = " ".join(str(seed) for seed in spread["seeds"] if seed != content["run"]["seed"])
     return {
         **judged,
         "seeds": spread["seeds"],
         "sample_sets": len(read["sets"].get(claim.metric, [0])),
         "counts": find_counts(values, claim.metric, read["metrics"]),
         "protocol": content["values"][claim.metric]["hash"],
-        "command": f"pipeline spread {folder.name}",
+        "command": make_command(f"cd {folder.parents[2]} && pipeline spread {folder.name} --seeds {seeds}"),
     }
 
 
@@ -292,35 +302,36 @@ def compare_pairs(claim: Claim, tables: dict[str, list[float]]) -> list[list[flo
 def measure_multiplier(
     name: str, claim: Claim, tables: dict[str, list[float]], values: Values
 ) -> tuple[dict[str, Any], int]:
-    """Return what `summarize_claim` does, of the multiplier of each seed; `bound` is there if one is a lower bound.
+    """Return what `summarize_claim` does, of the multiplier of each seed; `bound` says whether one is a bound.
 
     Raises:
-        ArtifactError: if the sizes do not grow, or a curve does not get better with them and worse than the run.
+        ArtifactError: if the sizes do not grow, or a curve does not get better with them.
     """
     means = {run: sum(each) / len(each) for run, each in tables.items()}
     sizes = {run: read_size(name, run) for run in means}
     sign = 1 if find_value(values, claim.metric).direction == "lower" else -1
-    found: list[tuple[float, bool]] = []
+    found: list[tuple[float, str]] = []
     for place, run in enumerate(claim.runs):
         curve = [(sizes[group[place]], sign * means[group[place]]) for group in claim.groups]
         try:
-            size, is_bound = find_size(curve, sign * means[run])
+            size, bound = find_size(curve, sign * means[run])
         except ValueError as error:
             msg = f"{PATH}: {name}.against, to compare with {run}: {error}"
             raise ArtifactError(msg) from error
-        found.append((size / sizes[run], is_bound))
+        found.append((size / sizes[run], bound))
     judged, sample_sets = summarize_claim(claim, [[multiplier] for multiplier, _ in found])
-    if any(is_bound for _, is_bound in found):
-        bounds = [multiplier for multiplier, _ in found]
-        is_reached = judge_claim(claim, bounds) == "reached"
-        reason = judged.get("no_interval") or "lower bounds have none"
-        judged |= {"interval": None, "no_interval": reason, "verdict": "reached" if is_reached else "inconclusive"}
-        judged["bound"] = "more than"
+    bounds = {bound for _, bound in found if bound}
+    if bounds:
+        verdict = judge_claim(claim, [multiplier for multiplier, _ in found])
+        spoiled = {"reached": "at most", "missed": "more than"}.get(verdict)  # bounds that leave the verdict open
+        verdict = "inconclusive" if spoiled in bounds else verdict
+        judged |= {"interval": None, "no_interval": "bounds have no interval", "verdict": verdict}
+        judged["bound"] = bounds.pop() if len(bounds) == 1 else "roughly"
     return judged, sample_sets
 
 
-def find_size(curve: list[tuple[int, float]], value: float) -> tuple[float, bool]:
-    """Return the size at which a curve falls to a value, and whether that is only a lower bound, the largest size.
+def find_size(curve: list[tuple[int, float]], value: float) -> tuple[float, str]:
+    """Return the size at which a curve falls to a value, and "more than" or "at most" if that is a measured end of it.
 
     Between two sizes the curve is a line over the logarithm of the size.
 
@@ -329,20 +340,19 @@ def find_size(curve: list[tuple[int, float]], value: float) -> tuple[float, bool
         value: to be reached.
 
     Raises:
-        ValueError: if sizes or values are in no order, or the smallest size is as good as the value.
+        ValueError: if sizes or values are in no order.
     """
     steps = list(itertools.pairwise(curve))
     if any(size >= larger or worse <= better for (size, worse), (larger, better) in steps):
         msg = f"expected growing sizes with better and better values, got {curve}"
         raise ValueError(msg)
     if curve[0][1] <= value:
-        msg = f"expected a smallest size that is worse than {value:g}, got {curve[0][1]:g} at {curve[0][0]}"
-        raise ValueError(msg)
+        return curve[0][0], "at most"
     for (size, worse), (larger, better) in steps:
         if better <= value:
             share = (worse - value) / (worse - better)
-            return size * (larger / size) ** share, False
-    return curve[-1][0], True
+            return size * (larger / size) ** share, ""
+    return curve[-1][0], "more than"
 
 
 def read_size(name: str, run: str) -> int:
@@ -459,7 +469,7 @@ def measure_costs(claim: Claim, former: dict[str, Any], value: float) -> dict[st
         ArtifactError: if a record is missing and the value is another one than before.
     """
     paths = [artifacts.RUNS / run / "record" / "run.json" for run in (*claim.runs, *claim.against)]
-    is_known = not former or is_same(former.get("value"), value)
+    is_known = former.get("value") is None or is_same(former["value"], value)
     if is_known and not all(path.exists() for path in paths):
         return {name: former[name] for name in COSTS if name in former}
     records = [artifacts.read_json(path) for path in paths]

@@ -9,13 +9,13 @@ samples of one training, so it does not say how different they may be; the sprea
 `pipeline claims` read it from reports/runs/<run>/spread.json, which belongs in git.
 
 The run's own numbers must be in git. The trainings run in a clone of the last commit and leave this folder's results as
-they are. Their outputs are kept in DVC's cache, so that the same command goes on where it was stopped. A run that
-starts from another one is trained with it, under the same seed.
+they are. Finished trainings stay in DVC's cache, so that the same command makes only the others. A run that starts from
+another one is trained with it, under the same seed.
 """
 
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: the two after the run's own")
     parser.add_argument("-j", "--jobs", type=int, default=1, help="number of stages that run at a time; default: 1")
     options = parser.parse_args(arguments)
-    settings = params.load()
-    runs = options.runs or list(settings.runs)
-    if unknown := [run for run in runs if run not in settings.runs]:
-        msg = f"no run {', '.join(unknown)}; params.yaml has {', '.join(settings.runs)}"
+    if wrong := [seed for seed in options.seeds or () if seed < 0]:
+        msg = f"--seeds: expected numbers of 0 or more, got {wrong[0]}"
         raise ArtifactError(msg)
-    seeds = {run: options.seeds or [settings.runs[run].seed + more for more in range(1, LEAST)] for run in runs}
-    if known := [run for run in runs if settings.runs[run].seed in seeds[run]]:
-        msg = f"--seeds: expected other seeds than the committed {settings.runs[known[0]].seed} of {known[0]}"
-        raise ArtifactError(msg)
+    params.load()  # a wrong params.yaml is worth knowing now
     root = Path(call(["git", "rev-parse", "--show-toplevel"], Path.cwd()).strip())
     prefix = call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
     if call(["git", "status", "--porcelain", "--untracked-files=no"], root):
@@ -56,20 +51,63 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="spread-") as folder:
         project = Path(folder) / "clone" / prefix
         call(["git", "clone", "--quiet", str(root), f"{folder}/clone"], root)
-        claims = {run: read_committed(project, run) for run in runs}
+        settings = params.load(project / params.PATH)
+        plan = plan_seeds(options.runs or list(settings.runs), options.seeds, settings)
+        claims = {run: read_committed(project, run) for run in plan[0]}
         spreads = {run: trainings.describe(claim) for run, claim in claims.items()}
         call([*DVC, "cache", "dir", "--local", call([*DVC, "cache", "dir"], Path.cwd()).strip()], project)
-        for position in range(len(seeds[runs[0]])):
-            set_seeds(project / params.PATH, {run: seeds[run][position] for run in runs}, settings)
-            targets = [f"evaluate@{run}" for run in runs]
+        for seeds in plan:
+            set_seeds(project / params.PATH, seeds, settings)
+            targets = [f"evaluate@{run}" for run in seeds]
             run_in_clone([sys.executable, "-m", "pipeline", "repro", "-j", str(options.jobs), *targets], project)
-            for run in runs:
-                spreads[run] = trainings.add(spreads[run], trainings.describe(read_claims(project, run)))
-                save(run, spreads[run], claims[run])
+            for run, claim in claims.items():
+                training = trainings.describe(read_claims(project, run))
+                if not trainings.fits(spreads[run], training):
+                    msg = f"{run}: its committed numbers are of other settings; run `dvc repro`, and commit them first"
+                    raise ArtifactError(msg)
+                spreads[run] = save(run, trainings.add(spreads[run], training), claim)
     metrics = {run: claim["protocol"]["protocol"]["metric"]["name"] for run, claim in claims.items()}
-    rows = [row for run in runs for row in list_rows(run, metrics[run], spreads[run])]
+    rows = [row for run in claims for row in list_rows(run, metrics[run], spreads[run])]
     print(align_table(["run", "metric", "seeds", "trainings", "one more (95 %)"], rows), end="")
     return 0
+
+
+def plan_seeds(runs: Sequence[str], wanted: Sequence[int] | None, settings: Params) -> list[dict[str, int]]:
+    """Return the seed of each run in each round of trainings.
+
+    Args:
+        runs: of params.yaml.
+        wanted: seeds of all runs; None: for each run the ones after its own.
+        settings: of params.yaml.
+
+    Raises:
+        ArtifactError: if a run is unknown, or a run or one that it starts from would have its committed seed, or two.
+    """
+    if unknown := [run for run in runs if run not in settings.runs]:
+        msg = f"no run {', '.join(unknown)}; params.yaml has {', '.join(settings.runs)}"
+        raise ArtifactError(msg)
+    plan: list[dict[str, int]] = []
+    for position in range(len(set(wanted)) if wanted else LEAST - 1):
+        seeds = {
+            run: list(dict.fromkeys(wanted))[position] if wanted else settings.runs[run].seed + 1 + position
+            for run in runs
+        }
+        given: dict[str, int] = {}
+        for run, seed in seeds.items():
+            for name in list_chain(run, settings):
+                if seed == settings.runs[name].seed or given.setdefault(name, seed) != seed:
+                    other = "its committed seed" if seed == settings.runs[name].seed else f"seed {given[name]} too"
+                    msg = f"--seeds: {seed} for {run}: {name} has {other}; choose other seeds, or fewer runs at a time"
+                    raise ArtifactError(msg)
+        plan.append(seeds)
+    return plan
+
+
+def list_chain(run: str, settings: Params) -> Iterator[str]:
+    """Yield a run, and the runs that it starts from."""
+    while run in settings.runs:  # a start may be a folder or an address too
+        yield run
+        run = settings.runs[run].start
 
 
 def read_committed(project: Path, run: str) -> dict[str, Any]:
@@ -89,19 +127,20 @@ def set_seeds(path: Path, seeds: Mapping[str, int], settings: Params) -> None:
     yaml = YAML(typ="safe", pure=True)
     values = yaml.load(path)
     for run, seed in seeds.items():
-        name = run
-        while name in values["runs"]:  # a start may be a folder or an address too
+        for name in list_chain(run, settings):
             values["runs"][name]["seed"] = seed
-            name = settings.runs[name].start
     with path.open("w", encoding="utf-8") as file:
         YAML(typ="safe", pure=True).dump(values, file)
 
 
-def save(run: str, spread: dict[str, Any], claim: Mapping[str, Any]) -> None:
-    """Write a run's spread, with the seeds that its file already has if they belong to the same claim."""
+def save(run: str, spread: dict[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a run's spread and return it, with the seeds that its file already has if they belong to the same claim."""
     path = artifacts.REPORTS / "runs" / run / trainings.NAME
     former = artifacts.read_json(path) if path.exists() else spread
-    artifacts.write_json(path, trainings.add(former, spread) if trainings.belongs(former, claim) else spread)
+    if trainings.belongs(former, claim) and former["values"].keys() >= spread["values"].keys():
+        spread = trainings.add(former, spread)
+    artifacts.write_json(path, spread)
+    return spread
 
 
 def list_rows(run: str, metric: str, spread: Mapping[str, Any]) -> Iterator[list[str]]:

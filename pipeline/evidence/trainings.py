@@ -29,7 +29,7 @@ def predict(values: Sequence[float]) -> tuple[float, float]:
 
     It is not a number if they are too few, or all equal, which says nothing about the spread.
     Unlike the interval of the mean it does not shrink to nothing as values are added: mean +- t s sqrt(1 + 1/n), as in
-    Hahn and Meeker, Statistical Intervals, 1991, section 4.8.
+    Hahn and Meeker, Statistical Intervals, 1991, chapter 4. The values are taken for normal and independent.
     """
     if len(values) < LEAST or len(set(values)) == 1:
         return math.nan, math.nan
@@ -62,7 +62,7 @@ def fits(spread: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     ours, theirs = spread["values"], other["values"]
     common = ours.keys() & theirs.keys()
     same = all(ours[name]["protocol"] == theirs[name]["protocol"] for name in common)
-    return bool(spread["run"] == other["run"] and common and same)
+    return spread["run"] == other["run"] and bool(common) and same
 
 
 def by_seed(spread: Mapping[str, Any]) -> dict[int, dict[str, float]]:
@@ -72,7 +72,14 @@ def by_seed(spread: Mapping[str, Any]) -> dict[int, dict[str, float]]:
 
 
 def add(spread: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the common values of two spreads that fit; a training that both have is that of the other one."""
+    """Return the common values of two spreads; a training that both have is that of the other one.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    if not fits(spread, other):
+        msg = "expected spreads of one run's settings and protocols"
+        raise ValueError(msg)
     numbers = by_seed(spread) | by_seed(other)
     seeds = sorted(numbers)
     values = {

@@ -1,5 +1,6 @@
 """pipeline compare on written runs: verdicts that are known, refusals that name their reason."""
 
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -472,8 +473,16 @@ def test_trainings_of_pipeline_spread_count_as_seeds_of_the_run_whose_numbers_th
     assert "| metric | gan (1 seed) | vae (1 seed) |" in compare(capsys, "gan", "vae", "--only")[1]
     write("twin", seed=1, fid=(5.1,), config=0)  # a run of the same training counts once
     assert "| metric | gan (3 seeds) | vae (3 seeds) |" in compare(capsys, "gan", "vae")[1]
+    shutil.rmtree(artifacts.REPORTS / "runs" / "twin")
+    git("init", "-q")
+    commit()
+    assert "| metric | gan (3 seeds) | HEAD:vae (3 seeds) |" in compare(capsys, "gan", "HEAD:vae")[1]
+    write("gan", seed=1, fid=(5.0, 5.2), config=0)  # a seed per revision; both have the same trainings
+    assert "| metric | HEAD:gan (3 seeds) |" in compare(capsys, "HEAD:gan", "gan")[1]
+    write("gan", fid=(5.3,), config=0)  # another machine: the trainings belong to the committed numbers
+    assert "| metric | gan (1 seed) | HEAD:gan (3 seeds) |" in compare(capsys, "gan", "HEAD:gan")[1]
     write("vae", fid=(3.3,), config=1)
-    assert "| metric | gan (3 seeds) | vae (1 seed) |" in compare(capsys, "gan", "vae")[1]
+    assert "vae (1 seed) |" in compare(capsys, "gan", "vae")[1]
 
 
 @pytest.mark.usefixtures("folder")

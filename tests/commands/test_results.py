@@ -126,12 +126,15 @@ def test_a_comparison_is_made_seed_by_seed(by: str, values: list[float]) -> None
 
 
 @pytest.mark.parametrize(
-    ("value", "size", "is_bound"),
-    [(2.0, 4000, False), (1.0, 16_000, False), (3.0, 2000, False), (1.5, 8000, False), (0.9, 16_000, True)],
+    ("value", "size", "bound"),
+    [
+        *((2.0, 4000, ""), (1.0, 16_000, ""), (3.0, 2000, ""), (1.5, 8000, "")),
+        *((0.9, 16_000, "more than"), (4.5, 1000, "at most"), (4.0, 1000, "at most")),
+    ],
 )
-def test_a_curve_that_falls_by_one_with_each_doubling_is_read_exactly(value: float, size: int, is_bound: bool) -> None:
+def test_a_curve_that_falls_by_one_with_each_doubling_is_read_exactly(value: float, size: int, bound: str) -> None:
     curve = [(1000, 4.0), (4000, 2.0), (16_000, 1.0)]  # by two in two doublings, then by one
-    assert results.find_size(curve, value) == (pytest.approx(size), is_bound)
+    assert results.find_size(curve, value) == (pytest.approx(size), bound)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +143,6 @@ def test_a_curve_that_falls_by_one_with_each_doubling_is_read_exactly(value: flo
         ([(1000, 4.0), (4000, 4.0)], 3.0),
         ([(1000, 4.0), (4000, 5.0)], 3.0),
         ([(4000, 4.0), (1000, 2.0)], 3.0),
-        ([(1000, 4.0), (4000, 2.0)], 4.0),  # the smallest size is as good
     ],
 )
 def test_a_curve_without_an_answer_is_refused(curve: list[tuple[int, float]], value: float) -> None:
@@ -153,8 +155,17 @@ def test_a_curve_without_an_answer_is_refused(curve: list[tuple[int, float]], va
     ("nats", "must", "value", "cell", "verdict"),
     [
         ([1.5, 1.5, 1.5], 7.0, 8.0, "| **8** | (all 3 seeds equal) | 3 |", "reached"),
-        ([1.5, 1.5, 0.5], 7.0, 32 / 3, "| **more than 10.67** | (lower bounds have none) | 3 |", "reached"),
-        ([0.5, 0.5, 0.5], 17.0, 16.0, "| more than 16 (inconclusive) | (all 3 seeds equal) | 3 |", "inconclusive"),
+        ([1.5, 1.5, 0.5], 7.0, 32 / 3, "| **more than 10.67** | (bounds have no interval) | 3 |", "reached"),
+        (
+            [0.5, 0.5, 0.5],
+            17.0,
+            16.0,
+            "| more than 16 (inconclusive) | (bounds have no interval) | 3 |",
+            "inconclusive",
+        ),
+        ([5.0, 5.0, 4.5], 2.0, 1.0, "| at most 1 (missed) | (bounds have no interval) | 3 |", "missed"),
+        ([5.0, 1.5, 1.5], 1.0, 17 / 3, "| at most 5.667 (inconclusive) | (bounds have no interval) |", "inconclusive"),
+        ([5.0, 0.5, 1.5], 9.0, 25 / 3, "| roughly 8.333 (inconclusive) | (bounds have no interval) |", "inconclusive"),
         ([1.5, 1.5, 1.5], 9.0, 8.0, "| 8 (missed) | (all 3 seeds equal) | 3 |", "missed"),
     ],
 )
@@ -184,6 +195,8 @@ def test_a_multiplier_is_of_the_data_that_runs_from_scratch_need(
     assert found["value"] == pytest.approx(value)
     assert (found["interval"], found["verdict"]) == (None, verdict)
     assert cell in Path("results.md").read_text(encoding="utf-8")
+    Path("results.yaml").write_text(claim.replace("_better: false", "_better: true"), encoding="utf-8")
+    assert main(["results"]) == 1
     Path("results.yaml").write_text(claim.replace("s1_0, s1_1, s1_2, s4_0", "s4_0"), encoding="utf-8")
     assert main(["results"]) == 0  # two sizes are enough
 
@@ -532,13 +545,19 @@ def test_a_claim_of_the_trainings_of_pipeline_spread_is_a_mean_over_their_seeds(
     assert found["value"] == pytest.approx(5.2)
     half = 4.302653 * 0.2 / math.sqrt(3)
     assert found["interval"] == pytest.approx([5.2 - half, 5.2 + half])
-    assert (found["seeds"], found["verdict"], found["command"]) == ([0, 1, 2], "reached", "pipeline spread gan")
+    assert (found["seeds"], found["verdict"]) == ([0, 1, 2], "reached")
+    assert found["command"] == "cd . && pipeline spread gan --seeds 1 2"
     assert "2 x 1,000 samples" in Path("results.md").read_text()
     Path("results.yaml").write_text(claim.replace("fid_x", "fid_y"))
     assert main(["results"]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"error: results.yaml: fid.metric: no metric 'fid_y' in {folder}; there are fid_x")
     Path("results.yaml").write_text(claim)
+    (folder / trainings.NAME).rename("kept.json")
+    Path("results.yaml").write_text(claim.replace("source: us", "source: us, optional: true"))
+    assert main(["results"]) == 0
+    assert "not measured here" in Path("results.md").read_text()
+    Path("kept.json").rename(folder / trainings.NAME)
     write_images("gan", fid=(5.1, 5.1))
     assert main(["results"]) == 1
     assert "spread.json: expected trainings of the run's present numbers" in capsys.readouterr().err

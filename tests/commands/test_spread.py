@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts, params
 from pipeline.__main__ import main
+from pipeline.artifacts import ArtifactError
 from pipeline.commands import spread
 from pipeline.commands.reproduce import read_claims
 from pipeline.evidence import trainings
+from pipeline.params import Params
 from tests.commands.test_compare import write
 from tests.commands.test_reproduce import CLAIM
 from tests.conftest import ROOT, squeeze
@@ -33,19 +36,43 @@ for stem, content in json.loads(pathlib.Path("claim.json").read_text()).items():
 """
 
 
-@pytest.mark.usefixtures("workdir")
+def load_params() -> Params:
+    return params.load(ROOT / "params.yaml")
+
+
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("runs", "seeds", "said"),
     [
-        (["gam"], "no run gam; params.yaml has gan, vae, transformer"),
-        (["gan", "--seeds", "1", "0"], "--seeds: expected other seeds than the committed 0 of gan"),
+        (["gam"], None, "no run gam; params.yaml has gan, vae, "),
+        (["gan"], [1, 0], "--seeds: 0 for gan: gan has its committed seed; choose other seeds"),
+        (["codes_prior"], [0], "--seeds: 0 for codes_prior: codes_prior has its committed seed"),
     ],
 )
-def test_a_wrong_run_or_seed_is_refused_before_anything_is_cloned(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["spread", *words]) == 1
-    assert capsys.readouterr().err == f"error: {said}\n"
+def test_a_wrong_run_or_seed_is_refused(runs: list[str], seeds: list[int] | None, said: str) -> None:
+    with pytest.raises(ArtifactError, match=f"^{re.escape(said)}"):
+        spread.plan_seeds(runs, seeds, load_params())
+
+
+def test_a_start_would_have_one_seed_and_not_its_committed_one() -> None:
+    settings = load_params()
+    for seed, said in ((1, "codes has its committed seed"), (4, "codes has seed 5 too")):
+        settings.runs["codes"] = settings.runs["codes"].model_copy(update={"seed": seed})
+        settings.runs["codes_prior"] = settings.runs["codes_prior"].model_copy(update={"seed": 0})
+        with pytest.raises(ArtifactError, match=f": {said}; choose other seeds, or fewer runs at a time"):
+            spread.plan_seeds(["codes", "codes_prior"] if seed == 4 else ["codes_prior"], None, settings)
+
+
+def test_each_run_has_the_two_seeds_after_its_own_or_those_asked_for_once() -> None:
+    settings = load_params()
+    settings.runs["vae"] = settings.runs["vae"].model_copy(update={"seed": 5})
+    assert spread.plan_seeds(["gan", "vae"], None, settings) == [{"gan": 1, "vae": 6}, {"gan": 2, "vae": 7}]
+    assert spread.plan_seeds(["gan"], [4, 3, 4], settings) == [{"gan": 4}, {"gan": 3}]
+
+
+@pytest.mark.usefixtures("workdir")
+def test_a_negative_seed_is_refused_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["spread", "gan", "--seeds", "1", "-1"]) == 1
+    assert capsys.readouterr().err == "error: --seeds: expected numbers of 0 or more, got -1\n"
 
 
 @pytest.mark.usefixtures("workdir")
@@ -80,14 +107,16 @@ def test_seeds_that_are_known_stay_if_they_belong_to_the_same_claim(
 
     def save(config: int, *seeds: int) -> list[int]:
         found = functools.reduce(trainings.add, [describe(seed, config) for seed in (*seeds, 0)])
-        spread.save("gan", found, read_claims(Path(), "gan"))
-        seeds_now: list[int] = artifacts.read_json(artifacts.REPORTS / "runs" / "gan" / trainings.NAME)["seeds"]
-        return seeds_now
+        written = spread.save("gan", found, read_claims(Path(), "gan"))
+        assert written == artifacts.read_json(artifacts.REPORTS / "runs" / "gan" / trainings.NAME)
+        return list(written["seeds"])
 
     monkeypatch.chdir(tmp_path)
     assert save(1, 1, 2) == [0, 1, 2]
     assert save(1, 3) == [0, 1, 2, 3]
     assert save(2, 1) == [0, 1]  # other settings
+    with pytest.raises(ValueError, match="expected spreads of one run's settings"):
+        trainings.add(describe(0, 1), describe(1, 2))
 
 
 @pytest.mark.slow
