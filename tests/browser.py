@@ -115,14 +115,14 @@ class Browser:
         path.write_bytes(base64.b64decode(self.call("screenshot")))
 
     def list_answers(self) -> list[Answer]:
-        """Return the requests since the last call, in order, without those for Chromium's own built-in files."""
+        """Return the requests since the last call, in order, without those of Chromium's own first page."""
         sent: dict[str, dict[str, Any]] = {}
         statuses: dict[str, int] = {}
         for entry in self.call("se/log", {"type": "performance"}):
             message = json.loads(entry["message"])["message"]
             values = message["params"]
             if message["method"] == "Network.requestWillBeSent":
-                if not values["request"]["url"].startswith("chrome://"):  # its first page goes on to load them
+                if not values["documentURL"].startswith(("chrome://", "chrome-untrusted://")):
                     sent[values["requestId"]] = values["request"]
             elif message["method"] == "Network.responseReceived":
                 statuses[values["requestId"]] = values["response"]["status"]
