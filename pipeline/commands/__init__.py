@@ -4,11 +4,14 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Sequence
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline import plugins
 from pipeline.artifacts import ArtifactError
+from pipeline.params import Params
 
 DVC = [sys.executable, "-m", "dvc"]
 
@@ -58,6 +61,35 @@ def call(command: list[str], folder: Path) -> str:
         msg = f"{' '.join(command)} failed: {done.stderr.strip()}"
         raise ArtifactError(msg)
     return done.stdout
+
+
+def require_runs(names: Iterable[str], settings: Params) -> None:
+    """Refuse names that no run of params.yaml has.
+
+    Raises:
+        ArtifactError: with these names, and those that there are.
+    """
+    if unknown := [name for name in names if name not in settings.runs]:
+        msg = f"no run {', '.join(unknown)}; params.yaml has {', '.join(settings.runs) or 'none'}"
+        raise ArtifactError(msg)
+
+
+@contextmanager
+def clone_project(name: str, done: str) -> Iterator[Path]:
+    """Clone the last commit, and give the folder of this project in the clone, which is removed at the end.
+
+    Args:
+        name: the beginning of the clone's name.
+        done: what happens with the commit, for the warning that uncommitted changes are no part of it.
+    """
+    root = Path(call(["git", "rev-parse", "--show-toplevel"], Path.cwd()).strip())
+    prefix = call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
+    if call(["git", "status", "--porcelain", "--untracked-files=no"], root):
+        print(f"warning: uncommitted changes are not part of what is {done}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
+        clone = Path(folder) / "clone"
+        call(["git", "clone", "--quiet", str(root), str(clone)], root)
+        yield clone / prefix
 
 
 def require_repository() -> Path:

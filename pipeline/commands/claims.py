@@ -14,7 +14,7 @@ from typing import Any
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import RESULTS, call, make_parser
-from pipeline.commands.compare import read_file, read_text
+from pipeline.commands.compare import read_file, read_lock
 from pipeline.commands.reproduce import (
     EXACT,
     NEAR,
@@ -23,13 +23,11 @@ from pipeline.commands.reproduce import (
     judge_claims,
     list_outputs,
     read_claims,
-    read_outputs,
 )
 from pipeline.evidence import trainings
 from pipeline.evidence.protocol import check_content, list_differences
 from pipeline.evidence.uncertainty import format_number
 from pipeline.evidence.values import find_value, is_measurement, load_values, sort_names
-from pipeline.history import dvc_lock
 
 REPRODUCED = (EXACT, WITHIN, NEAR)
 PLACES = ("dvc.lock", str(artifacts.REPORTS))
@@ -38,8 +36,7 @@ PLACES = ("dvc.lock", str(artifacts.REPORTS))
 def main(arguments: list[str]) -> int:
     """Print a line per run of params.yaml, and what to do with changed files."""
     make_parser("claims", __doc__).parse_args(arguments)
-    committed = list_outputs(dvc_lock.parse_stages(read_lock(), "dvc.lock of the last commit"))
-    lock = read_outputs(Path())
+    committed, lock = (list_outputs(read_lock(revision)) for revision in ("HEAD", ""))
     for run in params.load().runs:
         if not (artifacts.REPORTS / "runs" / run / "metrics.json").exists():
             print(f"{run}: no numbers yet; `dvc repro evaluate@{run}` makes them")
@@ -67,20 +64,12 @@ def read_committed(run: str) -> dict[str, Any] | None:
     return claims
 
 
-def read_lock() -> str:
-    """Return the text of dvc.lock in the last commit; empty if that has none."""
-    try:
-        return read_text("HEAD", str(dvc_lock.PATH))
-    except ArtifactError:
-        return ""
-
-
 def compare_run(
     run: str, claim: Mapping[str, Any] | None, found: Mapping[str, Any], spread: Mapping[str, Any] | None = None
 ) -> Iterator[str]:
     """Yield the line of a run with its first number, and a line for each claim that did not come out again.
 
-    spread: of the run over trainings, if it was trained anew.
+    spread: the run's numbers over seeds; None where its model came out equal.
     """
     values = load_values(found["protocol"]["protocol"]["metric"]["name"])
     first = next(name for name in sort_names(values, found["metrics"]) if is_measurement(values, name))
@@ -101,7 +90,7 @@ def compare_run(
         claimed = f"claimed {format_number(value)} {interval}".rstrip()
     yield f"{number}, {claimed}; {good} of {len(verdicts)} claims reproduced, {exact} of them bit for bit"
     for metric, value, interval, now, verdict in verdicts.values():
-        if verdict not in {EXACT, WITHIN}:  # of those within the spread over trainings, it is worth knowing
+        if verdict not in {EXACT, WITHIN}:  # within the spread is listed too: it is outside the interval
             claimed = f"{format_number(value)} {interval}".rstrip()
             yield f"  {metric} {format_number(now)}, claimed {claimed}: {verdict}"
 

@@ -50,13 +50,14 @@ CODE, DATA, OLD_CODE = "data/code/", "data/prepared/", "pipeline/"
 class Evaluation:
     """The committed numbers of one run.
 
-    numbers: by metric one value per sample set.
+    metrics: the value of each metric. numbers: by metric one value per sample set.
     values: what the metric declares of them.
     content: of the run's protocol.json.
     inputs: by stage the hashes of the code and the prepared data, empty where dvc.lock does not have the run.
     """
 
     name: str
+    metrics: dict[str, float]
     numbers: dict[str, list[float]]
     values: Values
     content: dict[str, Any]
@@ -170,18 +171,14 @@ def read_trainings(evaluation: Evaluation) -> Iterator[Evaluation]:
     """Yield the trainings of a run with other seeds that `pipeline spread` has made, each as an evaluation."""
     revision, _, run = evaluation.name.rpartition(":")
     try:
-        read = {
-            stem: read_file(revision, f"{artifacts.REPORTS}/runs/{run}/{stem}.json")
-            for stem in (*RESULTS, Path(trainings.NAME).stem)
-        }
+        spread = read_file(revision, f"{artifacts.REPORTS}/runs/{run}/{trainings.NAME}")
     except ArtifactError:
         return
-    spread = read.pop(Path(trainings.NAME).stem)
-    if trainings.belongs(spread, read):
+    if trainings.belongs(spread, {"metrics": evaluation.metrics, "protocol": evaluation.content}):
         for seed, numbers in trainings.by_seed(spread).items():
             content = evaluation.content | {"run": evaluation.content["run"] | {"seed": seed}}
             sets = {name: [value] for name, value in numbers.items()}
-            yield replace(evaluation, numbers=sets, content=content)
+            yield replace(evaluation, metrics=numbers, numbers=sets, content=content)
 
 
 def read_settings(revision: str, run: str) -> dict[str, Any] | None:
@@ -218,7 +215,7 @@ def read_evaluation(name: str, locks: Mapping[str, Mapping[str, Any]]) -> Evalua
     content = check_content(read["protocol"], f"{name}: protocol.json")
     inputs = {stage: _find_inputs(locks[revision], f"{stage}@{run}") for stage in ("train", "sample")}
     values = load_values(content["protocol"]["metric"]["name"])
-    return Evaluation(name, numbers, values, content, inputs)
+    return Evaluation(name, read["metrics"], numbers, values, content, inputs)
 
 
 def _find_inputs(stages: Mapping[str, Any], instance: str) -> dict[str, str]:
@@ -237,20 +234,13 @@ def read_file(revision: str, path: str) -> Any:
     Raises:
         ArtifactError: if it is missing.
     """
-    return json.loads(read_text(revision, path)) if revision else artifacts.read_json(Path(path))
-
-
-def read_text(revision: str, path: str) -> str:
-    """Return the text of a file of the project in a revision.
-
-    Raises:
-        ArtifactError: if it is missing.
-    """
+    if not revision:
+        return artifacts.read_json(Path(path))
     shown = _call_git_show(revision, path)
     if shown.returncode:
         msg = f"{revision}:{path}: not found; a revision is a commit, a branch, a tag or a DVC experiment"
         raise ArtifactError(f"{msg} ({shown.stderr.strip()})")
-    return shown.stdout
+    return json.loads(shown.stdout)
 
 
 def _call_git_show(revision: str, path: str) -> subprocess.CompletedProcess[str]:

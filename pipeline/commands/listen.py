@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.backbones import audio as backbone
-from pipeline.commands import align_table, make_parser
+from pipeline.commands import align_table, make_parser, require_runs
 from pipeline.evidence.features import read_real
 from pipeline.evidence.uncertainty import format_interval, format_number, summarize
 from pipeline.formats.recordings import resample
@@ -55,9 +55,7 @@ def listen(run: str, settings: Params) -> tuple[str, ...]:
     Raises:
         ArtifactError: if it has no clips of words that were asked for.
     """
-    if run not in settings.runs:
-        msg = f"no run {run}; params.yaml has {', '.join(settings.runs) or 'none'}"
-        raise ArtifactError(msg)
+    require_runs([run], settings)
     data = settings.runs[run].data
     source = plugins.load("data", settings.data[data].source)
     if hasattr(source, "foresee") and FIELD not in (fields := source.foresee(settings.data[data])):

@@ -17,15 +17,22 @@ Markdown on standard output. In a subfolder that is a DVC project of its own, th
 import argparse
 import math
 import re
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import DVC, RESULTS, align_table, call, make_parser, run_in_clone
+from pipeline.commands import (
+    DVC,
+    RESULTS,
+    align_table,
+    call,
+    clone_project,
+    make_parser,
+    require_runs,
+    run_in_clone,
+)
 from pipeline.evidence import trainings
 from pipeline.evidence.protocol import check_content, find_differences
 from pipeline.evidence.trainings import NETWORK, NOTED
@@ -49,22 +56,14 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     settings = params.load()
     runs = options.runs or list(settings.runs)
-    if unknown := [run for run in runs if run not in settings.runs]:
-        msg = f"no run {', '.join(unknown)}; params.yaml has {', '.join(settings.runs)}"
-        raise ArtifactError(msg)
+    require_runs(runs, settings)
     if not options.evaluate:
         for stage, _, data in (instance.partition("@") for run in runs for instance in list_inputs(run, settings)):
             if stage == "fetch":
                 require_own(data, settings)
-    root = Path(call(["git", "rev-parse", "--show-toplevel"], Path.cwd()).strip())
-    if call(["git", "status", "--porcelain", "--untracked-files=no"], root):
-        print("warning: uncommitted changes are not part of what is reproduced", file=sys.stderr)
     rows, notes = [], []
-    with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:
-        clone = Path(folder) / "clone"
-        call(["git", "clone", "--quiet", str(root), str(clone)], root)
-        made = describe_reproduction(options, clone)
-        project = clone / call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
+    with clone_project("reproduce", "reproduced") as project:
+        made = describe_reproduction(options, project)
         claims = {run: read_claims(project, run) for run in runs}
         spreads = {run: trainings.read(project, run, claims[run]) for run in runs}
         committed = read_outputs(project)
@@ -151,7 +150,7 @@ def judge_claims(
 ) -> Iterator[tuple[str, float, str, float, str]]:
     """Yield (metric, claimed, interval, found, verdict) of each claim of a run; a missing one is not a number.
 
-    first: the first stage whose output differs. spread: of the run over trainings, if it was trained anew.
+    first: the stage that differs first. spread: the run's numbers over seeds; None where its model came out equal.
     """
     values = load_values(claim["protocol"]["protocol"]["metric"]["name"])
     for metric, value in claim["metrics"].items():

@@ -31,7 +31,7 @@ from pydantic import Field, model_validator
 
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import RESULTS, make_parser
+from pipeline.commands import make_parser, reproduce
 from pipeline.evidence import trainings
 from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, format_refusals, list_differences
 from pipeline.evidence.uncertainty import format_interval, format_number, summarize
@@ -249,10 +249,11 @@ def measure_spread(name: str, claim: Claim, folder: Path) -> dict[str, Any]:
     """
     if claim.optional and not (folder / trainings.NAME).exists():
         return {"value": None, "must": claim.must, "aim": claim.aim}
-    read = {stem: artifacts.read_json(folder / f"{stem}.json") for stem in RESULTS}
-    content = check_content(read["protocol"], str(folder))
-    spread = artifacts.read_json(folder / trainings.NAME)
-    if not trainings.belongs(spread, read):
+    project = folder.parents[2]
+    read = reproduce.read_claims(project, folder.name)
+    content = read["protocol"]
+    spread = trainings.read(project, folder.name, read)
+    if not spread:
         msg = f"{folder / trainings.NAME}: expected trainings of the run's present numbers: run `pipeline spread` again"
         raise ArtifactError(msg)
     if claim.metric not in spread["values"]:
@@ -270,7 +271,7 @@ def measure_spread(name: str, claim: Claim, folder: Path) -> dict[str, Any]:
         "sample_sets": len(read["sets"].get(claim.metric, [0])),
         "counts": find_counts(values, claim.metric, read["metrics"]),
         "protocol": content["values"][claim.metric]["hash"],
-        "command": make_command(f"cd {folder.parents[2]} && pipeline spread {folder.name} --seeds {seeds}"),
+        "command": make_command(f"cd {project} && pipeline spread {folder.name} --seeds {seeds}"),
     }
 
 

@@ -14,7 +14,6 @@ another one is trained with it, under the same seed.
 """
 
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,12 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import DVC, align_table, call, make_parser, run_in_clone
+from pipeline.commands import DVC, align_table, call, clone_project, make_parser, require_runs, run_in_clone
 from pipeline.commands.reproduce import read_claims
 from pipeline.evidence import trainings
 from pipeline.evidence.uncertainty import LEAST, format_interval, format_number
 from pipeline.evidence.values import is_measurement, load_values, sort_names
 from pipeline.params import Params
-
-FURTHER = LEAST - 1  # seeds next to the committed one, so that there is an interval
 
 
 def main(arguments: list[str]) -> int:
@@ -44,13 +41,7 @@ def main(arguments: list[str]) -> int:
         msg = f"--seeds: expected numbers of 0 or more, got {wrong[0]}"
         raise ArtifactError(msg)
     params.load()  # a wrong params.yaml is worth knowing now
-    root = Path(call(["git", "rev-parse", "--show-toplevel"], Path.cwd()).strip())
-    prefix = call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
-    if call(["git", "status", "--porcelain", "--untracked-files=no"], root):
-        print("warning: uncommitted changes are not part of what is trained", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="spread-") as folder:
-        project = Path(folder) / "clone" / prefix
-        call(["git", "clone", "--quiet", str(root), f"{folder}/clone"], root)
+    with clone_project("spread", "trained") as project:
         settings = params.load(project / params.PATH)
         plan = plan_seeds(options.runs or list(settings.runs), options.seeds, settings)
         claims = {run: read_committed(project, run) for run in plan[0]}
@@ -83,15 +74,12 @@ def plan_seeds(runs: Sequence[str], wanted: Sequence[int] | None, settings: Para
     Raises:
         ArtifactError: if a run is unknown, or a run or one that it starts from would have its committed seed, or two.
     """
-    if unknown := [run for run in runs if run not in settings.runs]:
-        msg = f"no run {', '.join(unknown)}; params.yaml has {', '.join(settings.runs)}"
-        raise ArtifactError(msg)
-    plan: list[dict[str, int]] = []
-    for position in range(len(set(wanted)) if wanted else LEAST - 1):
-        seeds = {
-            run: list(dict.fromkeys(wanted))[position] if wanted else settings.runs[run].seed + 1 + position
-            for run in runs
-        }
+    require_runs(runs, settings)
+    if wanted:
+        plan = [dict.fromkeys(runs, seed) for seed in dict.fromkeys(wanted)]
+    else:
+        plan = [{run: settings.runs[run].seed + more for run in runs} for more in range(1, LEAST)]
+    for seeds in plan:
         given: dict[str, int] = {}
         for run, seed in seeds.items():
             for name in list_chain(run, settings):
@@ -99,7 +87,6 @@ def plan_seeds(runs: Sequence[str], wanted: Sequence[int] | None, settings: Para
                     other = "its committed seed" if seed == settings.runs[name].seed else f"seed {given[name]} too"
                     msg = f"--seeds: {seed} for {run}: {name} has {other}; choose other seeds, or fewer runs at a time"
                     raise ArtifactError(msg)
-        plan.append(seeds)
     return plan
 
 
@@ -130,7 +117,7 @@ def set_seeds(path: Path, seeds: Mapping[str, int], settings: Params) -> None:
         for name in list_chain(run, settings):
             values["runs"][name]["seed"] = seed
     with path.open("w", encoding="utf-8") as file:
-        YAML(typ="safe", pure=True).dump(values, file)
+        yaml.dump(values, file)
 
 
 def save(run: str, spread: dict[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from hashlib import sha256
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -32,6 +31,7 @@ from pydantic import Field, model_validator
 
 from pipeline.artifacts import ArtifactError
 from pipeline.formats.archives import read_members
+from pipeline.formats.contents import hash_files
 from pipeline.kinds import FieldSpec
 from pipeline.kinds.music import PITCHES, REST, MusicConfig, Pieces, make_fields
 from pipeline.randomness import make_generator
@@ -119,8 +119,7 @@ def find_scores() -> list[Path]:
         raise ArtifactError(msg + "`music`: pip install 'generative-experiment-pipeline[music]'")
     root = Path(spec.submodule_search_locations[0]) / "corpus" / "bach"
     paths = sorted(root.glob("*.mxl"))
-    content = "".join(f"{sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths)
-    if (found := sha256(content.encode()).hexdigest()) != SHA256:
+    if (found := hash_files({path.name: path.read_bytes() for path in paths})) != SHA256:
         msg = f"{root}: expected scores of SHA-256 {SHA256}, found {found}; install the locked version of music21"
         raise ArtifactError(msg)
     return paths

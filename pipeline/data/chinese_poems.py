@@ -8,7 +8,6 @@ The archive of GitHub may change its bytes, so its content is hashed.
 """
 
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -19,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
 from pipeline.formats.archives import read_members
+from pipeline.formats.contents import hash_files
 from pipeline.formats.download import Source, fetch_archive
 from pipeline.formats.verses import is_regulated
 from pipeline.kinds.text import TextConfig, Texts, split_documents
@@ -63,9 +63,8 @@ def read_poems(archive: Path) -> dict[str, bytes]:
 
 
 def measure(archive: Path) -> str:
-    """Return the SHA-256 of the list of an archive's Tang poems: a line `<SHA-256>  <name>` for each file, by name."""
-    lines = [f"{sha256(content).hexdigest()}  {name}\n" for name, content in sorted(read_poems(archive).items())]
-    return sha256("".join(lines).encode()).hexdigest()
+    """Return the hash of an archive's files of Tang poems."""
+    return hash_files(read_poems(archive))
 
 
 def prepare(raw: Path, config: Config) -> Texts:
