@@ -14,7 +14,7 @@ import shutil
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import EntryPoint, EntryPoints
@@ -60,6 +60,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Put sys.path back after each test and its fixtures: MLflow puts the code of a loaded model first.
+
+    A fixture of a whole module would leave it there, and what later tests start would be another copy of the package.
+    """
+    path = [*sys.path]
+    result = yield
+    sys.path[:] = path
+    return result
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Refuse every connection that leaves this machine, and forget the environment's tracking server."""
@@ -73,7 +85,6 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
-    monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow puts the code of a loaded model first
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "PIPELINE_", "DVC_"))]:
         monkeypatch.delenv(name)
     yield
