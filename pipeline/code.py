@@ -41,8 +41,8 @@ CALLED_OF_SOURCES: dict[str, tuple[str, ...]] = {  # of the source's kind
     "prepare": ("write", "question_data", "show_data"),
 }
 CALLED_OF_KINDS = {"train": ("examples", "look"), "sample": ("draw",), "audit": ("show",)}
-# Functions of a model that are only for the eye: no training and no sample stands on them.
-LOOKS = ("decode", "find_latent")
+# Functions of a model that are for the eye and for probes: no training and no sample stands on them.
+LOOKS = ("decode", "find_latent", "find_features")
 Roots = dict[str, tuple[str, ...]]  # module: the definitions that are called; none named: all of them
 
 

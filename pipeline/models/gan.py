@@ -205,6 +205,12 @@ def decode(model: Any, latents: Tensor, given: Mapping[str, Tensor]) -> Tensor:
     return model.backbone.from_unit(model.kept.eval()(model.config.latent_scale * latents, labels), model.spec)
 
 
+def find_features(model: Any, values: Tensor) -> Tensor:
+    """Return what the discriminator's last layer sees of stored values (N, ...), float32 (N, D)."""
+    hidden: Tensor = model.discriminator.layers(model.backbone.to_unit(values, model.spec))
+    return hidden
+
+
 class Model(LightningModule):
     """Trains generator and discriminator by manual optimization; keeps the averaged generator."""
 

@@ -243,6 +243,19 @@ def decode(model: Any, latents: Tensor, given: Mapping[str, Tensor]) -> Tensor:
     return values
 
 
+def find_features(model: Any, values: Tensor) -> Tensor:
+    """Return the posterior means of stored values (N, ...), float32 (N, Z).
+
+    Raises:
+        ArtifactError: if the encoder is told the class.
+    """
+    if model.given:
+        msg = "expected a VAE with conditional false: a conditional one tells its encoder the class"
+        raise ArtifactError(msg)
+    mean, _ = model.kept.encode(model.backbone.to_levels(values, model.spec).float() / 255)
+    return cast("Tensor", mean)
+
+
 class Model(LightningModule):
     """Trains the network on the evidence lower bound or its importance-weighted form."""
 
