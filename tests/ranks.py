@@ -46,7 +46,11 @@ from pipeline.training import fit
 from tests.test_training import make
 
 STEPS = 10
-CHANGES: dict[str, dict[str, Any]] = {"vae": {"dropout": 0.0, "shift": 2}, "transformer": {"dropout": 0.0}}
+CHANGES: dict[str, dict[str, Any]] = {
+    "vae": {"dropout": 0.0, "shift": 2},
+    "transformer": {"dropout": 0.0},
+    "adapters": {"dropout": 0.0},
+}
 
 
 def make_points() -> tuple[Any, Any, Examples]:

@@ -42,20 +42,27 @@ CHANGES: dict[str, dict[str, Any]] = {
     "vae": {"width": 4, "hidden": 16, "dropout": 0.2},
     "transformer": {"layers": 1, "width": 16, "heads": 2, "context": 8, "dropout": 0.2, "ema": 0.9},
 }
+CHANGES["adapters"] = CHANGES["transformer"] | {"lora_rank": 2}
 
 
 def make(name: str, **changes: Any) -> tuple[Any, Any, Examples]:
-    """Build a small model of params.yaml's kind, with the shipped losses and optimizers."""
-    config = params.load().models[name]
+    """Build a small model of params.yaml's kind, with the shipped losses and optimizers; also one with adapters."""
+    model = "transformer" if name == "adapters" else name
+    config = params.load().models[model]
     config = config.model_validate({**config.model_dump(), "batch_size": 8, "steps": 10} | CHANGES[name] | changes)
-    module = plugins.load("models", name)
+    module = plugins.load("models", model)
     generator = torch.Generator().manual_seed(0)
     if module.LEARNS == ("text",):
         examples: Examples = Windows(torch.randint(20, (300,), generator=generator), config.context, 0)
     else:
         images = torch.randint(256, (36, 1, 28, 28), dtype=torch.uint8, generator=generator)
         examples = Rows({"images": images, "labels": torch.arange(36) % 10})
-    return module.Model(config, SPECS["text" if module.LEARNS == ("text",) else "images"], seed=0), config, examples
+    made = module.Model(config, SPECS["text" if module.LEARNS == ("text",) else "images"], seed=0)
+    if name == "adapters":
+        for weight in made.network.parameters():  # as of a trained start: fresh layers end in zeros, which learn alone
+            torch.nn.init.normal_(weight, std=0.1, generator=generator)
+        made.begin(has_start=True)
+    return made, config, examples
 
 
 def train(name: str, *, steps: int = 10, changes: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Trainer]:
@@ -121,7 +128,7 @@ def differences(first: Any, second: Any, name: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("step", [1, 5, 9, 10])
-@pytest.mark.parametrize("name", ["gan", "vae", "transformer"])
+@pytest.mark.parametrize("name", ["gan", "vae", "transformer", "adapters"])
 @pytest.mark.fault(1, 8, 23)
 def test_a_crashed_training_ends_with_the_bits_of_an_uninterrupted_one(name: str, step: int, tmp_path: Path) -> None:
     """With 36 images and batches of 8 an epoch ends within step 5 and with step 9; step 10 is the last.

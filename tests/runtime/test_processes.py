@@ -310,6 +310,15 @@ def test_one_process_goes_on_from_a_checkpoint_of_sharded_ones_and_they_from_its
     require_close(ranks.weights(0), found, 0.0)
 
 
+@pytest.mark.slow
+def test_sharded_processes_train_the_adapters_of_one_process(start: Any, tmp_path: Path) -> None:
+    expected = uninterrupted(["adapters"], tmp_path)
+    ranks = start(["adapters"], SHARDED)
+    assert ranks.finish() == 0, ranks.read()
+    require_close(ranks.weights(0), expected, 1e-6)
+    assert all(tensor.any() for name, tensor in expected["adapters"].items() if name.endswith(".up"))  # zero at first
+
+
 def prepare_text() -> tuple[list[str], dict[str, str]]:
     """Return the command that trains a small language model by two processes, and its environment."""
     fetch.main("text")
