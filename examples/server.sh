@@ -55,6 +55,8 @@ cat >"$MLFLOW_AUTH_CONFIG_PATH" <<INI
 [mlflow]
 default_permission = READ
 database_uri = ${MLFLOW_BACKEND_STORE_URI//%/%%}
+# Each file of a model is a request, and a password is slow to check on purpose.
+auth_cache_ttl_seconds = 10
 INI
 
 # MLflow does this itself only for `--app-name basic-auth`: one clear error here, not one per worker without end.

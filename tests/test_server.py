@@ -3,12 +3,14 @@
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 import torch
 from mlflow.pyfunc import load_model
 from mlflow.server import get_app_client
 
+from pipeline.formats.wav import encode_wav
 from pipeline.history.mlflow_store import connect
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment
@@ -272,6 +274,12 @@ NOT_OFFERED = (
     "/ajax-api/3.0/mlflow/ui-telemetry",
 )
 
+# The element that plays a sound, in the document or in the shadow of one of its elements.
+PLAYER = """(function find(root) {
+    const inner = [...root.querySelectorAll("*")].filter(each => each.shadowRoot).map(each => find(each.shadowRoot));
+    return root.querySelector("audio") || inner.find(Boolean);
+})(document)"""
+
 
 @pytest.fixture(scope="module")
 def sent(proxy: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
@@ -291,6 +299,8 @@ def sent(proxy: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, 
         picture = images.show("samples", torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8), None)
         record.exhibit("samples", 3, picture.suffix, picture.content)
         record.exhibit("poem", 3, ".txt", b"to be")
+        tone = (8000 * np.sin(np.arange(8000) * 2 * np.pi * 440 / 8000)).astype(np.int16)
+        record.exhibit("tone", 3, ".wav", encode_wav(tone, 8000))
         record.finish("FINISHED", seconds=1.0)
         make_generator_of("gan", image_fields((3, 16, 16), 2), folder / "model")
         for _ in range(2):  # the second is what `pipeline sync` does
@@ -349,3 +359,6 @@ def test_the_interface_shows_runs_charts_pictures_and_models_and_nothing_that_it
         show("model", f"{page}/models/{model['info']['model_id']}", "Source run", "gan")
         show("registry", "models", "digits", "Version 1")
         show("version", "models/digits/versions/1", "digits", "Version 1")
+        show("sound", f"{page}/runs/{run}/artifacts/exhibits/tone/0000003.wav", "exhibits", until=PLAYER)
+        browser.command("Runtime.evaluate", expression=f"{PLAYER}.play()", userGesture=True)
+        browser.wait_until(f"{PLAYER}.currentTime > 0.2")
