@@ -5,15 +5,17 @@
     pipeline prove main~3 --no-commit    # compare only
 
 Both revisions prepare the data, train, sample and evaluate one run of each kind of params.yaml, with few steps and few
-samples. The command compares the SHA-256 of their weights, samples, scores and numbers, and prints a table. If all are
-equal, the stages of dvc.lock get the hash of the code as it is now: their outputs stay valid, and nothing trains again.
-The status is 0 if all are equal. In a subfolder that is a DVC project of its own, the command is about that project.
+samples. A run that dvc.lock does not have has no result to keep, and takes no part. The command compares the SHA-256 of
+their weights, samples, scores and numbers, and prints a table. If all are equal, the stages of dvc.lock get the hash of
+the code as it is now: their outputs stay valid, and nothing trains again. The status is 0 if all are equal. In a
+subfolder that is a DVC project of its own, the command is about that project.
 """
 
 import hashlib
 import json
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -59,7 +61,7 @@ def main(arguments: list[str]) -> int:
         msg = "expected committed changes, since a proof is about commits: `git commit` first"
         raise ArtifactError(msg)
     prefix = call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
-    runs = choose_runs(settings)
+    runs = choose_runs(settings, {key for _, _, key in (name.partition("train@") for name in dvc_lock.read_stages())})
     hashes = []
     with tempfile.TemporaryDirectory(prefix="prove-") as folder:
         for side, revision in (("before", options.revision), ("after", "HEAD")):
@@ -82,14 +84,33 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def choose_runs(settings: Params) -> list[str]:
-    """Return the first run of each kind: runs that differ in name, seed and steps only are of one kind."""
+def choose_runs(settings: Params, trained: Collection[str]) -> list[str]:
+    """Return the first run of each kind, and its start: runs that differ in name, seed and steps only are of one kind.
+
+    `trained`: the runs that dvc.lock has.
+
+    Raises:
+        ArtifactError: if none of params.yaml is among them.
+    """
     chosen: dict[str, str] = {}
-    for name, run in settings.runs.items():
-        config = artifacts.encode(settings.models[name]) | {"steps": 0}
-        kind = artifacts.encode(run) | {"seed": 0, "changes": config}
-        chosen.setdefault(json.dumps(kind, sort_keys=True), name)
-    return list(chosen.values())
+    for name in settings.runs:
+        if name in trained:
+            chosen.setdefault(describe_kind(name, settings), name)
+    if not chosen:
+        msg = f"{dvc_lock.PATH}: expected a run of {params.PATH}, it has none: there is no result to keep"
+        raise ArtifactError(msg)
+    needed = set(chosen.values())
+    for name in reversed(list(settings.runs)):
+        needed |= {settings.runs[name].start} & settings.runs.keys() if name in needed else set()
+    return [name for name in settings.runs if name in needed]
+
+
+def describe_kind(name: str, settings: Params) -> str:
+    """Return what a run has in common with those of other names, seeds and steps; a start counts by its own kind."""
+    run = settings.runs[name]
+    start = describe_kind(run.start, settings) if run.start in settings.runs else run.start
+    config = artifacts.encode(settings.models[name]) | {"steps": min(1, settings.models[name].steps)}
+    return json.dumps(artifacts.encode(run) | {"seed": 0, "start": start, "changes": config}, sort_keys=True)
 
 
 def shrink(path: Path, runs: list[str], steps: int) -> None:
@@ -105,7 +126,8 @@ def shrink(path: Path, runs: list[str], steps: int) -> None:
         raise ArtifactError(msg)
     values["runs"] = {name: values["runs"][name] for name in runs}
     for run in values["runs"].values():
-        run["changes"] = dict(run["changes"]) | {"steps": steps}
+        if run["changes"].get("steps") != 0:  # which keeps the weights of the start
+            run["changes"] = dict(run["changes"]) | {"steps": steps}
     for section in values["networks"].values():
         if "steps" in section:
             section["steps"] = steps

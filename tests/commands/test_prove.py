@@ -20,17 +20,28 @@ def test_one_run_of_each_kind_is_chosen() -> None:
     runs = settings.runs | {
         "seed1": gan.model_copy(update={"seed": 1}),
         "tuned": gan.model_copy(update={"start": "gan"}),
+        "tuned1": gan.model_copy(update={"start": "seed1", "seed": 1}),
+        "kept": gan.model_copy(update={"start": "gan"}),
     }
-    longer = settings.models["gan"].model_copy(update={"steps": 9})
-    models = settings.models | {"seed1": longer, "tuned": settings.models["gan"]}
-    chosen = prove.choose_runs(settings.model_copy(update={"runs": runs, "models": models}))
-    assert chosen == [*settings.runs, "tuned"]
+    longer, none = (settings.models["gan"].model_copy(update={"steps": steps}) for steps in (9, 0))
+    models = settings.models | {"seed1": longer, "tuned": longer, "tuned1": longer, "kept": none}
+    settings = settings.model_copy(update={"runs": runs, "models": models})
+    first = [name for name in runs if name not in {"seed1", "tuned", "tuned1", "kept"}]
+    assert prove.choose_runs(settings, runs) == [*first, "tuned", "kept"]
+    assert prove.choose_runs(settings, ["vae", "tuned1"]) == ["vae", "seed1", "tuned1"]  # in the order of params.yaml
+    with pytest.raises(prove.ArtifactError, match=r"dvc\.lock: expected a run of params\.yaml, it has none"):
+        prove.choose_runs(settings, ["gone"])
 
 
 def test_params_are_shrunk_to_few_steps_and_samples(workdir: Path) -> None:
-    prove.shrink(workdir / "params.yaml", ["vae"], 7)
+    text = (workdir / "params.yaml").read_text(encoding="utf-8")
+    kept = "  kept: {model: vae, data: images, start: vae, metric: images, network: classifier, seed: 0, "
+    kept += "changes: {steps: 0}}"
+    (workdir / "params.yaml").write_text(text.replace("\n  vae: {model", f"\n{kept}\n  vae: {{model"), encoding="utf-8")
+    prove.shrink(workdir / "params.yaml", ["vae", "kept"], 7)
     values = YAML(typ="safe", pure=True).load(workdir / "params.yaml")
-    assert list(values["runs"]) == ["vae"]
+    assert list(values["runs"]) == ["kept", "vae"]
+    assert values["runs"]["kept"]["changes"] == {"steps": 0}
     assert values["runs"]["vae"]["changes"] == {"steps": 7}
     assert values["networks"]["classifier"]["steps"] == 7
     assert values["metrics"]["images"]["sampling"] == {
