@@ -4,10 +4,10 @@ BIN := .venv/bin
 PORT ?= 5000
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test test-slow benchmark benchmark-inception benchmark-transfer benchmark-families benchmark-sound benchmark-data ui lint lock clean
+.PHONY: help repro test test-slow benchmark benchmark-inception benchmark-transfer benchmark-families benchmark-sound benchmark-cifar10 benchmark-data ui lint lock clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:\t/'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:\t/'
 
 .venv/installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -54,6 +54,9 @@ benchmark-families: .venv/installed  ## measure families of models on MNIST
 
 benchmark-sound: .venv/installed  ## measure models of sound and music
 	cd benchmarks/sound && pipeline repro -j 2 && pipeline results
+
+benchmark-cifar10: .venv/installed  ## measure models of CIFAR-10 on a GPU
+	cd benchmarks/cifar10 && dvc repro && pipeline results
 
 benchmark-data: .venv/installed  ## measure the costs of the data and write benchmarks/data.md
 	python benchmarks/data.py

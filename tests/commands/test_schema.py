@@ -44,7 +44,15 @@ def test_the_committed_file_is_that_of_the_configs() -> None:
     assert schema.dump(schema.build()) == (ROOT / schema.PATH).read_text(encoding="utf-8"), "run `pipeline schema`"
 
 
-@pytest.mark.parametrize("path", ["params.yaml", "benchmarks/params.yaml", "benchmarks/inception/params.yaml"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "params.yaml",
+        "benchmarks/params.yaml",
+        "benchmarks/inception/params.yaml",
+        "benchmarks/cifar10/params.yaml",
+    ],
+)
 def test_every_params_yaml_names_the_schema_and_fits_it(path: str) -> None:
     first = (ROOT / path).read_text(encoding="utf-8").splitlines()[0]
     address = first.removeprefix("# yaml-language-server: $schema=")
