@@ -41,8 +41,9 @@ CALLED_OF_SOURCES: dict[str, tuple[str, ...]] = {  # of the source's kind
     "prepare": ("write", "question_data", "show_data"),
 }
 CALLED_OF_KINDS = {"train": ("examples", "look"), "sample": ("draw",), "audit": ("show",)}
-# Functions of a model that are for the eye and for probes: no training and no sample stands on them.
-LOOKS = ("decode", "find_latent", "find_features")
+# Functions of a model that are only for the eye, which audits show: no training and no sample stands on them.
+LOOKS = ("decode", "find_latent")
+PROBED = ("find_features",)  # functions of a model that only `pipeline probe` calls, and no stage
 Roots = dict[str, tuple[str, ...]]  # module: the definitions that are called; none named: all of them
 
 
@@ -143,7 +144,8 @@ def find_roots(stage: str, key: str, settings: Params) -> Roots:
         run = settings.runs[key]
         roots |= _find_model("models", run.model, settings.data[run.data].KIND, *CALLED_OF_KINDS[stage])
         if stage == "audit":
-            roots[_name("models", run.model)] = ()
+            model = _name("models", run.model)
+            roots[model] = tuple(each for each in read_module(model).names if each not in PROBED)
             for name, called in (_find_network(run.network, settings) if run.network != params.NONE else {}).items():
                 roots[name] = tuple(dict.fromkeys([*roots.get(name, ()), *called]))  # model and network share backbones
     return roots
@@ -176,7 +178,7 @@ def _find_network(name: str, settings: Params, *called: str) -> Roots:
 def _find_model(family: str, name: str, kind: str, *called: str) -> Roots:
     """Return a model or network, what it takes from the backbone of a kind, and what is called of the kind."""
     module = read_module(_name(family, name))
-    own = tuple(each for each in module.names if each not in LOOKS)
+    own = tuple(each for each in module.names if each not in {*LOOKS, *PROBED})
     roots: Roots = {_name(family, name): own, _name("kinds", kind): ("Spec", "make_fields", *called)}
     roots |= {_name("kinds", other): () for other in getattr(plugins.load("kinds", kind), "WITH", ())}
     if taken := getattr(plugins.load(family, name), "BACKBONE", ()):

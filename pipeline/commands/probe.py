@@ -10,7 +10,7 @@ its table and writes nothing.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from pipeline.evidence import probe, tuning
 from pipeline.history import continuation
 from pipeline.kinds import find_field, read_fields
 from pipeline.params import Params
-from pipeline.weights import choose_device, load_model
+from pipeline.weights import CONFIG, choose_device, load_model
 
 LABELS = "labels"
 Splits = Mapping[str, Mapping[str, Tensor]]
@@ -36,14 +36,14 @@ class Encoder:
     """What makes features.
 
     name: of the network or run. field: the values that it reads, such as images.
-    find: maps `network` and stored values (N, ...) to features (N, D). labelled: whether it learnt with all labels.
+    find: maps `network` and stored values (N, ...) to features (N, D). is_labelled: whether it learnt with all labels.
     """
 
     name: str
     field: str
     network: nn.Module
     find: tuning.Find
-    labelled: bool
+    is_labelled: bool
 
 
 class Way(NamedTuple):
@@ -51,7 +51,7 @@ class Way(NamedTuple):
 
     features: str
     numbers: str
-    labelled: str
+    all_labels: str
     measure: Callable[[int, int], list[float]]
 
 
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     data = find_data(options.names, settings)
     encoders = [find_encoder(name, settings) for name in options.names]
     splits = {split: artifacts.read_split(data, split) for split in ("train", "test")}
-    probe.require(options.labels, splits["train"])
+    require_labels(data, splits["train"], options.labels)
     ways = list(list_ways(encoders, splits, tune=options.tune))
     rows = []
     with tqdm(total=len(ways) * len(options.labels), desc="probe", disable=None) as bar:
@@ -129,11 +129,38 @@ def find_encoder(name: str, settings: Params) -> Encoder:
         field = find_field(read_fields(config.data), module.LEARNS)
         with torch.inference_mode():
             logits = network(artifacts.read_split(config.data, "test")[field][:2].to(choose_device()))[1]
-        return Encoder(name, field, network, lambda net, values: net(values)[0], logits.size(1) > 1)
-    run = settings.runs[name]
-    model = load_model(artifacts.RUNS / name / "model").model
-    model.load_state_dict(continuation.read_parts(name, getattr(model, "unkept", ())), strict=False)
-    return Encoder(name, model.makes, model, plugins.load("models", run.model).find_features, bool(model.given))
+        has_classes = logits.size(1) > 1 and not hasattr(module, "fetch")  # a fetched network has those of other data
+        return Encoder(name, field, network, lambda net, values: net(values)[0], has_classes)
+    folder = artifacts.RUNS / name / "model"
+    model: Any = load_model(folder).model
+    parts = getattr(model, "unkept", ())
+    others = continuation.read_parts(name, parts)
+    if missing := [key for key in model.state_dict() if key.partition(".")[0] in parts and key not in others]:
+        msg = f"runs.{name}: its training has kept no {missing[0].partition('.')[0]}, which makes the features"
+        raise ArtifactError(msg)
+    model.load_state_dict(others, strict=False)
+    find = plugins.load("models", artifacts.read_json(folder / CONFIG)["model"]).find_features
+    try:
+        find(model, artifacts.read_split(settings.runs[name].data, "test")[model.makes][:2].to(choose_device()))
+    except ArtifactError as error:
+        msg = f"runs.{name}: {error}"
+        raise ArtifactError(msg) from error
+    return Encoder(name, model.makes, model, find, bool(model.given))
+
+
+def require_labels(data: str, train: Mapping[str, Tensor], counts: Sequence[int]) -> None:
+    """Refuse data without classes, and more labels than the smallest class of the training split has.
+
+    Raises:
+        ArtifactError: with the data or the option.
+    """
+    sizes = train[LABELS].unique(return_counts=True)[1].tolist() if LABELS in train else []
+    if len(sizes) < 2:
+        msg = f"data.{data}: expected examples of two classes or more, which a probe learns to tell, got {len(sizes)}"
+        raise ArtifactError(msg)
+    if max(counts) > min(sizes):
+        msg = f"--labels: expected at most {min(sizes)} per class, as data.{data} has for training, got {max(counts)}"
+        raise ArtifactError(msg)
 
 
 def list_ways(encoders: list[Encoder], splits: Splits, *, tune: bool) -> Iterator[Way]:
@@ -141,18 +168,18 @@ def list_ways(encoders: list[Encoder], splits: Splits, *, tune: bool) -> Iterato
     values = {split: splits[split][encoders[0].field] for split in ("train", "test")}
     yield _probe(f"raw {encoders[0].field}", "no", values, splits)
     for each in encoders:
-        labelled = "yes" if each.labelled else "no"
+        all_labels = "yes" if each.is_labelled else "no"
         features = {split: _make_features(each, some) for split, some in values.items()}
-        way = _probe(each.name, labelled, features, splits)
+        way = _probe(each.name, all_labels, features, splits)
         yield way
         if tune:
-            yield Way(f"{each.name}, fine-tuned", way.numbers, labelled, _tune(each, values, splits))
+            yield Way(f"{each.name}, fine-tuned", way.numbers, all_labels, _tune(each, values, splits))
 
 
-def _probe(title: str, labelled: str, features: Mapping[str, Tensor], splits: Splits) -> Way:
+def _probe(title: str, all_labels: str, features: Mapping[str, Tensor], splits: Splits) -> Way:
     train, test = ((features[split], splits[split][LABELS]) for split in ("train", "test"))
     numbers = f"{features['test'][0].numel():,}"
-    return Way(title, numbers, labelled, lambda count, draws: probe.measure_probe(train, test, count, draws))
+    return Way(title, numbers, all_labels, lambda count, draws: probe.measure_probe(train, test, count, draws))
 
 
 def _tune(encoder: Encoder, values: Mapping[str, Tensor], splits: Splits) -> Callable[[int, int], list[float]]:

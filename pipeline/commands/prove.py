@@ -5,18 +5,19 @@
     pipeline prove main~3 --no-commit    # compare only
 
 Both revisions prepare the data, train, sample and evaluate one run of each kind of params.yaml, with few steps and few
-samples. A run that dvc.lock does not have has no result to keep, and takes no part. The command compares the SHA-256 of
-their weights, samples, scores and numbers, and prints a table. If all are equal, the stages of dvc.lock get the hash of
-the code as it is now: their outputs stay valid, and nothing trains again. The status is 0 if all are equal. In a
-subfolder that is a DVC project of its own, the command is about that project.
+samples, and all data and feature networks of dvc.lock. A run that dvc.lock does not have has no result to keep, and
+takes no part. The command compares the SHA-256 of weights, samples, scores and numbers, and prints a table. If all are
+equal, the stages of dvc.lock get the hash of the code as it is now: their outputs stay valid, and nothing trains again.
+The status is 0 if all are equal. In a subfolder that is a DVC project of its own, the command is about that project.
 """
 
 import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -61,7 +62,10 @@ def main(arguments: list[str]) -> int:
         msg = "expected committed changes, since a proof is about commits: `git commit` first"
         raise ArtifactError(msg)
     prefix = call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
-    runs = choose_runs(settings, {key for _, _, key in (name.partition("train@") for name in dvc_lock.read_stages())})
+    instances = [tuple(name.split("@")) for name in dvc_lock.read_stages() if "@" in name]
+    runs = choose_runs(settings, {key for stage, key in instances if stage == "train"})
+    sections: dict[str, Mapping[str, Any]] = {"prepare": settings.data, "networks": settings.networks}
+    shared = [(stage, key) for stage, key in instances if key in sections.get(stage, ())]
     hashes = []
     with tempfile.TemporaryDirectory(prefix="prove-") as folder:
         for side, revision in (("before", options.revision), ("after", "HEAD")):
@@ -70,8 +74,9 @@ def main(arguments: list[str]) -> int:
             commit = call(["git", "rev-parse", revision], root).strip()
             call(["git", "checkout", "--quiet", commit], clone)
             print(f"{side}: {commit[:12]}", file=sys.stderr)
-            shrink(clone / prefix / params.PATH, runs, options.steps)
-            run_in_clone([*DVC, "repro", *(f"evaluate@{run}" for run in runs)], clone / prefix)
+            shrink(clone / prefix / params.PATH, runs, shared, options.steps)
+            targets = [*(f"{stage}@{key}" for stage, key in shared), *(f"evaluate@{run}" for run in runs)]
+            run_in_clone([*DVC, "repro", *targets], clone / prefix)
             hashes.append(hash_results(clone / prefix, runs))
     differing = compare(*hashes)
     print(format_table(*hashes), end="")
@@ -99,9 +104,11 @@ def choose_runs(settings: Params, trained: Collection[str]) -> list[str]:
     if not chosen:
         msg = f"{dvc_lock.PATH}: expected a run of {params.PATH}, it has none: there is no result to keep"
         raise ArtifactError(msg)
-    needed = set(chosen.values())
-    for name in reversed(list(settings.runs)):
-        needed |= {settings.runs[name].start} & settings.runs.keys() if name in needed else set()
+    needed: set[str] = set()
+    waiting = list(chosen.values())
+    while waiting:
+        needed.add(name := waiting.pop())
+        waiting += {settings.runs[name].start} & settings.runs.keys() - needed
     return [name for name in settings.runs if name in needed]
 
 
@@ -113,21 +120,30 @@ def describe_kind(name: str, settings: Params) -> str:
     return json.dumps(artifacts.encode(run) | {"seed": 0, "start": start, "changes": config}, sort_keys=True)
 
 
-def shrink(path: Path, runs: list[str], steps: int) -> None:
+def shrink(path: Path, runs: Sequence[str], shared: Iterable[tuple[str, str]], steps: int) -> None:
     """Rewrite a params.yaml so that it has these runs only, with few steps and few samples.
 
+    A training that goes on with a finished one has so many more steps, and one of no step stays one.
+
     Raises:
-        ArtifactError: if it lacks one of the runs.
+        ArtifactError: if it lacks one of the runs, or the data or the network of a stage instance in `shared`.
     """
     yaml = YAML(typ="safe", pure=True)
     values = yaml.load(path)
-    if missing := [run for run in runs if run not in values["runs"]]:
-        msg = f"{path}: no run {', '.join(missing)}: give runs that both revisions have"
+    wanted = [("runs", run) for run in runs] + [("data" if stage == "prepare" else stage, key) for stage, key in shared]
+    if missing := [f"{section}.{key}" for section, key in wanted if key not in values[section]]:
+        msg = f"{path}: no {', '.join(missing)}: expected a revision that has all that {dvc_lock.PATH} has"
         raise ArtifactError(msg)
-    values["runs"] = {name: values["runs"][name] for name in runs}
-    for run in values["runs"].values():
-        if run["changes"].get("steps") != 0:  # which keeps the weights of the start
-            run["changes"] = dict(run["changes"]) | {"steps": steps}
+    values["runs"] = kept = {name: values["runs"][name] for name in runs}
+
+    def count_steps(run: Mapping[str, Any]) -> int:
+        if not run["changes"].get("steps", values["models"][run["model"]].get("steps")):
+            return 0
+        return steps + (count_steps(kept[run["start"]]) if run.get("resume") else 0)
+
+    counts = {name: count_steps(run) for name, run in kept.items()}
+    for name, run in kept.items():
+        run["changes"] = dict(run["changes"]) | {"steps": counts[name]}
     for section in values["networks"].values():
         if "steps" in section:
             section["steps"] = steps

@@ -6,9 +6,9 @@ results.yaml names each claim: its runs (one per seed), metric, direction, and t
 be the one that the metric declares. The runs of one claim have one protocol of that metric and differ only in the seed.
 A claim is reached if its whole interval is at least as good as the value to reach, missed if all of it is worse, and
 otherwise inconclusive. Fewer than three seeds, and equal ones, have no interval: each seed must then be as good. An
-optional claim without any of its runs is "not measured here". A fresh clone has the metrics, but not the records of the
-trainings: the time and memory in results.json stay if the value is still the same. The ratios of speed.json, if there
-is one, also become claims of results.json.
+optional claim without any of its runs, or of those in `against`, is "not measured here". A fresh clone has the metrics,
+but not the records of the trainings: the time and memory in results.json stay if the value is still the same. The
+ratios of speed.json, if there is one, also become claims of results.json.
 
 A claim with `against` is a difference or a ratio: its values are those of `runs` less, or over, those of `against`,
 seed by seed. With `by: multiplier`, `against` has runs on several sizes of the same training text, the smallest size
@@ -156,7 +156,8 @@ def measure_runs(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, A
     everyone = [*claim.runs, *claim.against]
     folders = {run: artifacts.REPORTS / "runs" / run for run in everyone}
     command = "dvc repro " + " ".join(f"evaluate@{run}" for run in everyone)
-    if claim.optional and not any((folder / "metrics.json").exists() for folder in folders.values()):
+    made = {run for run, folder in folders.items() if (folder / "metrics.json").exists()}
+    if claim.optional and not all(made.intersection(group) for group in (claim.runs, claim.against) if group):
         return {"value": None, "command": make_command(command), "must": claim.must, "aim": claim.aim}
     metrics = {run: artifacts.read_json(folder / "metrics.json") for run, folder in folders.items()}
     sets = {run: artifacts.read_json(folder / "sets.json") for run, folder in folders.items()}

@@ -1,8 +1,9 @@
 """What few labels give when the network learns from them too: fine-tuning after a linear probe.
 
 The head is fitted on the frozen features first, and then all weights are trained (Kumar et al. 2022, "Fine-Tuning can
-Distort Pretrained Features and Underperform Out-of-Distribution"). Layers such as batch norm keep their statistics, as
-few examples say little about them. The draws of the labels are those of the linear probe.
+Distort Pretrained Features and Underperform Out-of-Distribution"). The head begins as scikit-learn's LogisticRegression
+with C = 1, where the linear probe chooses its penalty. Layers such as batch norm keep their statistics, as few examples
+say little about them. The draws of the labels are those of the linear probe.
 
 Dimensions: N examples, D features, K classes.
 """
@@ -36,7 +37,7 @@ def measure_tuned(
     """Return the test accuracy of the fine-tuned network for each draw of the labels.
 
     Args:
-        network: is trained where it is, and has its weights again afterwards; it is left in evaluation mode.
+        network: is trained where it is, and is as before afterwards, but in evaluation mode.
         find: maps the network and stored values (N, ...) to features float32 (N, D).
         train: values (N, ...) and labels int64 (N,) from 0 that the labelled examples are drawn from.
         test: the same of the test split.
@@ -44,6 +45,7 @@ def measure_tuned(
         draws: how often they are drawn.
     """
     before = copy.deepcopy(network.state_dict())  # the network itself may hold what has no copy
+    trained = {parameter: parameter.requires_grad for parameter in network.parameters()}
     accuracies = []
     try:
         for draw in range(draws):
@@ -57,6 +59,9 @@ def measure_tuned(
             accuracies.append(float((torch.cat(said) == test[1]).double().mean()))
     finally:
         network.load_state_dict(before)
+        network.zero_grad()
+        for parameter, is_trained in trained.items():
+            parameter.requires_grad_(is_trained)
     return accuracies
 
 
@@ -68,15 +73,17 @@ class Head(nn.Module):
 
     def __init__(self, features: Tensor, classes: int) -> None:
         super().__init__()
-        self.register_buffer("mean", features.mean(dim=0))
-        self.register_buffer("scale", features.std(dim=0, correction=0))
+        deviations, means = torch.std_mean(features.double(), dim=0, correction=0)
+        is_constant = deviations <= 1e-6 * means.abs()  # but for rounding
+        self.register_buffer("mean", means.float())
+        self.register_buffer("scale", deviations.masked_fill(is_constant, 1).float())
         self.layer = nn.Linear(features.size(1), classes, device=features.device)
         nn.init.zeros_(self.layer.weight)
         nn.init.zeros_(self.layer.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (N, K); a feature that was the same for all labelled examples is divided by nothing."""
-        return self.layer((features - self.mean) / self.scale.where(self.scale > 0, 1))
+        return self.layer((features - self.mean) / self.scale)
 
 
 def tune(network: nn.Module, find: Find, values: Tensor, labels: Tensor, draw: int) -> Head:

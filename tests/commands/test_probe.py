@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import artifacts, params
+from pipeline import artifacts, params, plugins
 from pipeline.__main__ import main
 from pipeline.commands import probe
+from pipeline.kinds import read_fields
 from pipeline.stages import networks, train
+from pipeline.weights import save_model
 from tests.conftest import ROOT
 
 
@@ -45,7 +47,7 @@ def test_a_row_for_the_raw_values_and_each_name_whose_features_its_model_goes_on
     assert main(["probe", "classifier", "vae", "gan", "--labels", "2,8", "--draws", "2", "--tune"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:-1]]
-    assert rows[0] == ["features", "numbers", "labelled", "20 labels", "80 labels"]
+    assert rows[0] == ["features", "numbers", "all labels", "20 labels", "80 labels"]
     names = ["classifier", "classifier, fine-tuned", "vae", "vae, fine-tuned", "gan", "gan, fine-tuned"]
     assert [row[0] for row in rows[2:]] == ["raw images", *names]
     latent = str(settings.models["vae"].latent)  # type: ignore[attr-defined]
@@ -57,6 +59,30 @@ def test_a_row_for_the_raw_values_and_each_name_whose_features_its_model_goes_on
     assert means["raw images"][1] > means["raw images"][0]
     assert means["vae, fine-tuned"][1] > means["vae"][1]
     assert lines[-1] == "accuracy on the test split of images: mean and standard error over 2 draws of the labels"
+
+    record = artifacts.RUNS / "gan" / "record" / "run.json"
+    about = artifacts.read_json(record)
+    about["config"]["model"]["steps"] = 0  # as of a run that keeps weights from outside, which have no discriminator
+    artifacts.write_json(record, about)
+    assert main(["probe", "gan"])
+    assert "runs.gan: its training has kept no discriminator" in capsys.readouterr().err
+    config = settings.models["vae"].model_copy(update={"conditional": True})
+    fields = read_fields("images")
+    save_model(
+        artifacts.RUNS / "vae" / "model", "vae", plugins.load("models", "vae").Model(config, fields, 0), config, fields
+    )
+    assert main(["probe", "vae"])
+    assert "runs.vae: expected a VAE with conditional false" in capsys.readouterr().err
+
+
+def test_data_without_classes_or_with_too_few_labels_are_refused() -> None:
+    for labels, counts, said in (
+        ({}, [1], "data.pets: expected examples of two classes or more, which a probe learns to tell, got 0"),
+        ({"labels": torch.zeros(9)}, [1], "data.pets: expected examples of two classes or more"),
+        ({"labels": torch.arange(9) % 2}, [1, 5], "--labels: expected at most 4 per class, as data.pets has"),
+    ):
+        with pytest.raises(artifacts.ArtifactError, match=said):
+            probe.require_labels("pets", labels, counts)
 
 
 @pytest.mark.parametrize(

@@ -29,20 +29,23 @@ def test_one_run_of_each_kind_is_chosen() -> None:
     first = [name for name in runs if name not in {"seed1", "tuned", "tuned1", "kept"}]
     assert prove.choose_runs(settings, runs) == [*first, "tuned", "kept"]
     assert prove.choose_runs(settings, ["vae", "tuned1"]) == ["vae", "seed1", "tuned1"]  # in the order of params.yaml
+    start = {"deep1": runs["seed1"].model_copy(update={"start": "tuned1"})}  # its start's start is not the first
+    deep = {"deep": gan.model_copy(update={"start": "tuned"}), **start, **runs}
+    more = settings.model_copy(update={"runs": deep, "models": models | {"deep": longer, "deep1": longer}})
+    assert prove.choose_runs(more, ["deep1", "seed1"]) == ["deep1", "seed1", "tuned1"]
     with pytest.raises(prove.ArtifactError, match=r"dvc\.lock: expected a run of params\.yaml, it has none"):
         prove.choose_runs(settings, ["gone"])
 
 
 def test_params_are_shrunk_to_few_steps_and_samples(workdir: Path) -> None:
     text = (workdir / "params.yaml").read_text(encoding="utf-8")
-    kept = "  kept: {model: vae, data: images, start: vae, metric: images, network: classifier, seed: 0, "
-    kept += "changes: {steps: 0}}"
-    (workdir / "params.yaml").write_text(text.replace("\n  vae: {model", f"\n{kept}\n  vae: {{model"), encoding="utf-8")
-    prove.shrink(workdir / "params.yaml", ["vae", "kept"], 7)
+    start = "model: vae, data: images, start: vae, metric: images, network: classifier, seed: 0"
+    more = f"  kept: {{{start}, changes: {{steps: 0}}}}\n  longer: {{{start}, resume: true, changes: {{steps: 2000}}}}"
+    (workdir / "params.yaml").write_text(text.replace("\n  vae: {model", f"\n{more}\n  vae: {{model"), encoding="utf-8")
+    prove.shrink(workdir / "params.yaml", ["kept", "longer", "vae"], [("prepare", "images")], 7)
     values = YAML(typ="safe", pure=True).load(workdir / "params.yaml")
-    assert list(values["runs"]) == ["kept", "vae"]
-    assert values["runs"]["kept"]["changes"] == {"steps": 0}
-    assert values["runs"]["vae"]["changes"] == {"steps": 7}
+    steps = {name: run["changes"]["steps"] for name, run in values["runs"].items()}
+    assert steps == {"kept": 0, "longer": 14, "vae": 7}
     assert values["networks"]["classifier"]["steps"] == 7
     assert values["metrics"]["images"]["sampling"] == {
         "count": 100,
@@ -52,8 +55,8 @@ def test_params_are_shrunk_to_few_steps_and_samples(workdir: Path) -> None:
     }
     assert values["metrics"]["text"]["sampling"]["count"] == 4  # less than the limit stays
     params.load(workdir / "params.yaml")
-    with pytest.raises(prove.ArtifactError, match="no run hinge"):
-        prove.shrink(workdir / "params.yaml", ["hinge"], 7)
+    with pytest.raises(prove.ArtifactError, match=r"no runs\.hinge, data\.gone: expected a revision that has all"):
+        prove.shrink(workdir / "params.yaml", ["hinge"], [("prepare", "gone")], 7)
 
 
 def test_a_result_that_differs_or_is_missing_is_named(tmp_path: Path) -> None:

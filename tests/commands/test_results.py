@@ -337,9 +337,11 @@ def test_runs_with_different_protocols_of_the_claimed_metric_are_refused(capsys:
 @pytest.mark.usefixtures("runs")
 def test_an_optional_claim_without_its_runs_is_not_measured_here(capsys: pytest.CaptureFixture[str]) -> None:
     absent = CLAIM.replace("speed:", "else:").replace("[one, two]", "[three, four]")
-    Path("results.yaml").write_text(CLAIM + absent + "  optional: true\n", encoding="utf-8")
+    ratio = absent.replace("else:", "ratio:") + "  against: [one, two]\n  by: ratio\n  optional: true\n"
+    Path("results.yaml").write_text(CLAIM + absent + "  optional: true\n" + ratio, encoding="utf-8")
     assert main(["results"]) == 0
     found = artifacts.read_json(Path("results.json"))
+    assert found["ratio"]["value"] is None
     assert found["speed"]["value"] == 1.5
     assert (found["else"]["value"], found["else"]["command"]) == (None, "dvc repro evaluate@three evaluate@four")
     assert Path("results.md").read_text(encoding="utf-8").splitlines()[3] == (

@@ -51,3 +51,10 @@ def test_a_network_learns_from_the_labels_what_its_fresh_features_do_not_tell(mo
     assert min(tuned) > max(measure_probe(features[0], features[1], 20, draws=2)) + 0.1
     assert tuned == tuning.measure_tuned(network, find, train, test, 20, draws=2)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_feature_that_is_constant_but_for_rounding_is_not_blown_up() -> None:
+    head = tuning.Head(torch.full((100, 1), 0.1).repeat(1, 2) * torch.tensor([1.0, 3.7]), 2)
+    torch.nn.init.ones_(head.layer.weight)
+    assert head(torch.tensor([[0.101, 0.37]])).abs().max() < 0.01
