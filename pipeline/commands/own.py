@@ -33,7 +33,10 @@ from pipeline.params import NONE, ParamsError
 from pipeline.runtime import environment as settings
 from pipeline.runtime.requirements import require_run
 
-FEW = 5000  # training examples, below which a discriminator learns them by heart
+FEW = 5000  # training pictures, below which a discriminator learns them by heart
+# Keys of a GAN for so few: adaptive augmentation and strong penalties, by the measurement of docs/data.md.
+FEW_PICTURES = {"augment": ["translation", "affine"], "augment_target": 0.6, "augment_images": 50_000}
+FEW_PICTURES |= {"r1": 10.0, "r2": 10.0, "final_penalty": 1.0}
 # Keys of a feature network that is trained; a network has those that its Config names. A kind may have others in
 # its own NETWORK, and keys of models in MODEL.
 NETWORK = {"seed": 0, "width": 16, "steps": 1000, "batch_size": 64, "learning_rate": 3.0e-3}
@@ -186,7 +189,7 @@ def make_sections(name: str, network: str, manifest: Mapping[str, Any], steps: i
         keys["steps"] = min(keys["steps"], steps or keys["steps"])
         networks[f"{name}-{network}"] = {"network": network, "data": name, **keys}  # metrics are named after it
     shared = {"data": name, "start": NONE, "metric": metrics[0], "network": next(iter(networks), NONE), "seed": 0}
-    wanted = adapt(manifest) | getattr(usual, "MODEL", {}) | ({"steps": steps} if steps else {})
+    wanted = adapt(manifest, getattr(usual, "MODEL", {})) | ({"steps": steps} if steps else {})
     runs = {}
     modules = {model: plugins.load("models", model) for model in settings["models"]}
     chained = {start for module in modules.values() for start in getattr(module, "STARTS", ())}  # not of use by itself
@@ -199,14 +202,16 @@ def make_sections(name: str, network: str, manifest: Mapping[str, Any], steps: i
     return {"networks": networks, "runs": runs}
 
 
-def adapt(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of models that depend on the data: classes, grey levels or colours, few examples."""
+def adapt(manifest: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of models that depend on the data: classes, grey levels or colours, few pictures.
+
+    `usual`: those of the kind, which come first; a kind that is not augmented has no pictures.
+    """
     classes = manifest["fields"].get("labels", {}).get("classes", 0)
-    is_small = manifest["splits"]["train"].get("count", FEW) < FEW
-    augment = {"augment": ["translation", "cutout"]} if is_small else {}
+    is_small = "augment" not in usual and manifest["splits"]["train"].get("count", FEW) < FEW
     unguided = {} if classes > 1 else {"label_dropout": 0.0, "guidance": 1.0}
     grey = {"likelihood": "discretized_logistic", "pixel_temperature": 1.0}
-    return {"conditional": classes > 1, **unguided, **grey, **augment}
+    return {"conditional": classes > 1, **unguided, **grey, **(FEW_PICTURES if is_small else {}), **usual}
 
 
 def require_sections(name: str, sections: Mapping[str, Mapping[str, Any]]) -> None:

@@ -63,7 +63,8 @@ def test_pictures_get_a_network_and_models_with_the_classes_that_they_have(
     assert {run.network for run in added.values()} == {network}
     gan, vae, flow = (settings.models[f"mine-1-{name}"].model_dump() for name in ("gan", "vae", "flow_matching"))
     assert (flow["conditional"], flow["guidance"]) == ((True, 1.5) if labelled else (False, 1.0))
-    assert (gan["conditional"], gan["augment"]) == (labelled, ["translation", "cutout"])
+    assert gan["conditional"] == labelled
+    assert {key: gan[key] for key in own.FEW_PICTURES} == own.FEW_PICTURES
     assert vae["likelihood"] == "discretized_logistic"
     assert (gan["steps"], vae["steps"]) == (5, 5)
     assert "200 pictures, grey, about 20 pixels" in (said := capsys.readouterr().out)
