@@ -4,9 +4,8 @@
     pipeline probe simclr vae gan      # and runs: posterior means of a VAE, the discriminator of a GAN
     pipeline probe simclr --tune       # and the network itself, trained further with the same labels
 
-The labelled examples are drawn anew for each of the draws, and are the same for all features. A probe's penalty is
-chosen by cross-validation on the labelled examples; the test split is only read for the accuracies. The command prints
-its table and writes nothing.
+The labelled examples of a draw are the same for all features. A probe's penalty is chosen by cross-validation on the
+labelled examples; the test split is only read for the accuracies. The command prints its table and writes nothing.
 """
 
 import argparse
@@ -169,7 +168,8 @@ def list_ways(encoders: list[Encoder], splits: Splits, *, tune: bool) -> Iterato
     yield _probe(f"raw {encoders[0].field}", "no", values, splits)
     for each in encoders:
         all_labels = "yes" if each.is_labelled else "no"
-        features = {split: _make_features(each, some) for split, some in values.items()}
+        network = each.network.eval()
+        features = {split: tuning.make_features(network, each.find, some).cpu() for split, some in values.items()}
         way = _probe(each.name, all_labels, features, splits)
         yield way
         if tune:
@@ -185,13 +185,6 @@ def _probe(title: str, all_labels: str, features: Mapping[str, Tensor], splits: 
 def _tune(encoder: Encoder, values: Mapping[str, Tensor], splits: Splits) -> Callable[[int, int], list[float]]:
     train, test = ((values[split], splits[split][LABELS]) for split in ("train", "test"))
     return lambda count, draws: tuning.measure_tuned(encoder.network, encoder.find, train, test, count, draws)
-
-
-@torch.inference_mode()
-def _make_features(encoder: Encoder, values: Tensor) -> Tensor:
-    network = encoder.network.eval()
-    parts = [encoder.find(network, part.to(choose_device())).float().cpu() for part in values.split(tuning.PART)]
-    return torch.cat(parts)
 
 
 def _read_counts(text: str) -> list[int]:

@@ -141,9 +141,8 @@ def shrink(path: Path, runs: Sequence[str], shared: Iterable[tuple[str, str]], s
             return 0
         return steps + (count_steps(kept[run["start"]]) if run.get("resume") else 0)
 
-    counts = {name: count_steps(run) for name, run in kept.items()}
-    for name, run in kept.items():
-        run["changes"] = dict(run["changes"]) | {"steps": counts[name]}
+    for run in kept.values():
+        run["changes"] = dict(run["changes"]) | {"steps": count_steps(run)}
     for section in values["networks"].values():
         if "steps" in section:
             section["steps"] = steps

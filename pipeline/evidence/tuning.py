@@ -52,17 +52,22 @@ def measure_tuned(
             network.load_state_dict(before)
             rows = draw_labels(train[1], per_class, draw)
             head = tune(network, find, train[0][rows], train[1][rows], draw)
-            with torch.inference_mode():
-                said = [
-                    head(find(network, part.to(head.mean.device))).argmax(dim=1).cpu() for part in test[0].split(PART)
-                ]
-            accuracies.append(float((torch.cat(said) == test[1]).double().mean()))
+            with torch.no_grad():
+                said = head(make_features(network, find, test[0])).argmax(dim=1).cpu()
+            accuracies.append(float((said == test[1]).double().mean()))
     finally:
         network.load_state_dict(before)
         network.zero_grad()
         for parameter, is_trained in trained.items():
             parameter.requires_grad_(is_trained)
     return accuracies
+
+
+@torch.no_grad()
+def make_features(network: nn.Module, find: Find, values: Tensor) -> Tensor:
+    """Return the features of stored values (N, ...), float32 (N, D), on the network's device."""
+    device = next(network.parameters()).device
+    return torch.cat([find(network, part.to(device)).float() for part in values.split(PART)])
 
 
 class Head(nn.Module):
@@ -91,8 +96,7 @@ def tune(network: nn.Module, find: Find, values: Tensor, labels: Tensor, draw: i
     network.eval().requires_grad_(True)
     device = next(network.parameters()).device
     values, labels = values.to(device), labels.to(device)
-    with torch.no_grad():
-        features = torch.cat([find(network, part) for part in values.split(PART)]).float()
+    features = make_features(network, find, values)
     head = Head(features, int(labels.max()) + 1)
     solver = torch.optim.LBFGS(head.parameters(), max_iter=HEAD_STEPS, line_search_fn="strong_wolfe")
 
