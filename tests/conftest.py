@@ -255,6 +255,7 @@ TINY = {  # a training shows what it makes before its first step and after each 
     "models.codes.steps": 4,
     "models.codes.batch_size": 16,
     "models.codes.width": 8,
+    "models.codes.prior_width": 8,
     "models.codes.warmup": 2,
     "models.codes_prior.steps": 4,
     "models.codes_prior.batch_size": 16,

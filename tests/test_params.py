@@ -380,8 +380,10 @@ def test_a_prior_of_codes_starts_from_codes(write: Write) -> None:
     training = {"steps": 5, "batch_size": 4, "learning_rate": 0.01, "warmup": 0, "final_learning_rate": 0.0}
     training |= {"weight_decay": 0.0, "ema": 0.0, "shift": 0, "levels": [4, 4]}
     size = {"layers": 1, "heads": 2, "width": 16, "dropout": 0.0, "matrix_learning_rate": 0.01, "temperature": 1.0}
+    training["pixel_temperature"] = 1.0
+    small = {"width": 4, "blocks": 1, "prior_width": 4, "prior_blocks": 1, "beta": 1.0, "kl_warmup": 0}
     prior = {**training, **size, "codes_width": 4, "codes_blocks": 1, "conditional": True}
-    models = {"models.codes": {**training, "width": 4, "blocks": 1}, "models.codes_prior": prior}
+    models = {"models.codes": {**training, **small}, "models.codes_prior": prior}
     runs = {f"runs.{name}": {**SHIPPED["runs"]["vae"], "model": name} for name in ("codes", "codes_prior")}
     runs["runs.codes_prior"] |= {"start": "codes", "skip": ["prior.*"]}
     assert params.load(write({**models, **runs})).runs["codes_prior"].start == "codes"

@@ -1,14 +1,19 @@
 """Codes of few levels (Mentzer et al. 2024, "Finite scalar quantization: VQ-VAE made simple").
 
 Each of L numbers is bounded by tanh and rounded to one of a few levels, so that every code can be used and there is no
-codebook to learn. Departure: the levels of each number lie evenly from -1 to 1, whether they are odd or even in number.
+codebook to learn. Departures: the levels of each number lie evenly from -1 to 1, whether they are odd or even in
+number; and in training the numbers are rounded at random, up or down, with chances that keep their mean (stochastic
+rounding). So an encoder is a distribution over codes, whose entropy a bound on the likelihood counts.
+
+Dimensions: L numbers of a code, K codes there are, M the most levels that a number has.
 """
 
+import torch
 from torch import Tensor
 
 
 def quantize(z: Tensor, levels: Tensor) -> Tensor:
-    """Round z (..., L), unbounded, to levels in [-1, 1]; the gradient is that of tanh.
+    """Round z (..., L), unbounded, to the nearest levels in [-1, 1]; the gradient is that of tanh.
 
     levels: how many levels each number has, int64 (L,), 2 or more.
     """
@@ -17,8 +22,37 @@ def quantize(z: Tensor, levels: Tensor) -> Tensor:
     return bounded + (rounded - bounded).detach()
 
 
+def draw(z: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
+    """Round z (..., L), unbounded, to the level below or above, in [-1, 1]; the gradient is that of tanh.
+
+    The nearer level is the likelier one, so that the mean over draws is tanh(z), and the gradient of what is linear in
+    the values is exact.
+
+    levels: how many levels each number has, int64 (L,), 2 or more.
+    """
+    bounded, half = z.tanh(), (levels - 1) / 2
+    place = (bounded + 1) * half
+    uniform = torch.rand(z.shape, generator=generator, device=z.device)
+    rounded = torch.minimum((place + uniform).floor(), levels - 1) / half - 1
+    return bounded + (rounded - bounded).detach()
+
+
+def find_chances(z: Tensor, levels: Tensor) -> Tensor:
+    """Return the chances with which `draw` rounds z (..., L) to each level, (..., L, M); 0 beyond a number's levels."""
+    place = (z.tanh() + 1) * ((levels - 1) / 2)
+    return (1 - (place[..., None] - torch.arange(int(levels.max()), device=z.device)).abs()).clamp(min=0)
+
+
+def join_chances(chances: Tensor, levels: Tensor) -> Tensor:
+    """Return the chances of all codes, (..., K), of independent numbers with chances (..., L, M)."""
+    joint = chances[..., 0, : int(levels[0])]
+    for number, count in enumerate(levels.tolist()[1:], start=1):
+        joint = (chances[..., number, :count, None] * joint[..., None, :]).flatten(-2)  # the last counts the most
+    return joint
+
+
 def to_codes(values: Tensor, levels: Tensor) -> Tensor:
-    """Number the values (..., L) in [-1, 1] that `quantize` gives: int64 (...), below the product of the levels."""
+    """Number the values (..., L) in [-1, 1] that are levels: int64 (...), below the product of the levels."""
     digits = ((values + 1) * ((levels - 1) / 2)).round().long()
     return (digits * (levels.cumprod(0) // levels)).sum(dim=-1)
 

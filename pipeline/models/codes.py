@@ -2,13 +2,14 @@
 
 Run with `dvc repro train@codes`. Two strided convolutions, a code at each place of a quarter of the height and width,
 and the same backwards; a Bernoulli likelihood with dynamic binarisation, as in vae.py. Departures: no codebook and no
-loss of its own (quantization.py), SiLU, residual blocks, averaged weights; and the decoder learns the grey levels, not
-the draw that the encoder sees: codes that tell the noise of a draw would cost a prior as many nats as they save.
+loss of its own (quantization.py), SiLU, residual blocks, averaged weights; the decoder learns the grey levels, not the
+draw that the encoder sees: codes that tell the noise of a draw would cost a prior as many nats as they save; and the
+whole is a VAE. The encoder is a distribution over codes, and a small prior of the codes (masked.py) learns along, so
+that the loss is the bound on the likelihood and the encoder learns what its codes cost.
 
-A prior of the codes is learned by another run that starts from this one (codes_prior.py). Without it all codes are
-equally likely, and samples are drawn so.
+A larger prior of the same codes is learned by another run that starts from this one (codes_prior.py).
 
-Dimensions: B batch, C H W image, L numbers of a code, h w codes of an image.
+Dimensions: B batch, C H W image, L numbers of a code, h w codes of an image, T = h w, K codes there are.
 """
 
 import math
@@ -24,11 +25,13 @@ from pipeline.kinds import Fields, find_field
 from pipeline.kinds.images import Spec
 from pipeline.layers.blocks import Residual, shift_images, to_bytes
 from pipeline.layers.likelihoods import binarize, log_bernoulli
-from pipeline.layers.quantization import from_codes, quantize, to_codes
+from pipeline.layers.masked import MaskedPrior
+from pipeline.layers.quantization import draw, find_chances, from_codes, join_chances, quantize, to_codes
 from pipeline.models import OneNetwork, OneNetworkConfig
 
 LEARNS = ("images",)
 MOST_CODES = 1 << 16
+LEAST = 1e-9  # of a chance, in the entropy of a loss
 
 
 def _check_count(levels: list[int]) -> list[int]:
@@ -39,6 +42,10 @@ def _check_count(levels: list[int]) -> list[int]:
 
 
 Levels = Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1), AfterValidator(_check_count)]
+PixelTemperature = Annotated[
+    float,
+    Field(gt=0, description="divides the pixels' logits in samples and reconstructions; 1 shows the pixels' means"),
+]
 
 
 class Config(OneNetworkConfig):
@@ -47,6 +54,11 @@ class Config(OneNetworkConfig):
     levels: Levels = Field(description="levels of each number of a code; their product is the number of codes")
     width: int = Field(ge=1, description="channels at half resolution; twice as many at a quarter")
     blocks: int = Field(ge=0, description="residual blocks at a quarter of the resolution, of encoder and of decoder")
+    prior_width: int = Field(ge=1, description="channels of the small prior of the codes, a masked convolution")
+    prior_blocks: int = Field(ge=0, description="residual blocks of the small prior")
+    beta: float = Field(gt=0, description="weight of the codes' nats in the loss; 1: the bound on the likelihood")
+    kl_warmup: int = Field(ge=0, description="steps over which beta grows from 0")
+    pixel_temperature: PixelTemperature
     shift: int = Field(ge=0, description="largest random shift of a training image, in pixels")
 
 
@@ -70,16 +82,17 @@ def require(config: Any, fields: Fields) -> None:
         raise ArtifactError(msg)
 
 
-class Network(nn.Module):
+class Autoencoder(nn.Module):
     """Encoder and decoder, and the levels of its codes."""
 
     levels: Tensor
 
-    def __init__(self, spec: Spec, levels: Sequence[int], width: int, blocks: int) -> None:
+    def __init__(self, spec: Spec, levels: Sequence[int], width: int, blocks: int, pixel_temperature: float) -> None:
         super().__init__()
         channels, height, across = spec.shape
         self.size = (height // 4, across // 4)
         self.count = math.prod(levels)
+        self.pixel_temperature = pixel_temperature
         self.register_buffer("levels", torch.tensor(levels))  # saved: codes of other levels mean something else
         self.encoder = nn.Sequential(
             nn.Conv2d(channels, width, 5, stride=2, padding=2),
@@ -99,24 +112,53 @@ class Network(nn.Module):
         )
 
     def encode(self, x: Tensor) -> Tensor:
-        """Map images in [0, 1] (B, C, H, W) to the values of their codes, (B, h, w, L) in [-1, 1]."""
-        return quantize(self.encoder(2 * x - 1).permute(0, 2, 3, 1), self.levels)
+        """Map images in [0, 1] (B, C, H, W) to the numbers of their codes before they are rounded, (B, h, w, L)."""
+        return self.encoder(2 * x - 1).permute(0, 2, 3, 1)
 
     def decode(self, values: Tensor) -> Tensor:
-        """Map values of codes (B, h, w, L) to pixel logits (B, C, H, W)."""
+        """Map values of codes in [-1, 1] (B, h, w, L) to pixel logits (B, C, H, W)."""
         return self.decoder(values.permute(0, 3, 1, 2))
 
     def read(self, x: Tensor) -> Tensor:
-        """Return the codes of images in [0, 1], int64 (B, h w), row by row."""
-        return to_codes(self.encode(x), self.levels).flatten(1)
+        """Return the likeliest codes of images in [0, 1], int64 (B, T), row by row."""
+        return to_codes(quantize(self.encode(x), self.levels), self.levels).flatten(1)
+
+    def draw_codes(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw codes of images in [0, 1]: int64 (B, T), and the entropy of an image's codes in nats, float64 (B,)."""
+        z = self.encode(x)
+        codes = to_codes(draw(z, self.levels, generator), self.levels).flatten(1)
+        return codes, torch.special.entr(find_chances(z, self.levels).double()).flatten(1).sum(dim=1)
 
     def write(self, codes: Tensor) -> Tensor:
-        """Map codes int64 (B, h w) to pixel logits (B, C, H, W)."""
+        """Map codes int64 (B, T) to pixel logits (B, C, H, W)."""
         return self.decode(from_codes(codes.view(-1, *self.size), self.levels))
 
     def paint(self, codes: Tensor) -> Tensor:
-        """Return the pixels' means of codes int64 (B, h w), uint8 (B, C, H, W)."""
-        return to_bytes((self.write(codes) / 2).tanh())  # 2 sigmoid(x) - 1
+        """Return the pixels' means of codes int64 (B, T), uint8 (B, C, H, W); below temperature 1 those of p^(1 / T)."""
+        return to_bytes((self.write(codes) / (2 * self.pixel_temperature)).tanh())  # 2 sigmoid(x) - 1
+
+
+class Network(Autoencoder):
+    """The autoencoder with the small prior of its codes."""
+
+    def __init__(self, spec: Spec, config: Config) -> None:
+        super().__init__(spec, config.levels, config.width, config.blocks, config.pixel_temperature)
+        self.prior = MaskedPrior(config.levels, self.size, config.prior_width, config.prior_blocks)
+
+    def divergence(self, z: Tensor, values: Tensor) -> Tensor:
+        """Return the nats an image of its codes less their entropy, (B,), for a loss.
+
+        At each place this is the KL from the encoder's chances to the prior's, given the drawn codes before it.
+
+        Args:
+            z: numbers before they are rounded, (B, h, w, L).
+            values: what was drawn from them, (B, h, w, L) in [-1, 1].
+        """
+        chances = find_chances(z, self.levels)
+        joint = join_chances(chances, self.levels).flatten(1, 2)  # (B, T, K)
+        # Where a chance is 0, the entropy's slope is infinite.
+        entropy = torch.special.entr(chances.clamp(min=LEAST)).flatten(1).sum(dim=1)
+        return -(joint * self.prior(values)).sum(dim=(1, 2)) - entropy
 
 
 def describe_use(codes: Tensor, count: int) -> dict[str, Tensor]:
@@ -126,28 +168,32 @@ def describe_use(codes: Tensor, count: int) -> dict[str, Tensor]:
 
 
 class Model(OneNetwork):
-    """Trains the network on the log-likelihood of each image given its codes."""
+    """Trains the network on the bound on the log-likelihood of each image."""
 
     def build(self, fields: Fields) -> Network:
         """Return the network for images of these fields."""
-        require(config := self.config, fields)
-        return Network(fields[self.makes], config.levels, config.width, config.blocks)
+        require(self.config, fields)
+        return Network(fields[self.makes], self.config)
 
     def compute_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        """Return the nats an image of other draws of the pixels than the one that is encoded, in the mean over them."""
-        images, network = shift_images(batch[self.makes], self.config.shift, generator), cast("Network", self.network)
-        values = network.encode(binarize(images, generator))
-        return -log_bernoulli(network.decode(values), images / 255).mean()
+        """Return the nats an image: of other draws of its pixels than the encoded one, in the mean; and of its codes."""
+        config, network = self.config, cast("Network", self.network)
+        images = shift_images(batch[self.makes], config.shift, generator)
+        z = network.encode(binarize(images, generator))
+        values = draw(z, network.levels, generator)
+        reconstruction = -log_bernoulli(network.decode(values), images / 255).mean()
+        beta = config.beta * min(1.0, (self.global_step + 1) / max(1, config.kl_warmup))
+        return reconstruction + beta * network.divergence(z, values).mean()
 
     def draw(self, network: Any, count: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
-        """Draw every code with equal chances, and return the pixels' means, uint8 (N, C, H, W)."""
+        """Draw codes from the small prior, and return the pixels' means, uint8 (N, C, H, W)."""
         del given
-        size = (count, math.prod(network.size))
-        return network.paint(torch.randint(network.count, size, generator=generator, device=self.device))
+        uniform = torch.rand(count, math.prod(network.size), generator=generator, device=self.device)
+        return network.paint(network.prior.draw(uniform))
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        """Encode uint8 images (N, C, H, W) and decode them again, to the pixels' means."""
+        """Encode uint8 images (N, C, H, W) to their likeliest codes and decode them again, to the pixels' means."""
         del given
         network: Any = self.kept.eval()
         painted: Tensor = network.paint(network.read(images.to(self.device) / 255))
@@ -156,7 +202,7 @@ class Model(OneNetwork):
     def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return uint8 images (N, C, H, W) as the likelihood sees them: each pixel drawn black or white.
 
-        `score` draws nothing more of what this returns.
+        `score` draws nothing more of what this returns but the codes.
         """
         return (binarize(images, generator) * 255).byte()
 
@@ -164,32 +210,22 @@ class Model(OneNetwork):
     def score(
         self, images: Tensor, samples: int, generator: torch.Generator, given: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Score held-out uint8 images (N, C, H, W), in nats an image.
-
-        An image has one code only, so that more `samples` change nothing.
+        """Score held-out uint8 images (N, C, H, W), in nats an image, with one draw of their codes, whatever `samples`.
 
         Returns:
-            elbo, iw: the bound on the negative log-likelihood, twice, float64 (N,): the nats of the image given its
-            codes, and those of the codes; kl: the latter, float64 (N,); codes_used: share of the codes that occurs, a
-            scalar; code_perplexity: the exponential of the codes' entropy, a scalar.
+            elbo: the bound on the negative log-likelihood, float64 (N,): the nats of the image given its codes, and
+            kl; kl: the nats of the codes less the entropy of the encoder's choice, float64 (N,); codes_used: share of
+            the codes that occurs, a scalar; code_perplexity: the exponential of the codes' entropy, a scalar.
         """
-        del samples
+        del samples, given
         network: Any = self.kept.eval()
-        bound, prior, codes = [], [], []
+        bound, divergence, codes = [], [], []
         for indices in torch.arange(len(images)).split(100):
             x = binarize(images[indices].to(self.device), generator)
-            own = network.read(x)
-            nats = self.score_codes(network, own, {name: given[name][indices] for name in self.given})
-            bound.append(nats - log_bernoulli(network.write(own), x).double())
-            prior.append(nats)
+            own, entropy = network.draw_codes(x, generator)
+            kl = network.prior.nats(own).sum(dim=1) - entropy
+            bound.append(kl - log_bernoulli(network.write(own), x).double())
+            divergence.append(kl)
             codes.append(own)
-        nats = torch.cat(bound)
-        return {"elbo": nats, "iw": nats.clone(), "kl": torch.cat(prior)} | describe_use(
-            torch.cat(codes), network.count
-        )
-
-    def score_codes(self, network: Any, codes: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        """Return the nats of codes int64 (B, h w), float64 (B,)."""
-        del given
-        nats = codes.size(1) * math.log(network.count)
-        return torch.full((len(codes),), nats, dtype=torch.float64, device=codes.device)
+        found = {"elbo": torch.cat(bound), "kl": torch.cat(divergence)}
+        return found | describe_use(torch.cat(codes), network.count)

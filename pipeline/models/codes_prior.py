@@ -1,9 +1,9 @@
 """A transformer as the prior of discrete codes (van den Oord et al. 2017, "VQ-VAE"; Esser et al. 2021, "VQGAN").
 
 Run with `dvc repro train@codes_prior`, which starts from a run of codes.py: its encoder and decoder are a part of this
-model and stay as they are. The transformer of pixels.py learns the codes, row by row, after the class. They are encoded
+model and stay as they are. The transformer of pixels.py learns the codes, row by row, after the class. They are drawn
 afresh at each step, from images that are drawn black and white again. The bound on the likelihood is that of codes.py
-with this prior in the place of equal chances.
+with this prior in the place of the small one.
 
 Dimensions: B batch, N images, C H W image, T = h w codes of an image.
 """
@@ -31,6 +31,7 @@ class Config(pixels.Config):
     levels: codes.Levels = Field(description="levels of the codes, as in the start")
     codes_width: int = Field(ge=1, description="width of the codes' network, as in the start")
     codes_blocks: int = Field(ge=0, description="blocks of the codes' network, as in the start")
+    pixel_temperature: codes.PixelTemperature
 
 
 def describe_scores(config: Any) -> dict[str, Any]:
@@ -49,11 +50,11 @@ def require(config: Any, fields: Fields) -> None:
     pixels.require_labels(config, fields)
 
 
-class Network(codes.Network):
+class Network(codes.Autoencoder):
     """The codes' encoder and decoder, which are not trained, and the transformer."""
 
     def __init__(self, config: Config, spec: Any, classes: int) -> None:
-        super().__init__(spec, config.levels, config.codes_width, config.codes_blocks)
+        super().__init__(spec, config.levels, config.codes_width, config.codes_blocks, config.pixel_temperature)
         self.requires_grad_(False)
         self.prior = pixels.Network(config, self.count, classes, self.size[0] * self.size[1])
 
@@ -84,10 +85,10 @@ class Model(pixels.Tokens):
         predictor: pixels.Network = network.prior
         return predictor
 
-    def read(self, network: Any, x: Tensor) -> Tensor:
-        """Return the codes of binary images (B, C, H, W), int64 (B, T)."""
+    def read(self, network: Any, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw the codes of binary images (B, C, H, W), int64 (B, T), and return their entropy, float64 (B,)."""
         with torch.no_grad():
-            found: Tensor = network.read(x)
+            found: tuple[Tensor, Tensor] = network.draw_codes(x, generator)
         return found
 
     def paint(self, network: Any, tokens: Tensor, probabilities: Tensor) -> Tensor:
@@ -98,9 +99,9 @@ class Model(pixels.Tokens):
 
     @torch.inference_mode()
     def complete(self, images: Tensor, known: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
-        """Keep the upper `known` rows of uint8 images (N, C, H, W) and draw the codes of the others, given them.
+        """Keep the upper `known` rows of uint8 images (N, C, H, W) and draw the codes of the others, given theirs.
 
-        A code stands for SIDE rows, and is kept if half of them or more are known. It depends on pixels further below,
+        The known rows have their likeliest codes. A code stands for SIDE rows, and is kept if half of them or more are known. It depends on pixels further below,
         too, which are taken to be as in the last known row. The known rows are put over the decoded images.
 
         given: labels int64 (N,) of a conditional model; without them, the class is drawn too.
@@ -115,21 +116,22 @@ class Model(pixels.Tokens):
         images = images.to(self.device)
         rows = torch.arange(images.size(2), device=self.device).clamp(max=max(known - 1, 0))
         kept = min((known + SIDE // 2) // SIDE, network.size[0] - 1)  # rows of codes
-        tokens = self.read(network, binarize(images[:, :, rows], generator))[:, : kept * network.size[1]]
+        tokens = network.read(binarize(images[:, :, rows], generator))[:, : kept * network.size[1]]
         painted = network.paint(self.go_on(network, tokens, generator, given)[0])
         return torch.cat([images[:, :, :known], painted[:, :, known:]], dim=2)
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        """Encode uint8 images (N, C, H, W) and decode them again, to the pixels' means."""
+        """Encode uint8 images (N, C, H, W) to their likeliest codes and decode them again, to the pixels' means."""
         del given
         network: Any = self.kept.eval()
-        return self.paint(network, self.read(network, images.to(self.device) / 255), images)
+        painted: Tensor = network.paint(network.read(images.to(self.device) / 255))
+        return painted
 
     def score_rest(self, network: Any, x: Tensor, tokens: Tensor) -> Tensor:
         """Return the nats of binary images (B, C, H, W) given their codes, float64 (B,)."""
         return -log_bernoulli(network.write(tokens), x).double()
 
     def describe(self, nats: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        """Return kl, the nats of the codes, which is the KL of a posterior that is sure of them; and their use."""
+        """Return kl, the nats of the codes less the entropy of the encoder's choice; and their use."""
         return {"kl": nats} | codes.describe_use(tokens, cast("Network", self.network).count)

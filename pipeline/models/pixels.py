@@ -188,8 +188,8 @@ class Tokens(OneNetwork):
         """Return the part of a network that predicts tokens."""
 
     @abstractmethod
-    def read(self, network: Any, x: Tensor) -> Tensor:
-        """Return the tokens of binary images (B, C, H, W), int64 (B, T)."""
+    def read(self, network: Any, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the tokens of binary images (B, C, H, W), int64 (B, T), and the entropy of their draw, float64 (B,)."""
 
     @abstractmethod
     def paint(self, network: Any, tokens: Tensor, probabilities: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class Tokens(OneNetwork):
     def compute_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """Return the nats a token."""
         x = binarize(shift_images(batch[self.makes], self.config.shift, generator), generator)
-        tokens = self.read(self.network, x)
+        tokens, _ = self.read(self.network, x, generator)
         return self.find_transformer(self.network).nats(self.find_classes(batch, len(x)), tokens).mean()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -270,11 +270,11 @@ class Tokens(OneNetwork):
     ) -> dict[str, Tensor]:
         """Score held-out uint8 images (N, C, H, W), in nats an image, of any class: that of the first token counts.
 
-        A class costs as much as one of equally likely ones. Nothing else is drawn, so that more `samples` change
-        nothing. Without classes the nats are exact.
+        A class costs as much as one of equally likely ones. Tokens are drawn once where they are drawn at all, so that
+        more `samples` change nothing. Without classes the nats of tokens that are not drawn are exact.
 
         Returns:
-            elbo, iw: the negative log-likelihood, twice, float64 (N,); and what `describe` adds.
+            elbo: the negative log-likelihood, or a bound on it, float64 (N,); and what `describe` adds.
         """
         del samples
         network = self.kept.eval()
@@ -283,18 +283,17 @@ class Tokens(OneNetwork):
         total, codes, seen = [], [], []
         for indices in torch.arange(len(images)).split(AT_ONCE):
             x = binarize(images[indices].to(self.device), generator)
-            tokens = self.read(network, x)
-            nats = predictor.nats(classes[indices], tokens).sum(dim=1) + math.log(predictor.classes)
+            tokens, entropy = self.read(network, x, generator)
+            nats = predictor.nats(classes[indices], tokens).sum(dim=1) + math.log(predictor.classes) - entropy
             total.append(nats + self.score_rest(network, x, tokens))
             codes.append(nats)
             seen.append(tokens)
         nats = torch.cat(total)
-        return {"elbo": nats, "iw": nats.clone()} | self.describe(torch.cat(codes), torch.cat(seen))
+        return {"elbo": nats} | self.describe(torch.cat(codes), torch.cat(seen))
 
+    @abstractmethod
     def describe(self, nats: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        """Return more scores from the nats of the tokens (N,) and the tokens (N, T)."""
-        del nats, tokens
-        return {}
+        """Return more scores from the nats of the tokens less their entropy (N,) and the tokens (N, T)."""
 
 
 class Model(Tokens):
@@ -311,10 +310,10 @@ class Model(Tokens):
         found: Network = network
         return found
 
-    def read(self, network: Any, x: Tensor) -> Tensor:
-        """Return the tokens of binary images (B, C, H, W), int64 (B, T)."""
-        del network
-        return to_tokens(x)
+    def read(self, network: Any, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the tokens of binary images (B, C, H, W), int64 (B, T), and zeros (B,): there is no choice."""
+        del network, generator
+        return to_tokens(x), torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
     def paint(self, network: Any, tokens: Tensor, probabilities: Tensor) -> Tensor:
         """Return the images of tokens (N, T) that were drawn from probabilities (N, T, V): uint8 (N, C, H, W).
@@ -339,7 +338,7 @@ class Model(Tokens):
             raise ValueError(msg)
         network: Any = self.kept.eval()
         images = images.to(self.device)
-        tokens = self.read(network, binarize(images, generator))[:, : known * images.size(3) // SIDE**2]
+        tokens = to_tokens(binarize(images, generator))[:, : known * images.size(3) // SIDE**2]
         _, probabilities = self.go_on(network, tokens, generator, given)
         return torch.cat([images[:, :, :known], to_means(probabilities, self.height - known)], dim=2)
 
@@ -347,3 +346,8 @@ class Model(Tokens):
         """Return no nats, float64 (B,): the tokens are the image."""
         del network, tokens
         return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+
+    def describe(self, nats: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """Return iw, the nats once more: they are exact, so that no importance-weighted bound is nearer."""
+        del tokens
+        return {"iw": nats.clone()}

@@ -1,4 +1,4 @@
-"""Codes of few levels: every level and every code, and the gradient."""
+"""Codes of few levels: every level and every code, the gradient, and the chances of random rounding."""
 
 import itertools
 import math
@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from pipeline.layers.quantization import from_codes, quantize, to_codes
+from pipeline.layers.quantization import draw, find_chances, from_codes, join_chances, quantize, to_codes
 
 LEVELS = torch.tensor([2, 3, 4, 8])
 
@@ -53,3 +53,45 @@ def test_codes_keep_the_shape_in_front() -> None:
     codes = to_codes(quantize(z, LEVELS), LEVELS)
     assert codes.shape == (3, 5)
     torch.testing.assert_close(from_codes(codes, LEVELS), quantize(z, LEVELS), rtol=0, atol=1e-6)
+
+
+def test_random_rounding_goes_to_the_levels_next_to_a_number_as_often_as_their_chances_say() -> None:
+    z = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    values = draw(z.expand(20_000, -1, -1), LEVELS, torch.Generator().manual_seed(1))
+    chances = find_chances(z, LEVELS)
+    assert chances.shape == (20, 4, 8)
+    for place, count in enumerate(LEVELS.tolist()):
+        grid = torch.tensor([2 * level / (count - 1) - 1 for level in range(count)])
+        found = ((values[..., place, None] - grid).abs() < 1e-5).double().mean(dim=0)  # (20, count)
+        torch.testing.assert_close(found.sum(dim=1), torch.ones(20, dtype=torch.float64))  # nothing but levels
+        torch.testing.assert_close(found, chances[:, place, :count].double(), rtol=0, atol=5 * 0.5 / 20_000**0.5)
+        assert (chances[:, place, count:] == 0).all()
+        mean = (chances[:, place, :count] * grid).sum(dim=1)
+        torch.testing.assert_close(mean, z[:, place].tanh(), rtol=0, atol=1e-6)  # a draw is right in the mean
+    assert ((chances > 0).sum(dim=2) <= 2).all()
+    torch.testing.assert_close(chances.sum(dim=2), torch.ones(20, 4))
+
+
+def test_random_rounding_stays_within_the_levels_at_their_ends() -> None:
+    z = torch.tensor([[-50.0], [50.0]]).expand(2, 4)
+    for seed in range(20):
+        assert torch.equal(draw(z, LEVELS, torch.Generator().manual_seed(seed)), z.sign())
+    torch.testing.assert_close(find_chances(z, LEVELS).amax(dim=2), torch.ones(2, 4))
+
+
+def test_the_gradient_passes_random_rounding_as_that_of_tanh() -> None:
+    z = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weights = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
+    (draw(z, LEVELS, torch.Generator().manual_seed(2)) * weights).sum().backward()
+    torch.testing.assert_close(z.grad, weights / z.detach().cosh().square())
+
+
+def test_the_chances_of_codes_are_products_of_those_of_their_numbers() -> None:
+    z = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    chances = find_chances(z, LEVELS)
+    joint = join_chances(chances, LEVELS)
+    values = from_codes(torch.arange(math.prod(LEVELS.tolist())), LEVELS)
+    digits = ((values + 1) * (LEVELS - 1) / 2).round().long()  # (K, L)
+    expected = torch.stack([chances[:, place, digits[:, place]] for place in range(4)]).prod(dim=0)
+    torch.testing.assert_close(joint, expected)
+    torch.testing.assert_close(joint.sum(dim=1), torch.ones(5))
