@@ -134,7 +134,7 @@ class Autoencoder(nn.Module):
         return self.decode(from_codes(codes.view(-1, *self.size), self.levels))
 
     def paint(self, codes: Tensor) -> Tensor:
-        """Return the pixels' means of codes int64 (B, T), uint8 (B, C, H, W); below temperature 1 those of p^(1 / T)."""
+        """Return the pixels' means of codes int64 (B, T), uint8 (B, C, H, W), of p^(1 / T) at temperature T."""
         return to_bytes((self.write(codes) / (2 * self.pixel_temperature)).tanh())  # 2 sigmoid(x) - 1
 
 
@@ -176,7 +176,7 @@ class Model(OneNetwork):
         return Network(fields[self.makes], self.config)
 
     def compute_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        """Return the nats an image: of other draws of its pixels than the encoded one, in the mean; and of its codes."""
+        """Return the nats an image: of its codes, and of other draws of its pixels than the encoded one, in the mean."""
         config, network = self.config, cast("Network", self.network)
         images = shift_images(batch[self.makes], config.shift, generator)
         z = network.encode(binarize(images, generator))

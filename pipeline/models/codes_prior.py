@@ -101,8 +101,9 @@ class Model(pixels.Tokens):
     def complete(self, images: Tensor, known: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
         """Keep the upper `known` rows of uint8 images (N, C, H, W) and draw the codes of the others, given theirs.
 
-        The known rows have their likeliest codes. A code stands for SIDE rows, and is kept if half of them or more are known. It depends on pixels further below,
-        too, which are taken to be as in the last known row. The known rows are put over the decoded images.
+        The known rows have their likeliest codes. A code stands for SIDE rows, and is kept if half of them or more are
+        known. It depends on pixels further below, too, which are taken to be as in the last known row. The known rows
+        are put over the decoded images.
 
         given: labels int64 (N,) of a conditional model; without them, the class is drawn too.
 

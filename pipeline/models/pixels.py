@@ -189,7 +189,7 @@ class Tokens(OneNetwork):
 
     @abstractmethod
     def read(self, network: Any, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the tokens of binary images (B, C, H, W), int64 (B, T), and the entropy of their draw, float64 (B,)."""
+        """Return tokens int64 (B, T) of binary images (B, C, H, W), and the entropy of their draw, float64 (B,)."""
 
     @abstractmethod
     def paint(self, network: Any, tokens: Tensor, probabilities: Tensor) -> Tensor:
