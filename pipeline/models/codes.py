@@ -176,7 +176,7 @@ class Model(OneNetwork):
         return Network(fields[self.makes], self.config)
 
     def compute_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        """Return the nats an image: of its codes, and of other draws of its pixels than the encoded one, in the mean."""
+        """Return the nats of an image: those of its codes, and of other draws of its pixels than the encoded one."""
         config, network = self.config, cast("Network", self.network)
         images = shift_images(batch[self.makes], config.shift, generator)
         z = network.encode(binarize(images, generator))
