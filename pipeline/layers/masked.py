@@ -60,8 +60,8 @@ class MaskedPrior(nn.Module):
         self.places = nn.Parameter(torch.zeros(width, *size))
         self.blocks = nn.Sequential(*(Block(width) for _ in range(blocks)), nn.SiLU())
         self.head = nn.Conv2d(width, int(self.levels.prod()), 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, values: Tensor) -> Tensor:
         """Map the values of codes (B, h, w, L) in [-1, 1] to log-probabilities of the code at each place, (B, h w, K).
