@@ -7,8 +7,8 @@ be the one that the metric declares. The runs of one claim have one protocol of 
 A claim is reached if its whole interval is at least as good as the value to reach, missed if all of it is worse, and
 otherwise inconclusive. Fewer than three seeds, and equal ones, have no interval: each seed must then be as good. An
 optional claim without any of its runs, or of those in `against`, is "not measured here". A fresh clone has the metrics,
-but not the records of the trainings: the time and memory in results.json stay if the value is still the same. The
-ratios of speed.json, if there is one, also become claims of results.json.
+but not the records of the trainings: the time and memory in results.json stay if the value is still the same, or if
+seeds were added to it. The ratios of speed.json, if there is one, also become claims of results.json.
 
 A claim with `against` is a difference or a ratio: its values are those of `runs` less, or over, those of `against`,
 seed by seed. With `by: multiplier`, `against` has runs on several sizes of the same training text, the smallest size
@@ -24,6 +24,7 @@ import itertools
 import math
 import subprocess
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,10 +180,12 @@ def measure_runs(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, A
     tables = {run: sets[run].get(claim.metric, [metrics[run][claim.metric]]) for run in everyone}
     if claim.by == "multiplier":
         judged, sample_sets = measure_multiplier(name, claim, tables, values)
+        rows = {}
     else:
         table = compare_pairs(claim, tables) if claim.against else list(tables.values())
         judged, sample_sets = summarize_claim(claim, table)
-    costs = measure_costs(claim, former, judged["value"])
+        rows = dict(zip(seeds, table, strict=True))
+    costs = measure_costs(claim, former, judged["value"], rows)
     if judged["verdict"] == "reached" and any(find_flaw(values, found, claim.metric) for found in metrics.values()):
         judged["verdict"] = "inconclusive"  # the value is marked as not reliable
     return {
@@ -457,7 +460,9 @@ def is_same(former: float | None, value: float) -> bool:
     return former is not None and math.isclose(former, value, abs_tol=1e-12)
 
 
-def measure_costs(claim: Claim, former: dict[str, Any], value: float) -> dict[str, Any]:
+def measure_costs(
+    claim: Claim, former: dict[str, Any], value: float, rows: Mapping[int, Sequence[float]]
+) -> dict[str, Any]:
     """Return the largest time and memory of a claim's trainings, machine and commits, from their records or `former`.
 
     There are none for a new claim about runs whose metrics are committed and whose records are elsewhere.
@@ -466,20 +471,36 @@ def measure_costs(claim: Claim, former: dict[str, Any], value: float) -> dict[st
         claim: what is claimed.
         former: what results.json said before, or nothing.
         value: the claim's value now.
+        rows: values of the sets by seed, from which the former value follows if seeds were added; or nothing.
 
     Raises:
-        ArtifactError: if a record is missing and the value is another one than before.
+        ArtifactError: if a record is missing, and what it is of has another value than before or none.
     """
-    paths = [artifacts.RUNS / run / "record" / "run.json" for run in (*claim.runs, *claim.against)]
+    paths = {run: artifacts.RUNS / run / "record" / "run.json" for run in (*claim.runs, *claim.against)}
+    known = {name: former[name] for name in COSTS if name in former}
     is_known = former.get("value") is None or is_same(former["value"], value)
-    if is_known and not all(path.exists() for path in paths):
-        return {name: former[name] for name in COSTS if name in former}
-    records = [artifacts.read_json(path) for path in paths]
-    largest = {name: max(record["totals"][name] for record in records) for name in ("cpu_seconds", "peak_memory_mib")}
-    seconds = max(record["totals"]["seconds"] for record in records)
-    machine = {name: records[0]["environment"][name] for name in ("processor", "threads")}
-    commits = sorted({record["tags"].get("mlflow.source.git.commit", "") for record in records})
-    return {"training_seconds": seconds, **largest, **machine, "commits": commits}
+    if is_known and not all(path.exists() for path in paths.values()):
+        return known
+    before = [rows[seed] for seed in former.get("seeds", []) if seed in rows]
+    is_part = set(COSTS) <= known.keys() and 0 < len(before) == len(former["seeds"]) < len(rows)
+    if is_part and is_same(former["value"], summarize(before).mean):
+        groups = [group for group in (claim.runs, claim.against) if group]
+        fresh = [seed not in former["seeds"] for seed in rows]
+        paths = {run: paths[run] for group in groups for run, is_new in zip(group, fresh, strict=True) if is_new}
+    else:
+        known = {}
+    records = [artifacts.read_json(path) for path in paths.values()]
+    totals = [record["totals"] for record in records]
+    totals += [known | {"seconds": known["training_seconds"]}] if known else []
+    largest = {name: max(total[name] for total in totals) for name in ("cpu_seconds", "peak_memory_mib")}
+    machine = known or {name: records[0]["environment"][name] for name in ("processor", "threads")}
+    commits = {record["tags"].get("mlflow.source.git.commit", "") for record in records} | set(known.get("commits", ()))
+    return {
+        "training_seconds": max(total["seconds"] for total in totals),
+        **largest,
+        **{name: machine[name] for name in ("processor", "threads")},
+        "commits": sorted(commits),
+    }
 
 
 def read_speed(speed: dict[str, Any]) -> dict[str, Any]:

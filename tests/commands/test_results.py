@@ -384,6 +384,31 @@ def test_costs_stay_where_the_records_are_gone_and_the_value_is_the_same(
 
 
 @pytest.mark.usefixtures("runs")
+def test_costs_of_seeds_whose_records_are_gone_are_kept_where_one_is_added(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["results"]) == 0
+    before = artifacts.read_json(Path("results.json"))["speed"]
+    for name in ("one", "two"):
+        (artifacts.RUNS / name / "record" / "run.json").unlink()  # as in a fresh clone
+    write("three", {"test_nats": 4.5, "test_targets": 99}, make_content({"seed": 2, "model": "m"}), seconds=15.0)
+    Path("results.yaml").write_text(CLAIM.replace("[one, two]", "[one, two, three]"), encoding="utf-8")
+    assert main(["results"]) == 0
+    found = artifacts.read_json(Path("results.json"))["speed"]
+    assert found["value"] == 2.5
+    assert {name: found[name] for name in results.COSTS} == {name: before[name] for name in results.COSTS}  # of two
+    write("three", {"test_nats": 4.5, "test_targets": 99}, make_content({"seed": 2, "model": "m"}), seconds=25.0)
+    artifacts.write_json(Path("results.json"), {"speed": before})
+    assert main(["results"]) == 0
+    found = artifacts.read_json(Path("results.json"))["speed"]
+    assert (found["training_seconds"], found["cpu_seconds"], found["peak_memory_mib"]) == (25.0, 50.0, 100.0)
+    # The costs of another value are not known.
+    artifacts.write_json(Path("results.json"), {"speed": before | {"value": 1.4}})
+    assert main(["results"]) == 1
+    assert "one/record/run.json: not found" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("runs")
 def test_a_new_claim_about_runs_without_records_has_no_costs() -> None:
     for name in ("one", "two"):
         (artifacts.RUNS / name / "record" / "run.json").unlink()  # as in a fresh clone
