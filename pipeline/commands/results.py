@@ -465,6 +465,7 @@ def measure_costs(
 ) -> dict[str, Any]:
     """Return the largest time and memory of a claim's trainings, machine and commits, from their records or `former`.
 
+    Those of `former` are kept where records are not at hand, if the value is the same but for new seeds.
     There are none for a new claim about runs whose metrics are committed and whose records are elsewhere.
 
     Args:
@@ -476,31 +477,41 @@ def measure_costs(
     Raises:
         ArtifactError: if a record is missing, and what it is of has another value than before or none.
     """
-    paths = {run: artifacts.RUNS / run / "record" / "run.json" for run in (*claim.runs, *claim.against)}
-    known = {name: former[name] for name in COSTS if name in former}
-    is_known = former.get("value") is None or is_same(former["value"], value)
-    if is_known and not all(path.exists() for path in paths.values()):
+    everyone = [*claim.runs, *claim.against]
+    paths = {run: artifacts.RUNS / run / "record" / "run.json" for run in everyone}
+    is_whole = all(path.exists() for path in paths.values())
+    known, needed = ({}, everyone) if is_whole else keep_costs(claim, former, value, rows)
+    if not needed:
         return known
-    before = [rows[seed] for seed in former.get("seeds", []) if seed in rows]
-    is_part = set(COSTS) <= known.keys() and 0 < len(before) == len(former["seeds"]) < len(rows)
-    if is_part and is_same(former["value"], summarize(before).mean):
-        groups = [group for group in (claim.runs, claim.against) if group]
-        fresh = [seed not in former["seeds"] for seed in rows]
-        paths = {run: paths[run] for group in groups for run, is_new in zip(group, fresh, strict=True) if is_new}
-    else:
-        known = {}
-    records = [artifacts.read_json(path) for path in paths.values()]
-    totals = [record["totals"] for record in records]
-    totals += [known | {"seconds": known["training_seconds"]}] if known else []
-    largest = {name: max(total[name] for total in totals) for name in ("cpu_seconds", "peak_memory_mib")}
-    machine = known or {name: records[0]["environment"][name] for name in ("processor", "threads")}
-    commits = {record["tags"].get("mlflow.source.git.commit", "") for record in records} | set(known.get("commits", ()))
+    records = [artifacts.read_json(paths[run]) for run in needed]
+    costs = [record["totals"] | record["environment"] for record in records]
+    costs += [known | {"seconds": known["training_seconds"]}] if known else []
+    longest = max(costs, key=lambda cost: cost["seconds"])
+    commits = {record["tags"].get("mlflow.source.git.commit", "") for record in records}
     return {
-        "training_seconds": max(total["seconds"] for total in totals),
-        **largest,
-        **{name: machine[name] for name in ("processor", "threads")},
-        "commits": sorted(commits),
+        "training_seconds": longest["seconds"],
+        **{name: max(cost[name] for cost in costs) for name in ("cpu_seconds", "peak_memory_mib")},
+        **{name: longest[name] for name in ("processor", "threads")},
+        "commits": sorted(commits.union(known.get("commits", ()))),
     }
+
+
+def keep_costs(
+    claim: Claim, former: dict[str, Any], value: float, rows: Mapping[int, Sequence[float]]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the costs that results.json knows of a claim, and the runs that they are not of; see `measure_costs`."""
+    known = {name: former[name] for name in COSTS if name in former}
+    if former.get("value") is None:
+        return known, []
+    seeds = former.get("seeds", [])
+    groups = (claim.runs, claim.against)
+    new = [run for group in groups for seed, run in zip(rows, group, strict=False) if seed not in seeds]
+    before = [rows[seed] for seed in seeds if seed in rows] if new else []
+    if before and len(before) == len(seeds) and is_same(former["value"], summarize(before).mean):
+        return known, new if known else []
+    if not new and is_same(former["value"], value):
+        return known, []
+    return {}, [*claim.runs, *claim.against]
 
 
 def read_speed(speed: dict[str, Any]) -> dict[str, Any]:

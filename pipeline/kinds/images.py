@@ -55,7 +55,7 @@ LEAST = 50  # images that a metric is computed of
 SURVEYED = 2000  # images whose values tell the range that a set uses
 TAIL = 0.001  # share of the values at each end that may be outliers
 NARROW = 128  # values; a set that uses fewer is too dark, too bright or too pale
-LEAST_PERPLEXITY = 1.5  # of codes; 16 codes of MNIST have 9, 256 have 55
+LEAST_KL = 1.0  # nats an image that its codes tell; those of MNIST tell 24
 ROWS, COLUMNS, THUMB, MARGIN = 20, 8, 128, 104  # of a contact sheet: classes, images of each, and pixels
 
 
@@ -371,9 +371,9 @@ def find_alarms(newest: dict[str, tuple[int, float]], manifest: dict[str, Any]) 
         found.append(f"step {step}: mode collapse: {share:.0%} of the samples are all but copies of another one")
     if "active_units" in newest and newest["active_units"][1] == 0:
         found.append(f"step {newest['active_units'][0]}: posterior collapse: no latent unit depends on the image")
-    if "code_perplexity" in newest and newest["code_perplexity"][1] < LEAST_PERPLEXITY:
-        step = newest["code_perplexity"][0]
-        found.append(f"step {step}: collapse of the codes: nearly all codes of the validation images are the same")
+    if "code_perplexity" in newest and "kl_nats" in newest and newest["kl_nats"][1] < LEAST_KL:
+        step, nats = newest["kl_nats"]
+        found.append(f"step {step}: posterior collapse: the codes of an image tell {nats:.2g} nats of it")
     return found
 
 

@@ -169,6 +169,14 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     return nats.double().view(targets.shape)
 
 
+def pick(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Return which symbol each of the numbers in [0, 1), (N,), picks of its row of probabilities (N, V): int64 (N,)."""
+    ends = probabilities.double().cumsum(dim=-1)
+    # `right` never picks a symbol of no probability, and a number below 1 is below the last end.
+    picked = torch.searchsorted(ends, uniform.double()[:, None] * ends[:, -1:], right=True)
+    return picked.squeeze(1).clamp(max=ends.size(1) - 1)
+
+
 def from_bytes(images: Tensor) -> Tensor:
     """Map uint8 images in [0, 255] to float32 in [-1, 1]."""
     return images.float() / 127.5 - 1

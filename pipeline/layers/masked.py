@@ -1,17 +1,16 @@
 """A masked convolution as the prior of the codes of an image (van den Oord et al. 2016, "Pixel recurrent networks").
 
-Codes are predicted row by row, each from those above and to the left of it, all in one pass. It is small, so that the
-encoder of the codes can learn with it what they will cost.
+Codes are predicted row by row, each from those above and to the left of it, all in one pass. It is small, so that
+the encoder of the codes can learn with it, and is told the cost of its codes.
 
 Dimensions: B batch, h w codes of an image, L numbers of a code, K codes there are, D width.
 """
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.layers.blocks import pick
 from pipeline.layers.quantization import from_codes
 
 REACH = 3  # codes that the first convolution sees to each side, and above
@@ -34,7 +33,7 @@ class MaskedConv(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """x + conv(silu(conv(silu(x)))), whose first convolution is masked; starts as the identity."""
+    """x + conv(silu(conv(silu(x)))), whose first convolution is masked."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -50,43 +49,40 @@ class Block(nn.Module):
 class MaskedPrior(nn.Module):
     """Chances of each code given those before it; all are equally likely at the start."""
 
-    levels: Tensor
-
-    def __init__(self, levels: Sequence[int], size: tuple[int, int], width: int, blocks: int) -> None:
+    def __init__(self, numbers: int, count: int, size: tuple[int, int], width: int, blocks: int) -> None:
         super().__init__()
         self.size = size
-        self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        self.first = MaskedConv(len(levels), width, 2 * REACH + 1, own=False)
+        self.first = MaskedConv(numbers, width, 2 * REACH + 1, own=False)
         self.places = nn.Parameter(torch.zeros(width, *size))
         self.blocks = nn.Sequential(*(Block(width) for _ in range(blocks)), nn.SiLU())
-        self.head = nn.Conv2d(width, int(self.levels.prod()), 1)
+        self.head = nn.Conv2d(width, count, 1)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Map the values of codes (B, h, w, L) in [-1, 1] to log-probabilities of the code at each place, (B, h w, K).
+        """Map the values of codes in [-1, 1] to log-probabilities of the code at each place, float32 (B, h w, K).
 
         The gradient reaches the values that each code is predicted from.
-        """
-        hidden = self.blocks(self.first(values.permute(0, 3, 1, 2)) + self.places)
-        return self.head(hidden).flatten(2).transpose(1, 2).log_softmax(dim=-1)
 
-    def nats(self, codes: Tensor) -> Tensor:
+        values: (B, h, w, L), or the upper rows of them.
+        """
+        hidden = self.blocks(self.first(values.permute(0, 3, 1, 2)) + self.places[:, : values.size(1)])
+        return self.head(hidden).float().flatten(2).transpose(1, 2).log_softmax(dim=-1)
+
+    def nats(self, codes: Tensor, levels: Tensor) -> Tensor:
         """Return the nats of each of the codes int64 (B, h w), given those before it, float64 (B, h w)."""
-        likely = self(from_codes(codes.view(-1, *self.size), self.levels))
+        likely = self(from_codes(codes.view(-1, *self.size), levels))
         return -likely.gather(2, codes[:, :, None]).squeeze(2).double()
 
     @torch.inference_mode()
-    def draw(self, uniform: Tensor) -> Tensor:
+    def draw(self, uniform: Tensor, levels: Tensor) -> Tensor:
         """Draw the codes of images, int64 (B, h w).
 
         uniform: numbers in [0, 1), float (B, h w), each of which decides on one code.
         """
         codes = torch.zeros(uniform.shape, dtype=torch.int64, device=uniform.device)
         for place, number in enumerate(uniform.T):
-            values = from_codes(codes.view(-1, *self.size), self.levels)
-            ends = self(values)[:, place].double().exp().cumsum(dim=-1)
-            # `right` never picks a code of no probability, and a number below 1 is below the last end.
-            picked = torch.searchsorted(ends, number.double()[:, None] * ends[:, -1:], right=True)
-            codes[:, place] = picked.squeeze(1).clamp(max=ends.size(1) - 1)
+            rows = place // self.size[1] + 1  # none below has a say
+            values = from_codes(codes.view(-1, *self.size)[:, :rows], levels)
+            codes[:, place] = pick(self(values)[:, place].exp(), number)
         return codes

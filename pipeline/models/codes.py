@@ -2,10 +2,10 @@
 
 Run with `dvc repro train@codes`. Two strided convolutions, a code at each place of a quarter of the height and width,
 and the same backwards; a Bernoulli likelihood with dynamic binarisation, as in vae.py. Departures: no codebook and no
-loss of its own (quantization.py), SiLU, residual blocks, averaged weights; the decoder learns the grey levels, not the
-draw that the encoder sees: codes that tell the noise of a draw would cost a prior as many nats as they save; and the
-whole is a VAE. The encoder is a distribution over codes, and a small prior of the codes (masked.py) learns along, so
-that the loss is the bound on the likelihood and the encoder learns what its codes cost.
+loss of its own (quantization.py), SiLU, residual blocks and averaged weights. The decoder learns the grey levels, not
+the draw that the encoder sees: codes that tell the noise of a draw would cost a prior as many nats as they save. And
+the whole is a VAE: the encoder is a distribution over codes, and a small prior of them (masked.py) learns along. So the
+loss is a bound on the nats of another draw of the image, and tells the encoder the cost of its codes.
 
 A larger prior of the same codes is learned by another run that starts from this one (codes_prior.py).
 
@@ -30,7 +30,8 @@ from pipeline.layers.quantization import draw, find_chances, from_codes, join_ch
 from pipeline.models import OneNetwork, OneNetworkConfig
 
 LEARNS = ("images",)
-MOST_CODES = 1 << 16
+MOST_CODES = 1 << 12  # a step holds the chance of each of them at each place of each image
+AT_ONCE = 100  # images that are scored or drawn together
 LEAST = 1e-9  # of a chance, in the entropy of a loss
 
 
@@ -44,7 +45,11 @@ def _check_count(levels: list[int]) -> list[int]:
 Levels = Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1), AfterValidator(_check_count)]
 PixelTemperature = Annotated[
     float,
-    Field(gt=0, description="divides the pixels' logits in samples and reconstructions; 1 shows the pixels' means"),
+    Field(
+        gt=0,
+        exclude_if=lambda temperature: temperature == 1,
+        description="divides the pixels' logits in samples and reconstructions; 1 shows the pixels' means",
+    ),
 ]
 
 
@@ -58,7 +63,7 @@ class Config(OneNetworkConfig):
     prior_blocks: int = Field(ge=0, description="residual blocks of the small prior")
     beta: float = Field(gt=0, description="weight of the codes' nats in the loss; 1: the bound on the likelihood")
     kl_warmup: int = Field(ge=0, description="steps over which beta grows from 0")
-    pixel_temperature: PixelTemperature
+    pixel_temperature: PixelTemperature = 1.0
     shift: int = Field(ge=0, description="largest random shift of a training image, in pixels")
 
 
@@ -91,7 +96,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         channels, height, across = spec.shape
         self.size = (height // 4, across // 4)
-        self.count = math.prod(levels)
+        self.count, self.most = math.prod(levels), max(levels)
         self.pixel_temperature = pixel_temperature
         self.register_buffer("levels", torch.tensor(levels))  # saved: codes of other levels mean something else
         self.encoder = nn.Sequential(
@@ -127,14 +132,14 @@ class Autoencoder(nn.Module):
         """Draw codes of images in [0, 1]: int64 (B, T), and the entropy of an image's codes in nats, float64 (B,)."""
         z = self.encode(x)
         codes = to_codes(draw(z, self.levels, generator), self.levels).flatten(1)
-        return codes, torch.special.entr(find_chances(z, self.levels).double()).flatten(1).sum(dim=1)
+        return codes, torch.special.entr(find_chances(z, self.levels, self.most).double()).flatten(1).sum(dim=1)
 
     def write(self, codes: Tensor) -> Tensor:
         """Map codes int64 (B, T) to pixel logits (B, C, H, W)."""
         return self.decode(from_codes(codes.view(-1, *self.size), self.levels))
 
     def paint(self, codes: Tensor) -> Tensor:
-        """Return the pixels' means of codes int64 (B, T), uint8 (B, C, H, W), of p^(1 / T) at temperature T."""
+        """Return the pixels' means of codes int64 (B, T), uint8 (B, C, H, W), sharpened below temperature 1."""
         return to_bytes((self.write(codes) / (2 * self.pixel_temperature)).tanh())  # 2 sigmoid(x) - 1
 
 
@@ -143,7 +148,8 @@ class Network(Autoencoder):
 
     def __init__(self, spec: Spec, config: Config) -> None:
         super().__init__(spec, config.levels, config.width, config.blocks, config.pixel_temperature)
-        self.prior = MaskedPrior(config.levels, self.size, config.prior_width, config.prior_blocks)
+        self.counts = config.levels
+        self.prior = MaskedPrior(len(self.counts), self.count, self.size, config.prior_width, config.prior_blocks)
 
     def divergence(self, z: Tensor, values: Tensor) -> Tensor:
         """Return the nats an image of its codes less their entropy, (B,), for a loss.
@@ -154,11 +160,22 @@ class Network(Autoencoder):
             z: numbers before they are rounded, (B, h, w, L).
             values: what was drawn from them, (B, h, w, L) in [-1, 1].
         """
-        chances = find_chances(z, self.levels)
-        joint = join_chances(chances, self.levels).flatten(1, 2)  # (B, T, K)
+        chances = find_chances(z, self.levels, self.most)
+        joint = join_chances(chances, self.counts).flatten(1, 2)  # (B, T, K)
         # Where a chance is 0, the entropy's slope is infinite.
         entropy = torch.special.entr(chances.clamp(min=LEAST)).flatten(1).sum(dim=1)
         return -(joint * self.prior(values)).sum(dim=(1, 2)) - entropy
+
+
+def require_levels(network: Any, config: Any) -> None:
+    """Refuse a start whose codes are others: equal shapes do not tell.
+
+    Raises:
+        ArtifactError: with both levels.
+    """
+    if (levels := network.levels.tolist()) != config.levels:
+        msg = f"levels: expected {levels} as in the start, got {config.levels}"
+        raise ArtifactError(msg)
 
 
 def describe_use(codes: Tensor, count: int) -> dict[str, Tensor]:
@@ -168,12 +185,27 @@ def describe_use(codes: Tensor, count: int) -> dict[str, Tensor]:
 
 
 class Model(OneNetwork):
-    """Trains the network on the bound on the log-likelihood of each image."""
+    """Trains the network on a bound on the log-likelihood of each image."""
+
+    parts: dict[str, Tensor]  # of the last loss, detached
 
     def build(self, fields: Fields) -> Network:
         """Return the network for images of these fields."""
         require(self.config, fields)
         return Network(fields[self.makes], self.config)
+
+    def begin(self, *, has_start: bool) -> None:
+        """Refuse codes of a start that are others.
+
+        Raises:
+            ArtifactError: if its codes have other levels.
+        """
+        del has_start
+        require_levels(self.network, self.config)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss of one batch, and its parts in nats an image."""
+        return super().training_step(batch, batch_idx) | self.parts
 
     def compute_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """Return the nats of an image: those of its codes, and of other draws of its pixels than the encoded one."""
@@ -183,13 +215,16 @@ class Model(OneNetwork):
         values = draw(z, network.levels, generator)
         reconstruction = -log_bernoulli(network.decode(values), images / 255).mean()
         beta = config.beta * min(1.0, (self.global_step + 1) / max(1, config.kl_warmup))
-        return reconstruction + beta * network.divergence(z, values).mean()
+        divergence = network.divergence(z, values).mean()
+        self.parts = {"reconstruction_nats": reconstruction.detach(), "kl_nats": divergence.detach()}
+        return reconstruction + beta * divergence
 
     def draw(self, network: Any, count: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
         """Draw codes from the small prior, and return the pixels' means, uint8 (N, C, H, W)."""
         del given
         uniform = torch.rand(count, math.prod(network.size), generator=generator, device=self.device)
-        return network.paint(network.prior.draw(uniform))
+        drawn = [network.paint(network.prior.draw(part, network.levels)) for part in uniform.split(AT_ONCE)]
+        return torch.cat(drawn)
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor, given: Mapping[str, Tensor]) -> Tensor:
@@ -220,10 +255,10 @@ class Model(OneNetwork):
         del samples, given
         network: Any = self.kept.eval()
         bound, divergence, codes = [], [], []
-        for indices in torch.arange(len(images)).split(100):
+        for indices in torch.arange(len(images)).split(AT_ONCE):
             x = binarize(images[indices].to(self.device), generator)
             own, entropy = network.draw_codes(x, generator)
-            kl = network.prior.nats(own).sum(dim=1) - entropy
+            kl = network.prior.nats(own, network.levels).sum(dim=1) - entropy
             bound.append(kl - log_bernoulli(network.write(own), x).double())
             divergence.append(kl)
             codes.append(own)

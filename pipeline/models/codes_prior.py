@@ -31,7 +31,7 @@ class Config(pixels.Config):
     levels: codes.Levels = Field(description="levels of the codes, as in the start")
     codes_width: int = Field(ge=1, description="width of the codes' network, as in the start")
     codes_blocks: int = Field(ge=0, description="blocks of the codes' network, as in the start")
-    pixel_temperature: codes.PixelTemperature
+    pixel_temperature: codes.PixelTemperature = 1.0
 
 
 def describe_scores(config: Any) -> dict[str, Any]:
@@ -76,9 +76,7 @@ class Model(pixels.Tokens):
         if not has_start:
             msg = f"start: expected a run of the model {' or '.join(STARTS)}, got none"
             raise ArtifactError(msg)
-        if (levels := cast("Network", self.network).levels.tolist()) != self.config.levels:
-            msg = f"levels: expected {levels} as in the start, got {self.config.levels}"
-            raise ArtifactError(msg)
+        codes.require_levels(self.network, self.config)
 
     def find_transformer(self, network: Any) -> pixels.Network:
         """Return the part of a network that predicts codes."""

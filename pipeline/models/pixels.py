@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields, find_field
-from pipeline.layers.blocks import Muon, shift_images, token_nats, warmup_cosine
+from pipeline.layers.blocks import Muon, pick, shift_images, token_nats, warmup_cosine
 from pipeline.layers.decoding import Decoder
 from pipeline.layers.likelihoods import binarize
 from pipeline.models import OneNetwork, OneNetworkConfig, transformer
@@ -142,10 +142,7 @@ class Network(transformer.Network):
         seen = []
         for number in uniform.T:
             probabilities = (decoder.feed(fresh) / temperature).softmax(dim=-1)  # (N, V)
-            ends = probabilities.double().cumsum(dim=-1)
-            # `right` never picks a token of no probability, and a number below 1 is below the last end.
-            picked = torch.searchsorted(ends, number.double()[:, None] * ends[:, -1:], right=True)
-            picked = picked.clamp(max=symbols - 1)
+            picked = pick(probabilities, number)[:, None]
             fresh = picked + tokens.size(1) * kinds
             tokens = torch.cat([tokens, picked], dim=1)
             seen.append(probabilities)

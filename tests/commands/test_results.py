@@ -402,6 +402,15 @@ def test_costs_of_seeds_whose_records_are_gone_are_kept_where_one_is_added(
     assert main(["results"]) == 0
     found = artifacts.read_json(Path("results.json"))["speed"]
     assert (found["training_seconds"], found["cpu_seconds"], found["peak_memory_mib"]) == (25.0, 50.0, 100.0)
+    # A seed that leaves the value as it is counts, too.
+    write("three", {"test_nats": 1.5, "test_targets": 99}, make_content({"seed": 2, "model": "m"}), seconds=30.0)
+    artifacts.write_json(Path("results.json"), {"speed": before})
+    assert main(["results"]) == 0
+    assert artifacts.read_json(Path("results.json"))["speed"]["training_seconds"] == 30.0
+    # Without costs of the others there are none of all.
+    artifacts.write_json(Path("results.json"), {"speed": {"value": before["value"], "seeds": [0, 1]}})
+    assert main(["results"]) == 0
+    assert not set(results.COSTS) & set(artifacts.read_json(Path("results.json"))["speed"])
     # The costs of another value are not known.
     artifacts.write_json(Path("results.json"), {"speed": before | {"value": 1.4}})
     assert main(["results"]) == 1

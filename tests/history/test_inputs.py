@@ -61,7 +61,7 @@ def project(workdir: Path, package: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (replace("params.yaml", "steps: 3200", "steps: 99"), "params.yaml: models.gan.steps (3200, now 99)"),
+        (replace("params.yaml", "steps: 2400", "steps: 99"), "params.yaml: models.gan.steps (2400, now 99)"),
         (replace("params.yaml", "seed: 0, changes", "seed: 7, changes"), "params.yaml: runs.gan.seed (0, now 7)"),
         (add("data/prepared/images/train.safetensors", "5"), "data/prepared/images/train.safetensors"),
         (add("data/prepared/images/new.json", "5"), "data/prepared/images/new.json"),

@@ -11,7 +11,7 @@ LEVELS = torch.tensor([3, 2])  # 6 codes
 
 
 def make_prior(size: tuple[int, int], blocks: int = 2) -> MaskedPrior:
-    prior = MaskedPrior(LEVELS.tolist(), size, 8, blocks)
+    prior = MaskedPrior(2, 6, size, 8, blocks)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in prior.parameters():
@@ -25,14 +25,14 @@ def list_codes(places: int) -> torch.Tensor:
 
 @torch.no_grad()
 def test_the_chances_of_all_images_of_codes_have_a_sum_of_one() -> None:
-    nats = make_prior((2, 2)).nats(list_codes(4)).sum(dim=1)  # 1,296 images
+    nats = make_prior((2, 2)).nats(list_codes(4), LEVELS).sum(dim=1)  # 1,296 images
     torch.testing.assert_close((-nats).exp().sum(), torch.tensor(1.0, dtype=torch.float64), rtol=0, atol=1e-5)
     assert nats.std() > 0.5
 
 
 @torch.no_grad()
 def test_a_new_prior_gives_every_code_the_same_chance() -> None:
-    likely = MaskedPrior([3, 2], (2, 3), 8, 1)(torch.zeros(1, 2, 3, 2))
+    likely = MaskedPrior(2, 6, (2, 3), 8, 1)(torch.zeros(1, 2, 3, 2))
     torch.testing.assert_close(likely, torch.full((1, 6, 6), 1 / 6).log())
 
 
@@ -48,13 +48,19 @@ def test_a_code_is_predicted_from_those_before_it_and_from_all_that_are_near() -
         assert seen[:place][near].all()
 
 
+@torch.no_grad()
+def test_the_upper_rows_alone_have_the_same_chances() -> None:
+    prior, values = make_prior((4, 3)), torch.rand(2, 4, 3, 2)
+    torch.testing.assert_close(prior(values[:, :2]), prior(values)[:, :6])
+
+
 def test_draws_have_the_chances_that_the_prior_gives_them_and_follow_from_their_numbers() -> None:
-    prior = make_prior((1, 2))
+    prior = make_prior((2, 1))  # two rows
     uniform = torch.rand(6000, 2, generator=torch.Generator().manual_seed(0))
-    codes = prior.draw(uniform)
-    assert torch.equal(prior.draw(uniform[7:9]), codes[7:9])  # whatever the other rows are
+    codes = prior.draw(uniform, LEVELS)
+    assert torch.equal(prior.draw(uniform[7:9], LEVELS), codes[7:9])  # whatever the other rows are
     with torch.no_grad():
-        expected = 6000 * (-prior.nats(list_codes(2)).sum(dim=1)).exp()
+        expected = 6000 * (-prior.nats(list_codes(2), LEVELS).sum(dim=1)).exp()
     found = (6 * codes[:, 0] + codes[:, 1]).bincount(minlength=36)
     assert ((found - expected).square() / expected).sum() < 70  # chi-square, 35: p = 0.0004
 

@@ -58,7 +58,7 @@ def test_codes_keep_the_shape_in_front() -> None:
 def test_random_rounding_goes_to_the_levels_next_to_a_number_as_often_as_their_chances_say() -> None:
     z = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     values = draw(z.expand(20_000, -1, -1), LEVELS, torch.Generator().manual_seed(1))
-    chances = find_chances(z, LEVELS)
+    chances = find_chances(z, LEVELS, 8)
     assert chances.shape == (20, 4, 8)
     for place, count in enumerate(LEVELS.tolist()):
         grid = torch.tensor([2 * level / (count - 1) - 1 for level in range(count)])
@@ -76,7 +76,7 @@ def test_random_rounding_stays_within_the_levels_at_their_ends() -> None:
     z = torch.tensor([[-50.0], [50.0]]).expand(2, 4)
     for seed in range(20):
         assert torch.equal(draw(z, LEVELS, torch.Generator().manual_seed(seed)), z.sign())
-    torch.testing.assert_close(find_chances(z, LEVELS).amax(dim=2), torch.ones(2, 4))
+    torch.testing.assert_close(find_chances(z, LEVELS, 8).amax(dim=2), torch.ones(2, 4))
 
 
 def test_the_gradient_passes_random_rounding_as_that_of_tanh() -> None:
@@ -88,10 +88,29 @@ def test_the_gradient_passes_random_rounding_as_that_of_tanh() -> None:
 
 def test_the_chances_of_codes_are_products_of_those_of_their_numbers() -> None:
     z = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
-    chances = find_chances(z, LEVELS)
-    joint = join_chances(chances, LEVELS)
+    chances = find_chances(z, LEVELS, 8)
+    joint = join_chances(chances, LEVELS.tolist())
     values = from_codes(torch.arange(math.prod(LEVELS.tolist())), LEVELS)
     digits = ((values + 1) * (LEVELS - 1) / 2).round().long()  # (K, L)
     expected = torch.stack([chances[:, place, digits[:, place]] for place in range(4)]).prod(dim=0)
     torch.testing.assert_close(joint, expected)
     torch.testing.assert_close(joint.sum(dim=1), torch.ones(5))
+
+
+def test_the_chances_of_many_levels_are_those_of_the_draws_too() -> None:
+    levels = torch.tensor([4096])
+    z = torch.linspace(-2, 2, 200_000)[:, None]
+    values = draw(z, levels, torch.Generator().manual_seed(0))
+    digits = ((values + 1) * 4095 / 2).round().long()
+    chances = find_chances(z[:1000], levels, 4096).gather(2, digits[:1000, :, None])
+    assert chances.min() > 0  # nothing is drawn that has no chance
+    error = (values - z.tanh()) * 4095 / 2
+    assert abs(error.mean()) < 5 * error.std() / 200_000**0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_the_chances_of_the_numbers_that_it_has(dtype: torch.dtype) -> None:
+    z = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(find_chances(z, LEVELS, 8), find_chances(z.float(), LEVELS, 8))
+    one, other = (draw(each, LEVELS, torch.Generator().manual_seed(0)) for each in (z, z.float()))
+    assert torch.equal(one, other)
