@@ -40,6 +40,7 @@ SPECS: dict[str, Any] = {
 CHANGES: dict[str, dict[str, Any]] = {
     "gan": {"generator_width": 4, "discriminator_width": 4},
     "vae": {"width": 4, "hidden": 16, "dropout": 0.2},
+    "codes": {"width": 4, "prior_width": 4, "kl_warmup": 8, "warmup": 2},
     "transformer": {"layers": 1, "width": 16, "heads": 2, "context": 8, "dropout": 0.2, "ema": 0.9},
 }
 CHANGES["adapters"] = CHANGES["transformer"] | {"lora_rank": 2}
@@ -128,7 +129,7 @@ def differences(first: Any, second: Any, name: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("step", [1, 5, 9, 10])
-@pytest.mark.parametrize("name", ["gan", "vae", "transformer", "adapters"])
+@pytest.mark.parametrize("name", ["gan", "vae", "codes", "transformer", "adapters"])
 @pytest.mark.fault(1, 8, 23)
 def test_a_crashed_training_ends_with_the_bits_of_an_uninterrupted_one(name: str, step: int, tmp_path: Path) -> None:
     """With 36 images and batches of 8 an epoch ends within step 5 and with step 9; step 10 is the last.

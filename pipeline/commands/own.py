@@ -192,7 +192,7 @@ def make_sections(name: str, network: str, manifest: Mapping[str, Any], steps: i
     wanted = adapt(manifest, getattr(usual, "MODEL", {})) | ({"steps": steps} if steps else {})
     runs = {}
     modules = {model: plugins.load("models", model) for model in settings["models"]}
-    chained = {start for module in modules.values() for start in getattr(module, "STARTS", ())}  # not of use by itself
+    chained = {start for module in modules.values() for start in getattr(module, "STARTS", ())}  # parts of other models
     for model, module in modules.items():
         values = settings["models"][model]
         if kind in module.LEARNS and model not in chained:
