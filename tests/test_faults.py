@@ -193,7 +193,7 @@ def test_two_repros_at_once_in_one_clone_train_once(project: Path, expected: byt
     forget(project)
     lock = (project / "dvc.lock").read_text()
     both = [start(project, str(BIN / "dvc"), "repro", "--no-run-cache", "train@transformer") for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in both]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
     statuses = sorted(process.returncode for process in both)
     assert statuses[0] == 0, outputs
     assert (project / MODEL).read_bytes() == expected
