@@ -59,7 +59,7 @@ def test_pictures_get_a_network_and_models_with_the_classes_that_they_have(
     assert network == f"mine-1-{settings.networks[network].network}"
     added = {name: run for name, run in settings.runs.items() if run.data == "mine-1"}
     assert list(settings.runs)[:3] == list(added)
-    assert set(added) == {"mine-1-gan", "mine-1-vae", "mine-1-flow_matching"}  # and no codes, which are a part of their prior
+    assert set(added) == {"mine-1-gan", "mine-1-vae", "mine-1-flow_matching"}  # codes are parts of others
     assert {run.network for run in added.values()} == {network}
     gan, vae, flow = (settings.models[f"mine-1-{name}"].model_dump() for name in ("gan", "vae", "flow_matching"))
     assert (flow["conditional"], flow["guidance"]) == ((True, 1.5) if labelled else (False, 1.0))
