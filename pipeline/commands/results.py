@@ -503,15 +503,14 @@ def keep_costs(
     known = {name: former[name] for name in COSTS if name in former}
     if former.get("value") is None:
         return known, []
-    seeds = former.get("seeds", [])
-    groups = (claim.runs, claim.against)
-    new = [run for group in groups for seed, run in zip(rows, group, strict=False) if seed not in seeds]
-    before = [rows[seed] for seed in seeds if seed in rows] if new else []
-    if before and len(before) == len(seeds) and is_same(former["value"], summarize(before).mean):
-        return known, new if known else []
-    if not new and is_same(former["value"], value):
-        return known, []
-    return {}, [*claim.runs, *claim.against]
+    everyone, seeds = [*claim.runs, *claim.against], former.get("seeds", [])
+    groups = [zip(rows, group, strict=False) for group in (claim.runs, claim.against)]
+    new = [run for group in groups for seed, run in group if seed not in seeds]
+    if new:
+        if not seeds or not rows.keys() >= set(seeds):
+            return {}, everyone
+        value = summarize([rows[seed] for seed in seeds]).mean  # as it was without them
+    return (known, new if known else []) if is_same(former["value"], value) else ({}, everyone)
 
 
 def read_speed(speed: dict[str, Any]) -> dict[str, Any]:
