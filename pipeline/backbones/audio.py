@@ -81,9 +81,9 @@ def from_levels(levels: Tensor, spec: Spec) -> Tensor:
     return from_unit(from_bytes(levels), spec)
 
 
-def require_quarters(spec: Spec) -> None:
-    """Refuse clips whose frames do not halve evenly twice."""
-    require_frames(spec, lambda frames: frames and not frames % 4, "a multiple of 4 frames")
+def require_multiple(spec: Spec, multiple: int) -> None:
+    """Refuse clips whose number of frames is no multiple of a number."""
+    require_frames(spec, lambda frames: frames and not frames % multiple, f"a multiple of {multiple} frames")
 
 
 def shift(clips: Tensor, most: int, generator: torch.Generator, part: Part = WHOLE) -> Tensor:

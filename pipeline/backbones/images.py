@@ -50,16 +50,17 @@ def from_levels(levels: Tensor, spec: Spec) -> Tensor:
     return levels
 
 
-def require_quarters(spec: Spec) -> None:
-    """Refuse images whose sides do not halve evenly twice.
+def require_multiple(spec: Spec, multiple: int) -> None:
+    """Refuse images whose sides are no multiples of a number.
 
     Raises:
-        ArtifactError: with the nearest sides that do.
+        ArtifactError: with the nearest sides that are.
     """
     height, width = spec.shape[1:]
-    if height % 4 or width % 4:
-        below = max(4, max(height, width) // 4 * 4)
-        msg = f"image sides must be multiples of 4, got {height}x{width}; {below} or {below + 4} would do"
+    if height % multiple or width % multiple:
+        below = max(multiple, max(height, width) // multiple * multiple)
+        near = f"{below} or {below + multiple} would do"
+        msg = f"image sides must be multiples of {multiple}, got {height}x{width}; {near}"
         raise ArtifactError(msg)
 
 

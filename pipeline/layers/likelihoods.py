@@ -16,12 +16,17 @@ def log_bernoulli(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def log_discretized_logistic(logits: Tensor, log_scale: Tensor, x: Tensor) -> Tensor:
+    """Log-probability in nats of grey levels x = i / 255 (B, C, H, W) with means sigmoid(logits), summed to (B,)."""
+    return log_logistic_levels(logits.sigmoid(), log_scale, x)
+
+
+def log_logistic_levels(means: Tensor, log_scale: Tensor, x: Tensor) -> Tensor:
     """Log-probability in nats of grey levels x = i / 255 (B, C, H, W), summed to (B,).
 
-    The probability of a level is the mass that a logistic distribution with mean sigmoid(logits) and scale
-    exp(log_scale), both for the range [0, 1], has in its bin of width 1 / 255; the end bins take the tails.
+    The probability of a level is the mass that a logistic distribution with these means and the scale exp(log_scale),
+    both for the range [0, 1], has in its bin of width 1 / 255; the end bins take the tails.
     """
-    centred = x - logits.sigmoid()
+    centred = x - means
     inverse = (-log_scale).exp()
     upper = torch.where(x > 254.5 / 255, torch.inf, (centred + 0.5 / 255) * inverse)
     lower = torch.where(x < 0.5 / 255, -torch.inf, (centred - 0.5 / 255) * inverse)

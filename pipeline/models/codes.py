@@ -1,35 +1,44 @@
 """Autoencoder with discrete codes (van den Oord et al. 2017, "VQ-VAE", with the quantization of Mentzer et al. 2024).
 
-Run with `dvc repro train@codes`. Two strided convolutions, a code at each place of a quarter of the height and width,
-and the same backwards; a Bernoulli likelihood with dynamic binarisation, as in vae.py. Departures: no codebook and no
-loss of its own (quantization.py), SiLU, residual blocks and averaged weights. The decoder learns the grey levels, not
-the draw that the encoder sees: codes that tell the noise of a draw would cost a prior as many nats as they save. And
-the whole is a VAE: the encoder is a distribution over codes, and a small prior of them (masked.py) learns along. So the
-loss is a bound on the nats of another draw of the image, and tells the encoder the cost of its codes.
+Run with `dvc repro train@codes`. Strided convolutions, a code at each place of a quarter of the height and width or of
+less, and the same backwards; a Bernoulli likelihood with dynamic binarisation, as in vae.py. Departures: no codebook
+and no loss of its own (quantization.py), SiLU, residual blocks and averaged weights. The decoder learns the grey
+levels, not the draw that the encoder sees: codes that tell the noise of a draw would cost a prior as many nats as they
+save. And the whole is a VAE: the encoder is a distribution over codes, and a small prior of them (masked.py) learns
+along. So the loss is a bound on the nats of another draw of the image, and tells the encoder the cost of its codes.
+
+Sound is learned as pictures of its spectrum, which are not drawn: their 256 levels have a discretised logistic
+likelihood. Its means are the decoder's numbers themselves, and the encoder's numbers are normalised within each
+picture. Otherwise, as most of a picture is silent, the decoder ends where the sigmoid of vae.py has no slope, and the
+encoder where tanh has none.
 
 A larger prior of the same codes is learned by another run that starts from this one (codes_prior.py).
 
-Dimensions: B batch, C H W image, L numbers of a code, h w codes of an image, T = h w, K codes there are.
+Dimensions: B batch, C H W image or picture of sound, L numbers of a code, h w codes of a picture, T = h w, K codes
+there are.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, cast
 
 import torch
+import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
+from pipeline import plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields, find_field
-from pipeline.kinds.images import Spec
-from pipeline.layers.blocks import Residual, shift_images, to_bytes
-from pipeline.layers.likelihoods import binarize, log_bernoulli
+from pipeline.layers.blocks import Residual, to_bytes
+from pipeline.layers.likelihoods import binarize, log_bernoulli, log_logistic_levels
 from pipeline.layers.masked import MaskedPrior
 from pipeline.layers.quantization import draw, find_chances, from_codes, join_chances, quantize, to_codes
 from pipeline.models import OneNetwork, OneNetworkConfig
 
-LEARNS = ("images",)
+BACKBONE = ("BINARY", "find_shape", "from_levels", "require_multiple", "shift", "to_levels")
+LEARNS = plugins.find_providers("backbones", BACKBONE)
 MOST_CODES = 1 << 12  # a step holds the chance of each of them at each place of each image
 AT_ONCE = 100  # images that are scored or drawn together
 LEAST = 1e-9  # of a chance, in the entropy of a loss
@@ -43,6 +52,14 @@ def _check_count(levels: list[int]) -> list[int]:
 
 
 Levels = Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1), AfterValidator(_check_count)]
+Halvings = Annotated[
+    int,
+    Field(
+        ge=2,
+        exclude_if=lambda halvings: halvings == 2,
+        description="times that height and width are halved; 2: a code stands for 4x4 pixels",
+    ),
+]
 PixelTemperature = Annotated[
     float,
     Field(
@@ -57,14 +74,17 @@ class Config(OneNetworkConfig):
     """Hyper-parameters of the autoencoder."""
 
     levels: Levels = Field(description="levels of each number of a code; their product is the number of codes")
-    width: int = Field(ge=1, description="channels at half resolution; twice as many at a quarter")
-    blocks: int = Field(ge=0, description="residual blocks at a quarter of the resolution, of encoder and of decoder")
+    halvings: Halvings = 2
+    width: int = Field(ge=1, description="channels at half resolution; twice as many below")
+    blocks: int = Field(ge=0, description="residual blocks at the resolution of the codes, of encoder and of decoder")
     prior_width: int = Field(ge=1, description="channels of the small prior of the codes, a masked convolution")
     prior_blocks: int = Field(ge=0, description="residual blocks of the small prior")
     beta: float = Field(gt=0, description="weight of the codes' nats in the loss; 1: the bound on the likelihood")
     kl_warmup: int = Field(ge=0, description="steps over which beta grows from 0")
     pixel_temperature: PixelTemperature = 1.0
-    shift: int = Field(ge=0, description="largest random shift of a training image, in pixels")
+    shift: int = Field(
+        ge=0, description="largest random shift of a training example: pixels of an image, samples of a clip"
+    )
 
 
 def describe_scores(config: Any) -> dict[str, Any]:
@@ -77,14 +97,19 @@ def require(config: Any, fields: Fields) -> None:
     """Refuse data that the config does not fit.
 
     Raises:
-        ArtifactError: if the sides are no multiples of 4.
+        ArtifactError: if the sides do not halve evenly, or if pixels that are not black or white have a temperature.
     """
-    del config
-    height, width = fields[find_field(fields, LEARNS)].shape[1:]
-    if height % 4 or width % 4:
-        below = max(4, max(height, width) // 4 * 4)
-        msg = f"image sides must be multiples of 4, got {height}x{width}; {below} or {below + 4} would do"
+    spec = fields[find_field(fields, LEARNS)]
+    backbone = plugins.load("backbones", spec.kind)
+    backbone.require_multiple(spec, 2**config.halvings)
+    if config.pixel_temperature != 1 and not backbone.BINARY:
+        msg = f"pixel_temperature: expected 1 for {spec.kind}, got {config.pixel_temperature}"
         raise ArtifactError(msg)
+
+
+def interleave(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """Return the layers with a SiLU between each two of them."""
+    return [each for layer in layers for each in (nn.SiLU(), layer)][1:]
 
 
 class Autoencoder(nn.Module):
@@ -92,33 +117,55 @@ class Autoencoder(nn.Module):
 
     levels: Tensor
 
-    def __init__(self, spec: Spec, levels: Sequence[int], width: int, blocks: int, pixel_temperature: float) -> None:
+    def __init__(
+        self, spec: Any, levels: Sequence[int], halvings: int, width: int, blocks: int, pixel_temperature: float
+    ) -> None:
         super().__init__()
-        channels, height, across = spec.shape
-        self.size = (height // 4, across // 4)
+        backbone = plugins.load("backbones", spec.kind)
+        channels, height, across = backbone.find_shape(spec)
+        self.side = 2**halvings  # pixels that a code stands for, in height and width
+        self.size = (height // self.side, across // self.side)
         self.count, self.most = math.prod(levels), max(levels)
         self.pixel_temperature = pixel_temperature
         self.register_buffer("levels", torch.tensor(levels))  # saved: codes of other levels mean something else
+        widths = [width, *[2 * width] * (halvings - 1)]  # from the pixels to the codes
+        down = [nn.Conv2d(before, after, 5, stride=2, padding=2) for before, after in pairwise([channels, *widths])]
         self.encoder = nn.Sequential(
-            nn.Conv2d(channels, width, 5, stride=2, padding=2),
-            nn.SiLU(),
-            nn.Conv2d(width, 2 * width, 5, stride=2, padding=2),
+            *interleave(down),
             *(Residual(2 * width) for _ in range(blocks)),
             nn.SiLU(),
             nn.Conv2d(2 * width, len(levels), 1),
         )
-        self.decoder = nn.Sequential(
-            nn.Conv2d(len(levels), 2 * width, 3, padding=1),
-            *(Residual(2 * width) for _ in range(blocks)),
-            nn.SiLU(),
-            nn.ConvTranspose2d(2 * width, width, 5, stride=2, padding=2, output_padding=1),
-            nn.SiLU(),
-            nn.ConvTranspose2d(width, channels, 5, stride=2, padding=2, output_padding=1),
-        )
+        first = nn.Conv2d(len(levels), 2 * width, 3, padding=1)
+        residuals = [Residual(2 * width) for _ in range(blocks)]
+        up = [
+            nn.ConvTranspose2d(before, after, 5, stride=2, padding=2, output_padding=1)
+            for before, after in pairwise([*widths[::-1], channels])
+        ]
+        self.decoder = nn.Sequential(first, *residuals, nn.SiLU(), *interleave(up))
+        # Of the logistic, image range [0, 1]; black and white pixels have none.
+        self.log_scale = None if backbone.BINARY else nn.Parameter(torch.full((channels, 1, 1), -2.0))
+
+    def see(self, levels: Tensor, generator: torch.Generator) -> Tensor:
+        """Return uint8 levels (B, C, H, W) as the encoder sees them: drawn black or white, or from 0 to 1."""
+        return binarize(levels, generator) if self.log_scale is None else levels / 255
+
+    def log_likelihood(self, logits: Tensor, x: Tensor) -> Tensor:
+        """Return log p(x | codes) in nats, (B,), of pixels in [0, 1] for the logits of the codes, (B, C, H, W) each."""
+        if self.log_scale is None:
+            return log_bernoulli(logits, x)
+        return log_logistic_levels((1 + self.center(logits)) / 2, self.log_scale, x)
+
+    def center(self, logits: Tensor) -> Tensor:
+        """Return the pixels' means in [-1, 1] of what the decoder gives; those of a logistic can lie beyond."""
+        if self.log_scale is None:
+            return (logits / (2 * self.pixel_temperature)).tanh()  # 2 sigmoid(x) - 1
+        return logits / 2
 
     def encode(self, x: Tensor) -> Tensor:
         """Map images in [0, 1] (B, C, H, W) to the numbers of their codes before they are rounded, (B, h, w, L)."""
-        return self.encoder(2 * x - 1).permute(0, 2, 3, 1)
+        z = self.encoder(2 * x - 1)
+        return (z if self.log_scale is None else F.instance_norm(z)).permute(0, 2, 3, 1)
 
     def decode(self, values: Tensor) -> Tensor:
         """Map values of codes in [-1, 1] (B, h, w, L) to pixel logits (B, C, H, W)."""
@@ -140,14 +187,14 @@ class Autoencoder(nn.Module):
 
     def paint(self, codes: Tensor) -> Tensor:
         """Return the pixels' means of codes int64 (B, T), uint8 (B, C, H, W), sharpened below temperature 1."""
-        return to_bytes((self.write(codes) / (2 * self.pixel_temperature)).tanh())  # 2 sigmoid(x) - 1
+        return to_bytes(self.center(self.write(codes)))
 
 
 class Network(Autoencoder):
     """The autoencoder with the small prior of its codes."""
 
-    def __init__(self, spec: Spec, config: Config) -> None:
-        super().__init__(spec, config.levels, config.width, config.blocks, config.pixel_temperature)
+    def __init__(self, spec: Any, config: Config) -> None:
+        super().__init__(spec, config.levels, config.halvings, config.width, config.blocks, config.pixel_temperature)
         self.counts = config.levels
         self.prior = MaskedPrior(len(self.counts), self.count, self.size, config.prior_width, config.prior_blocks)
 
@@ -184,6 +231,14 @@ def describe_use(codes: Tensor, count: int) -> dict[str, Tensor]:
     return {"codes_used": (shares > 0).double().mean(), "code_perplexity": torch.special.entr(shares).sum().exp()}
 
 
+def rebuild(model: Any, values: Tensor) -> Tensor:
+    """Return stored values (N, ...) of a model of codes, read as their likeliest codes and written again."""
+    network = model.kept.eval()
+    levels = model.backbone.to_levels(values.to(model.device), model.spec)
+    made: Tensor = model.backbone.from_levels(network.paint(network.read(levels / 255)), model.spec)
+    return made
+
+
 class Model(OneNetwork):
     """Trains the network on a bound on the log-likelihood of each image."""
 
@@ -192,7 +247,9 @@ class Model(OneNetwork):
     def build(self, fields: Fields) -> Network:
         """Return the network for images of these fields."""
         require(self.config, fields)
-        return Network(fields[self.makes], self.config)
+        self.spec = fields[self.makes]
+        self.backbone = plugins.load("backbones", self.spec.kind)
+        return Network(self.spec, self.config)
 
     def begin(self, *, has_start: bool) -> None:
         """Refuse codes of a start that are others.
@@ -210,36 +267,37 @@ class Model(OneNetwork):
     def compute_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """Return the nats of an image: those of its codes, and of other draws of its pixels than the encoded one."""
         config, network = self.config, cast("Network", self.network)
-        images = shift_images(batch[self.makes], config.shift, generator)
-        z = network.encode(binarize(images, generator))
+        stored = self.backbone.shift(batch[self.makes], config.shift, generator)
+        levels = self.backbone.to_levels(stored, self.spec)
+        z = network.encode(network.see(levels, generator))
         values = draw(z, network.levels, generator)
-        reconstruction = -log_bernoulli(network.decode(values), images / 255).mean()
+        reconstruction = -network.log_likelihood(network.decode(values), levels / 255).mean()
         beta = config.beta * min(1.0, (self.global_step + 1) / max(1, config.kl_warmup))
         divergence = network.divergence(z, values).mean()
         self.parts = {"reconstruction_nats": reconstruction.detach(), "kl_nats": divergence.detach()}
         return reconstruction + beta * divergence
 
     def draw(self, network: Any, count: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
-        """Draw codes from the small prior, and return the pixels' means, uint8 (N, C, H, W)."""
+        """Draw codes from the small prior, and return values of the pixels' means, such as uint8 (N, C, H, W)."""
         del given
         uniform = torch.rand(count, math.prod(network.size), generator=generator, device=self.device)
         drawn = [network.paint(network.prior.draw(part, network.levels)) for part in uniform.split(AT_ONCE)]
-        return torch.cat(drawn)
+        values: Tensor = self.backbone.from_levels(torch.cat(drawn), self.spec)
+        return values
 
     @torch.inference_mode()
-    def reconstruct(self, images: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        """Encode uint8 images (N, C, H, W) to their likeliest codes and decode them again, to the pixels' means."""
+    def reconstruct(self, values: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """Encode stored values (N, ...) to their likeliest codes and decode them again, to the pixels' means."""
         del given
-        network: Any = self.kept.eval()
-        painted: Tensor = network.paint(network.read(images.to(self.device) / 255))
-        return painted
+        return rebuild(self, values)
 
     def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return uint8 images (N, C, H, W) as the likelihood sees them: each pixel drawn black or white.
 
         `score` draws nothing more of what this returns but the codes.
         """
-        return (binarize(images, generator) * 255).byte()
+        network: Any = self.kept
+        return (network.see(images, generator) * 255).byte()
 
     @torch.inference_mode()
     def score(
@@ -256,10 +314,10 @@ class Model(OneNetwork):
         network: Any = self.kept.eval()
         bound, divergence, codes = [], [], []
         for indices in torch.arange(len(images)).split(AT_ONCE):
-            x = binarize(images[indices].to(self.device), generator)
+            x = network.see(images[indices].to(self.device), generator)
             own, entropy = network.draw_codes(x, generator)
             kl = network.prior.nats(own, network.levels).sum(dim=1) - entropy
-            bound.append(kl - log_bernoulli(network.write(own), x).double())
+            bound.append(kl - network.log_likelihood(network.write(own), x).double())
             divergence.append(kl)
             codes.append(own)
         found = {"elbo": torch.cat(bound), "kl": torch.cat(divergence)}

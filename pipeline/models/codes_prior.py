@@ -2,10 +2,10 @@
 
 Run with `dvc repro train@codes_prior`, which starts from a run of codes.py: its encoder and decoder are a part of this
 model and stay as they are. The transformer of pixels.py learns the codes, row by row, after the class. They are drawn
-afresh at each step, from images that are drawn black and white again. The bound on the likelihood is that of codes.py
-with this prior in the place of the small one.
+afresh at each step, from images that are drawn black and white again, or from pictures of sound. The bound on the
+likelihood is that of codes.py with this prior in the place of the small one.
 
-Dimensions: B batch, N images, C H W image, T = h w codes of an image.
+Dimensions: B batch, N examples, C H W image or picture of sound, T = h w codes of an image.
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,17 @@ from torch import Tensor
 
 from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields
-from pipeline.layers.likelihoods import binarize, log_bernoulli
 from pipeline.models import codes, pixels
 
-LEARNS = ("images",)
+LEARNS = codes.LEARNS
 STARTS = ("codes", "codes_prior")  # models that a run can start from
-SIDE = 4  # pixels that a code stands for, in height and width
 
 
 class Config(pixels.Config):
     """Hyper-parameters of the prior, and those of the codes' network, as its run has them."""
 
     levels: codes.Levels = Field(description="levels of the codes, as in the start")
+    halvings: codes.Halvings = 2
     codes_width: int = Field(ge=1, description="width of the codes' network, as in the start")
     codes_blocks: int = Field(ge=0, description="blocks of the codes' network, as in the start")
     pixel_temperature: codes.PixelTemperature = 1.0
@@ -44,7 +43,7 @@ def require(config: Any, fields: Fields) -> None:
     """Refuse data that the config does not fit.
 
     Raises:
-        ArtifactError: if the sides are no multiples of 4, or if a conditional model gets no labels.
+        ArtifactError: if the codes' network cannot learn them, or if a conditional model gets no labels.
     """
     codes.require(config, fields)
     pixels.require_labels(config, fields)
@@ -54,7 +53,9 @@ class Network(codes.Autoencoder):
     """The codes' encoder and decoder, which are not trained, and the transformer."""
 
     def __init__(self, config: Config, spec: Any, classes: int) -> None:
-        super().__init__(spec, config.levels, config.codes_width, config.codes_blocks, config.pixel_temperature)
+        super().__init__(
+            spec, config.levels, config.halvings, config.codes_width, config.codes_blocks, config.pixel_temperature
+        )
         self.requires_grad_(False)
         self.prior = pixels.Network(config, self.count, classes, self.size[0] * self.size[1])
 
@@ -83,8 +84,13 @@ class Model(pixels.Tokens):
         predictor: pixels.Network = network.prior
         return predictor
 
+    def see(self, network: Any, levels: Tensor, generator: torch.Generator) -> Tensor:
+        """Return uint8 levels (B, C, H, W) as the encoder sees them, in [0, 1]."""
+        seen: Tensor = network.see(levels, generator)
+        return seen
+
     def read(self, network: Any, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw the codes of binary images (B, C, H, W), int64 (B, T), and return their entropy, float64 (B,)."""
+        """Draw the codes of pixels in [0, 1] (B, C, H, W), int64 (B, T), and return their entropy, float64 (B,)."""
         with torch.no_grad():
             found: tuple[Tensor, Tensor] = network.draw_codes(x, generator)
         return found
@@ -99,7 +105,7 @@ class Model(pixels.Tokens):
     def complete(self, images: Tensor, known: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
         """Keep the upper `known` rows of uint8 images (N, C, H, W) and draw the codes of the others, given theirs.
 
-        The known rows have their likeliest codes. A code stands for SIDE rows, and is kept if half of them or more are
+        The known rows have their likeliest codes. A code stands for some rows, and is kept if half of them or more are
         known. It depends on pixels further below, too, which are taken to be as in the last known row. The known rows
         are put over the decoded images.
 
@@ -114,22 +120,20 @@ class Model(pixels.Tokens):
             raise ValueError(msg)
         images = images.to(self.device)
         rows = torch.arange(images.size(2), device=self.device).clamp(max=max(known - 1, 0))
-        kept = min((known + SIDE // 2) // SIDE, network.size[0] - 1)  # rows of codes
-        tokens = network.read(binarize(images[:, :, rows], generator))[:, : kept * network.size[1]]
+        kept = min((known + network.side // 2) // network.side, network.size[0] - 1)  # rows of codes
+        tokens = network.read(network.see(images[:, :, rows], generator))[:, : kept * network.size[1]]
         painted = network.paint(self.go_on(network, tokens, generator, given)[0])
         return torch.cat([images[:, :, :known], painted[:, :, known:]], dim=2)
 
     @torch.inference_mode()
-    def reconstruct(self, images: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        """Encode uint8 images (N, C, H, W) to their likeliest codes and decode them again, to the pixels' means."""
+    def reconstruct(self, values: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """Encode stored values (N, ...) to their likeliest codes and decode them again, to the pixels' means."""
         del given
-        network: Any = self.kept.eval()
-        painted: Tensor = network.paint(network.read(images.to(self.device) / 255))
-        return painted
+        return codes.rebuild(self, values)
 
     def score_rest(self, network: Any, x: Tensor, tokens: Tensor) -> Tensor:
         """Return the nats of binary images (B, C, H, W) given their codes, float64 (B,)."""
-        return -log_bernoulli(network.write(tokens), x).double()
+        return -cast("Tensor", network.log_likelihood(network.write(tokens), x)).double()
 
     def describe(self, nats: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         """Return kl, the nats of the codes less the entropy of the encoder's choice; and their use."""

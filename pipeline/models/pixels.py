@@ -20,9 +20,10 @@ from pydantic import Field, model_validator
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from pipeline import plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields, find_field
-from pipeline.layers.blocks import Muon, pick, shift_images, token_nats, warmup_cosine
+from pipeline.layers.blocks import Muon, pick, token_nats, warmup_cosine
 from pipeline.layers.decoding import Decoder
 from pipeline.layers.likelihoods import binarize
 from pipeline.models import OneNetwork, OneNetworkConfig, transformer
@@ -40,7 +41,9 @@ class Config(OneNetworkConfig):
     heads: int = Field(ge=1, description="attention heads per block")
     width: int = Field(ge=2, description="width D of the residual stream")
     dropout: float = Field(ge=0, lt=1, description="share of activations dropped, of each block's output")
-    shift: int = Field(ge=0, description="largest random shift of a training image, in pixels")
+    shift: int = Field(
+        ge=0, description="largest random shift of a training example: pixels of an image, samples of a clip"
+    )
     matrix_learning_rate: float = Field(gt=0, description="peak learning rate of the hidden matrices (Muon)")
     temperature: float = Field(gt=0, description="divides the logits when sampling; 1 draws what was learned")
 
@@ -164,11 +167,13 @@ def to_means(probabilities: Tensor, height: int) -> Tensor:
 
 
 class Tokens(OneNetwork):
-    """A model of the tokens of images. A subclass defines `build`, and what the tokens of an image are."""
+    """A model of the tokens of pictures. A subclass defines `build`, and what the tokens of a picture are."""
 
     def __init__(self, config: Any, fields: Fields, seed: int) -> None:
         super().__init__(config, fields, seed)
         self.given = ("labels",) if config.conditional else ()
+        self.spec = fields[self.makes]
+        self.backbone = plugins.load("backbones", self.spec.kind)
 
     def count_classes(self, fields: Fields) -> int:
         """Return how many tokens an image can begin with."""
@@ -185,8 +190,12 @@ class Tokens(OneNetwork):
         """Return the part of a network that predicts tokens."""
 
     @abstractmethod
+    def see(self, network: Any, levels: Tensor, generator: torch.Generator) -> Tensor:
+        """Return uint8 levels (B, C, H, W) as `read` takes them, in [0, 1]."""
+
+    @abstractmethod
     def read(self, network: Any, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return tokens int64 (B, T) of binary images (B, C, H, W), and the entropy of their draw, float64 (B,)."""
+        """Return tokens int64 (B, T) of what is seen, (B, C, H, W), and the entropy of their draw, float64 (B,)."""
 
     @abstractmethod
     def paint(self, network: Any, tokens: Tensor, probabilities: Tensor) -> Tensor:
@@ -198,7 +207,8 @@ class Tokens(OneNetwork):
 
     def compute_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """Return the nats a token."""
-        x = binarize(shift_images(batch[self.makes], self.config.shift, generator), generator)
+        stored = self.backbone.shift(batch[self.makes], self.config.shift, generator)
+        x = self.see(self.network, self.backbone.to_levels(stored, self.spec), generator)
         tokens, _ = self.read(self.network, x, generator)
         return self.find_transformer(self.network).nats(self.find_classes(batch, len(x)), tokens).mean()
 
@@ -224,14 +234,16 @@ class Tokens(OneNetwork):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def draw(self, network: Any, count: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
-        """Draw tokens one after the other, and return the pixels' means, uint8 (N, C, H, W)."""
+        """Draw tokens one after the other, and return values of the pixels' means, such as uint8 (N, C, H, W)."""
         predictor, first = self.find_transformer(network), self.find_classes(given, count)
         uniform = torch.rand(count, predictor.count, generator=generator, device=self.device)
         parts = [
             predictor.generate(first[rows], first[rows, None][:, :0], uniform[rows], self.config.temperature)
             for rows in torch.arange(count, device=self.device).split(AT_ONCE)
         ]
-        return torch.cat([self.paint(network, *part) for part in parts])
+        painted = torch.cat([self.paint(network, *part) for part in parts])
+        values: Tensor = self.backbone.from_levels(painted, self.spec)
+        return values
 
     def go_on(
         self, network: Any, tokens: Tensor, generator: torch.Generator, given: Mapping[str, Tensor]
@@ -259,7 +271,7 @@ class Tokens(OneNetwork):
 
         `score` draws nothing more of what this returns.
         """
-        return (binarize(images, generator) * 255).byte()
+        return (self.see(self.kept, images, generator) * 255).byte()
 
     @torch.inference_mode()
     def score(
@@ -279,7 +291,7 @@ class Tokens(OneNetwork):
         classes = self.find_classes(given, len(images))
         total, codes, seen = [], [], []
         for indices in torch.arange(len(images)).split(AT_ONCE):
-            x = binarize(images[indices].to(self.device), generator)
+            x = self.see(network, images[indices].to(self.device), generator)
             tokens, entropy = self.read(network, x, generator)
             nats = predictor.nats(classes[indices], tokens).sum(dim=1) + math.log(predictor.classes) - entropy
             total.append(nats + self.score_rest(network, x, tokens))
@@ -306,6 +318,11 @@ class Model(Tokens):
         """Return all of the network."""
         found: Network = network
         return found
+
+    def see(self, network: Any, levels: Tensor, generator: torch.Generator) -> Tensor:
+        """Return uint8 images (B, C, H, W) drawn black and white, 0 or 1."""
+        del network
+        return binarize(levels, generator)
 
     def read(self, network: Any, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the tokens of binary images (B, C, H, W), int64 (B, T), and zeros (B,): there is no choice."""

@@ -31,7 +31,7 @@ from pipeline.layers.likelihoods import gaussian_kl, log_bernoulli, log_discreti
 from pipeline.params import Trainable
 from pipeline.randomness import WHOLE, Part, derive_seed, make_generator, normal, seed_global, seeded, share, this_part
 
-BACKBONE = ("BINARY", "find_shape", "from_levels", "require_quarters", "shift", "to_levels")
+BACKBONE = ("BINARY", "find_shape", "from_levels", "require_multiple", "shift", "to_levels")
 LEARNS = plugins.find_providers("backbones", BACKBONE)
 OBSERVED = {"bernoulli": "binarised images", "discretized_logistic": "grey levels"}  # by likelihood
 
@@ -132,7 +132,7 @@ def require(config: Config, fields: Fields) -> None:
     if config.likelihood == "bernoulli" and not backbone.BINARY:
         msg = f"likelihood: expected discretized_logistic for {spec.kind}, got bernoulli"
         raise ArtifactError(msg)
-    backbone.require_quarters(spec)
+    backbone.require_multiple(spec, 4)
 
 
 class Network(nn.Module):

@@ -1,5 +1,6 @@
 """Models of sound: the contract, equal clips for equal seeds, shifts of the examples, and what is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,13 @@ from pipeline.batches import Rows
 from pipeline.commands.check import Subject, find_problems
 from pipeline.kinds.audio import make_fields
 from pipeline.kinds.points import make_fields as point_fields
+from pipeline.models import codes, codes_prior
 from pipeline.randomness import make_generator
 from pipeline.training import fit
+from pipeline.weights import save_model, start_from
 from tests.commands.test_check import MEASURE
+from tests.models.test_codes import CODES, PRIOR
+from tests.models.test_codes import TRAINING as FEW_STEPS
 from tests.models.test_flow_matching import make_config as make_flow_config
 from tests.models.test_gan import make_config as make_gan_config
 from tests.models.test_vae import make_config as make_vae_config
@@ -22,6 +27,7 @@ from tests.models.test_vae import make_config as make_vae_config
 SAMPLES, RATE = 2048, 8000  # 16 frames
 FIELDS = make_fields(SAMPLES, RATE, 2)
 CONFIGS = {
+    "codes": codes.Config.model_validate(FEW_STEPS | CODES),
     "flow_matching": make_flow_config(sampling_steps=1),
     "gan": make_gan_config(conditional=True),
     "vae": make_vae_config(likelihood="discretized_logistic", conditional=True, flow_blocks=1, flow_width=8),
@@ -80,8 +86,16 @@ def test_clips_that_a_model_cannot_cut_up_are_refused_before_anything_is_compute
         plugins.load("models", name).require(CONFIGS[name], make_fields(1900, RATE, 2))
 
 
+def draw_tones(model: Any) -> torch.Tensor:
+    """Return which of 40 samples of both classes have the tone of their class, bool (40,)."""
+    labels = torch.arange(40) % 2
+    clips = model.sample(40, make_generator(0, "x"), {"labels": labels})["clips"].double()
+    found = torch.fft.rfft(clips).abs().argmax(dim=1) * RATE / SAMPLES
+    return (found > 1150) == (labels > 0)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["flow_matching", "gan", "vae"])
 def test_the_tone_is_that_of_the_class_that_is_asked_for(name: str) -> None:
     longer = {"gan": {"steps": 300, "r1": 0.1, "gradient_penalty": 0.0, "generator_width": 8, "discriminator_width": 8}}
     longer["vae"] = {"steps": 300, "width": 8, "hidden": 32, "learning_rate": 3e-3, "flow_blocks": 0}
@@ -90,10 +104,33 @@ def test_the_tone_is_that_of_the_class_that_is_asked_for(name: str) -> None:
     config = module.Config.model_validate(CONFIGS[name].model_dump() | longer[name])
     model = module.Model(config, FIELDS, 0)
     fit(model, Rows(make_tones(64)), steps=300, batch_size=16, seed=0, clip_norm=config.clip_norm)
-    labels = torch.arange(40) % 2
-    clips = model.sample(40, make_generator(0, "x"), {"labels": labels})["clips"].double()
-    found = torch.fft.rfft(clips).abs().argmax(dim=1) * RATE / SAMPLES
-    assert ((found > 1150) == (labels > 0)).double().mean() > 0.9
+    assert draw_tones(model).double().mean() > 0.9
+
+
+def test_codes_of_sound_and_their_prior_say_the_tone_of_the_class_that_is_asked_for(tmp_path: Path) -> None:
+    small = {"steps": 200, "batch_size": 16}
+    config = codes.Config.model_validate(FEW_STEPS | CODES | small | {"beta": 0.1, "width": 8})
+    start = codes.Model(config, FIELDS, 0)
+    rows, clips = Rows(make_tones(64)), make_tones(64)["clips"]
+    fit(start, rows, steps=config.steps, batch_size=16, seed=0, clip_norm=config.clip_norm)
+    again = start.reconstruct(clips, {})
+    assert (again.dtype, again.shape) == (torch.int16, clips.shape)
+    pictures, others = (start.backbone.to_unit(each, start.spec) for each in (clips, again))
+    assert (pictures - others).square().mean() < pictures.var() / 4
+    save_model(tmp_path, "codes", start, config, FIELDS)
+    longer = codes_prior.Config.model_validate(FEW_STEPS | PRIOR | small | {"codes_width": 8})
+    model = codes_prior.Model(longer, FIELDS, 0)
+    start_from(model, tmp_path, skip=["prior.*"], freeze=[])
+    model.begin(has_start=True)
+    assert torch.equal(model.reconstruct(clips, {}), again)
+    fit(model, rows, steps=longer.steps, batch_size=16, seed=0, clip_norm=longer.clip_norm)
+    assert draw_tones(model).double().mean() > 0.9
+
+
+def test_codes_of_sound_have_no_temperature_of_pixels() -> None:
+    config = CONFIGS["codes"].model_copy(update={"pixel_temperature": 0.5})
+    with pytest.raises(ArtifactError, match=r"^pixel_temperature: expected 1 for audio, got 0.5$"):
+        codes.require(config, FIELDS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
