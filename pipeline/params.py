@@ -186,6 +186,7 @@ def load(path: Path = PATH) -> Params:
         problems += [] if problems else _check_network(name, run, checked["networks"], checked["data"])
         problems += [] if problems else _check_resumption(name, runs, models)
         problems += [] if problems else _check_start(name, runs, models, checked["data"])
+        problems += [] if problems else _check_shared(name, runs, models)
     if problems:
         raise _error(path, problems)
     return Params.model_construct(
@@ -423,6 +424,20 @@ def _check_start(name: str, runs: dict[str, Run], models: dict[str, Any], data: 
         # the weights of the state have a row for each character, in the order of that text
         return [f"runs.{name}.data: with resume and tokenizer character expected {same}, as its start, got {run.data}"]
     return []
+
+
+def _check_shared(name: str, runs: dict[str, Run], models: dict[str, Any]) -> list[str]:
+    """Return the problems of a run with a part that comes from its start, and that its keys describe otherwise."""
+    run = runs[name]
+    if run.start == NONE:
+        return []
+    is_same = runs[run.start].model == run.model
+    found = []
+    for key, theirs in getattr(plugins.load("models", run.model), "SHARED", {}).items():
+        expected, got = getattr(models[run.start], key if is_same else theirs), getattr(models[name], key)
+        if got != expected:
+            found.append(f"runs.{name}: {key}: expected {expected} as in its start {run.start}, got {got}")
+    return found
 
 
 def _plug_in(

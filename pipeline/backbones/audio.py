@@ -82,7 +82,7 @@ def from_levels(levels: Tensor, spec: Spec) -> Tensor:
 
 
 def require_multiple(spec: Spec, multiple: int) -> None:
-    """Refuse clips whose number of frames is no multiple of a number."""
+    """Refuse clips whose number of frames is not a multiple of `multiple`."""
     require_frames(spec, lambda frames: frames and not frames % multiple, f"a multiple of {multiple} frames")
 
 

@@ -51,7 +51,7 @@ def from_levels(levels: Tensor, spec: Spec) -> Tensor:
 
 
 def require_multiple(spec: Spec, multiple: int) -> None:
-    """Refuse images whose sides are no multiples of a number.
+    """Refuse images whose sides are not multiples of `multiple`.
 
     Raises:
         ArtifactError: with the nearest sides that are.

@@ -1,6 +1,6 @@
 """Autoencoder with discrete codes (van den Oord et al. 2017, "VQ-VAE", with the quantization of Mentzer et al. 2024).
 
-Run with `dvc repro train@codes`. Strided convolutions, a code at each place of a quarter of the height and width or of
+Run with `dvc repro train@codes`. Strided convolutions, a grid of codes with a quarter of the height and width or
 less, and the same backwards; a Bernoulli likelihood with dynamic binarisation, as in vae.py. Departures: no codebook
 and no loss of its own (quantization.py), SiLU, residual blocks and averaged weights. The decoder learns the grey
 levels, not the draw that the encoder sees: codes that tell the noise of a draw would cost a prior as many nats as they
@@ -8,9 +8,9 @@ save. And the whole is a VAE: the encoder is a distribution over codes, and a sm
 along. So the loss is a bound on the nats of another draw of the image, and tells the encoder the cost of its codes.
 
 Sound is learned as pictures of its spectrum, which are not drawn: their 256 levels have a discretised logistic
-likelihood. Its means are the decoder's numbers themselves, and the encoder's numbers are normalised within each
-picture. Otherwise, as most of a picture is silent, the decoder ends where the sigmoid of vae.py has no slope, and the
-encoder where tanh has none.
+likelihood. Its means are linear in what the decoder gives, and the encoder's numbers are normalised within each
+picture. Most of a picture is silent: the sigmoid of vae.py, and the encoder's tanh, would get stuck where they have no
+slope.
 
 A larger prior of the same codes is learned by another run that starts from this one (codes_prior.py).
 
@@ -39,6 +39,7 @@ from pipeline.models import OneNetwork, OneNetworkConfig
 
 BACKBONE = ("BINARY", "find_shape", "from_levels", "require_multiple", "shift", "to_levels")
 LEARNS = plugins.find_providers("backbones", BACKBONE)
+LEAST_HALVINGS = 2
 MOST_CODES = 1 << 12  # a step holds the chance of each of them at each place of each image
 AT_ONCE = 100  # images that are scored or drawn together
 LEAST = 1e-9  # of a chance, in the entropy of a loss
@@ -55,9 +56,10 @@ Levels = Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1), After
 Halvings = Annotated[
     int,
     Field(
-        ge=2,
-        exclude_if=lambda halvings: halvings == 2,
-        description="times that height and width are halved; 2: a code stands for 4x4 pixels",
+        ge=LEAST_HALVINGS,
+        le=5,
+        exclude_if=lambda halvings: halvings == LEAST_HALVINGS,
+        description="times that height and width are halved (bands and frames of sound); 2: a code is 4x4 pixels",
     ),
 ]
 PixelTemperature = Annotated[
@@ -74,8 +76,8 @@ class Config(OneNetworkConfig):
     """Hyper-parameters of the autoencoder."""
 
     levels: Levels = Field(description="levels of each number of a code; their product is the number of codes")
-    halvings: Halvings = 2
-    width: int = Field(ge=1, description="channels at half resolution; twice as many below")
+    halvings: Halvings = LEAST_HALVINGS
+    width: int = Field(ge=1, description="channels at half resolution; twice as many at lower ones")
     blocks: int = Field(ge=0, description="residual blocks at the resolution of the codes, of encoder and of decoder")
     prior_width: int = Field(ge=1, description="channels of the small prior of the codes, a masked convolution")
     prior_blocks: int = Field(ge=0, description="residual blocks of the small prior")
@@ -101,14 +103,20 @@ def require(config: Any, fields: Fields) -> None:
     """
     spec = fields[find_field(fields, LEARNS)]
     backbone = plugins.load("backbones", spec.kind)
-    backbone.require_multiple(spec, 2**config.halvings)
+    try:
+        backbone.require_multiple(spec, 2**config.halvings)
+    except ArtifactError as error:
+        if config.halvings == LEAST_HALVINGS:
+            raise
+        msg = f"{error}, or fewer halvings than {config.halvings}"
+        raise ArtifactError(msg) from error
     if config.pixel_temperature != 1 and not backbone.BINARY:
         msg = f"pixel_temperature: expected 1 for {spec.kind}, got {config.pixel_temperature}"
         raise ArtifactError(msg)
 
 
 def interleave(layers: Sequence[nn.Module]) -> list[nn.Module]:
-    """Return the layers with a SiLU between each two of them."""
+    """Return the layers with a SiLU between neighbours."""
     return [each for layer in layers for each in (nn.SiLU(), layer)][1:]
 
 
@@ -154,10 +162,10 @@ class Autoencoder(nn.Module):
         """Return log p(x | codes) in nats, (B,), of pixels in [0, 1] for the logits of the codes, (B, C, H, W) each."""
         if self.log_scale is None:
             return log_bernoulli(logits, x)
-        return log_logistic_levels((1 + self.center(logits)) / 2, self.log_scale, x)
+        return log_logistic_levels((1 + self.center(logits.float())) / 2, self.log_scale, x)
 
     def center(self, logits: Tensor) -> Tensor:
-        """Return the pixels' means in [-1, 1] of what the decoder gives; those of a logistic can lie beyond."""
+        """Return the pixels' means in [-1, 1] of what the decoder gives; those of sound may lie outside."""
         if self.log_scale is None:
             return (logits / (2 * self.pixel_temperature)).tanh()  # 2 sigmoid(x) - 1
         return logits / 2
@@ -278,7 +286,7 @@ class Model(OneNetwork):
         return reconstruction + beta * divergence
 
     def draw(self, network: Any, count: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
-        """Draw codes from the small prior, and return values of the pixels' means, such as uint8 (N, C, H, W)."""
+        """Draw codes from the small prior, and return the pixels' means as values, such as uint8 (N, C, H, W)."""
         del given
         uniform = torch.rand(count, math.prod(network.size), generator=generator, device=self.device)
         drawn = [network.paint(network.prior.draw(part, network.levels)) for part in uniform.split(AT_ONCE)]

@@ -19,15 +19,17 @@ from pipeline.artifacts import ArtifactError
 from pipeline.kinds import Fields
 from pipeline.models import codes, pixels
 
-LEARNS = codes.LEARNS
+BACKBONE, LEARNS = codes.BACKBONE, codes.LEARNS
 STARTS = ("codes", "codes_prior")  # models that a run can start from
+# Keys that are as in the start, and their names there.
+SHARED = {"levels": "levels", "halvings": "halvings", "codes_width": "width", "codes_blocks": "blocks"}
 
 
 class Config(pixels.Config):
     """Hyper-parameters of the prior, and those of the codes' network, as its run has them."""
 
     levels: codes.Levels = Field(description="levels of the codes, as in the start")
-    halvings: codes.Halvings = 2
+    halvings: codes.Halvings = codes.LEAST_HALVINGS
     codes_width: int = Field(ge=1, description="width of the codes' network, as in the start")
     codes_blocks: int = Field(ge=0, description="blocks of the codes' network, as in the start")
     pixel_temperature: codes.PixelTemperature = 1.0

@@ -28,6 +28,7 @@ from pipeline.layers.decoding import Decoder
 from pipeline.layers.likelihoods import binarize
 from pipeline.models import OneNetwork, OneNetworkConfig, transformer
 
+BACKBONE = ("from_levels", "shift", "to_levels")
 LEARNS = ("images",)
 SIDE = 2  # pixels of a patch
 AT_ONCE = 100  # images that are scored or drawn together, as keys and values take memory
@@ -234,7 +235,7 @@ class Tokens(OneNetwork):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def draw(self, network: Any, count: int, generator: torch.Generator, given: Mapping[str, Tensor]) -> Tensor:
-        """Draw tokens one after the other, and return values of the pixels' means, such as uint8 (N, C, H, W)."""
+        """Draw tokens one after the other, and return the pixels' means as values, such as uint8 (N, C, H, W)."""
         predictor, first = self.find_transformer(network), self.find_classes(given, count)
         uniform = torch.rand(count, predictor.count, generator=generator, device=self.device)
         parts = [

@@ -33,6 +33,8 @@ CONFIGS = {
     "vae": make_vae_config(likelihood="discretized_logistic", conditional=True, flow_blocks=1, flow_width=8),
 }
 
+ALL = CONFIGS | {"codes_prior": codes_prior.Config.model_validate(FEW_STEPS | PRIOR)}  # which needs a start
+
 
 def make_tones(count: int) -> dict[str, torch.Tensor]:
     """Low tones are class 0, high tones are class 1; clips int16 (N, T)."""
@@ -80,10 +82,17 @@ def test_sound_has_no_bits_per_dimension() -> None:
         model.score_levels(held_out["clips"], make_generator(0, "x"), held_out)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ALL)
 def test_clips_that_a_model_cannot_cut_up_are_refused_before_anything_is_computed(name: str) -> None:
     with pytest.raises(ArtifactError, match=r"^samples: expected .* got 1900 samples.* would do$"):
-        plugins.load("models", name).require(CONFIGS[name], make_fields(1900, RATE, 2))
+        plugins.load("models", name).require(ALL[name], make_fields(1900, RATE, 2))
+
+
+def test_clips_that_do_not_halve_often_enough_are_refused_with_what_would_do() -> None:
+    config = CONFIGS["codes"].model_copy(update={"halvings": 5})
+    expected = r"^samples: expected clips with a multiple of 32 frames, got 2048.* 4096 .*, or fewer halvings than 5$"
+    with pytest.raises(ArtifactError, match=expected):
+        codes.require(config, FIELDS)
 
 
 def draw_tones(model: Any) -> torch.Tensor:
@@ -107,8 +116,9 @@ def test_the_tone_is_that_of_the_class_that_is_asked_for(name: str) -> None:
     assert draw_tones(model).double().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_codes_of_sound_and_their_prior_say_the_tone_of_the_class_that_is_asked_for(tmp_path: Path) -> None:
-    small = {"steps": 200, "batch_size": 16}
+    small = {"steps": 200, "batch_size": 16, "halvings": 3}
     config = codes.Config.model_validate(FEW_STEPS | CODES | small | {"beta": 0.1, "width": 8})
     start = codes.Model(config, FIELDS, 0)
     rows, clips = Rows(make_tones(64)), make_tones(64)["clips"]
@@ -133,10 +143,10 @@ def test_codes_of_sound_have_no_temperature_of_pixels() -> None:
         codes.require(config, FIELDS)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_model_can_be_built_without_memory_as_the_check_of_its_files_does(name: str) -> None:
     with torch.device("meta"):
-        model = plugins.load("models", name).Model(CONFIGS[name], FIELDS, 0)
+        model = plugins.load("models", name).Model(ALL[name], FIELDS, 0)
     assert next(model.parameters()).is_meta
 
 
