@@ -387,13 +387,13 @@ def test_a_prior_of_codes_starts_from_codes(write: Write) -> None:
     runs = {f"runs.{name}": {**SHIPPED["runs"]["vae"], "model": name} for name in ("codes", "codes_prior")}
     runs["runs.codes_prior"] |= {"start": "codes", "skip": ["prior.*"]}
     assert params.load(write({**models, **runs})).runs["codes_prior"].start == "codes"
-    [problem] = problems(write({**models, **runs, "runs.codes_prior.changes": {"codes_width": 8}}))
-    assert problem == "runs.codes_prior: codes_width: expected 4 as in its start codes, got 8"
     again = {"runs.again": {**runs["runs.codes_prior"], "start": "codes_prior", "changes": {"halvings": 3}}}
     [problem] = problems(write({**models, **runs, **again}))
     assert problem == "runs.again: halvings: expected 2 as in its start codes_prior, got 3"
-    [problem] = problems(write({**models, **runs, "models.codes.halvings": 7}))
+    problem, *_ = problems(write({**models, **runs, "models.codes": {**training, **small, "halvings": 7}}))
     assert problem == "models.codes.halvings: input should be less than or equal to 5, got 7"
+    [problem] = problems(write({**models, **runs, "models.codes_prior": {**prior, "codes_width": 8}}))
+    assert problem == "runs.codes_prior: codes_width: expected 4 as in its start codes, got 8"
     [problem] = problems(write({**models, **runs, "runs.codes_prior.start": "vae"}))
     needed = "runs.codes_prior.start: model codes_prior needs a run of the model codes or codes_prior"
     assert problem == f"{needed}, got vae of the model vae"
