@@ -133,7 +133,7 @@ class Autoencoder(nn.Module):
         channels, height, across = backbone.find_shape(spec)
         self.side = 2**halvings  # pixels that a code stands for, in height and width
         self.size = (height // self.side, across // self.side)
-        self.count, self.most = math.prod(levels), max(levels)
+        self.counts, self.count = levels, math.prod(levels)
         self.pixel_temperature = pixel_temperature
         self.register_buffer("levels", torch.tensor(levels))  # saved: codes of other levels mean something else
         widths = [width, *[2 * width] * (halvings - 1)]  # from the pixels to the codes
@@ -187,7 +187,7 @@ class Autoencoder(nn.Module):
         """Draw codes of images in [0, 1]: int64 (B, T), and the entropy of an image's codes in nats, float64 (B,)."""
         z = self.encode(x)
         codes = to_codes(draw(z, self.levels, generator), self.levels).flatten(1)
-        return codes, torch.special.entr(find_chances(z, self.levels, self.most).double()).flatten(1).sum(dim=1)
+        return codes, torch.special.entr(find_chances(z, self.levels, max(self.counts)).double()).flatten(1).sum(dim=1)
 
     def write(self, codes: Tensor) -> Tensor:
         """Map codes int64 (B, T) to pixel logits (B, C, H, W)."""
@@ -203,7 +203,6 @@ class Network(Autoencoder):
 
     def __init__(self, spec: Any, config: Config) -> None:
         super().__init__(spec, config.levels, config.halvings, config.width, config.blocks, config.pixel_temperature)
-        self.counts = config.levels
         self.prior = MaskedPrior(len(self.counts), self.count, self.size, config.prior_width, config.prior_blocks)
 
     def divergence(self, z: Tensor, values: Tensor) -> Tensor:
@@ -215,7 +214,7 @@ class Network(Autoencoder):
             z: numbers before they are rounded, (B, h, w, L).
             values: what was drawn from them, (B, h, w, L) in [-1, 1].
         """
-        chances = find_chances(z, self.levels, self.most)
+        chances = find_chances(z, self.levels, max(self.counts))
         joint = join_chances(chances, self.counts).flatten(1, 2)  # (B, T, K)
         # Where a chance is 0, the entropy's slope is infinite.
         entropy = torch.special.entr(chances.clamp(min=LEAST)).flatten(1).sum(dim=1)
