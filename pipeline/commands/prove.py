@@ -196,7 +196,7 @@ def enter_code(settings: Params) -> int:
         changed += before != json.dumps(entry)
     with artifacts.replace(dvc_lock.PATH) as partial, partial.open("w", encoding="utf-8") as file:
         yaml.dump(lock, file)
-    run_in_clone([*DVC, "commit", "--quiet", "--force", "check"], Path.cwd())
+    run_in_clone([*DVC, "repro", "--quiet", "--single-item", "check"], Path.cwd())  # a fresh clone has no outputs of it
     return changed
 
 
