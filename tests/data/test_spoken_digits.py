@@ -234,9 +234,9 @@ def test_a_broken_recording_stops_the_preparation_with_its_name(heard: Path) -> 
         prepare.main("spoken")
 
 
-def test_codes_of_spoken_digits_are_refused_with_the_kinds_that_the_model_learns(edit_params: Edit) -> None:
-    edit_params({"data.spoken": DATA, "runs.vae.model": "codes", "runs.vae.data": "spoken"})
-    message = r"runs.vae: data spoken \(spoken_digits\) holds audio, model codes learns images, metric images"
+def test_a_model_of_texts_is_refused_for_spoken_digits_with_the_kinds_that_the_model_learns(edit_params: Edit) -> None:
+    edit_params({"data.spoken": DATA, "runs.vae.model": "transformer", "runs.vae.data": "spoken"})
+    message = r"runs.vae: data spoken \(spoken_digits\) holds audio, model transformer learns text, metric images"
     with pytest.raises(ParamsError, match=message):
         params.load()
 
