@@ -102,10 +102,14 @@ def _find_others(stage: str, key: str, settings: Params) -> dict[str, list[str]]
     """Return what an instance stands on and dvc.yaml cannot name.
 
     That is the optional keys `skip`, `freeze`, `resume` and `weights` of a run, and of a feature network the weights
-    that git keeps.
+    that git keeps for a section like its own.
     """
     if stage == "networks":
-        return {"judges": [artifacts.digest(path) for path in sorted(JUDGES.glob(f"*/{artifacts.SEAL}"))]}
+        section = artifacts.encode(settings.networks[key])
+        paths = [
+            path for path in sorted(JUDGES.glob("*/recipe.json")) if section.items() >= _read_section(path).items()
+        ]
+        return {"judges": [artifacts.digest(path.with_name(artifacts.SEAL)) for path in paths]} if paths else {}
     if stage != "train":
         return {}
     run = settings.runs[key]
@@ -113,6 +117,10 @@ def _find_others(stage: str, key: str, settings: Params) -> dict[str, list[str]]
     brought = [run.weights.address, run.weights.sha256] if run.weights else []
     others = {"freeze": run.freeze, "skip": run.skip, "resume": resumed, "weights": brought}
     return {name: value for name, value in others.items() if value}
+
+
+def _read_section(recipe: Path) -> dict[str, Any]:
+    return dict(artifacts.read_json(recipe)["recipe"]["config"])
 
 
 def list_instances(settings: Params) -> Iterator[tuple[str, str]]:

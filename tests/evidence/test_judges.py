@@ -90,15 +90,21 @@ def test_a_network_that_was_trained_is_kept_and_found(edit_params: Callable[...,
     assert artifacts.digest(NETWORK / "model.safetensors") == weights
 
 
-def test_a_new_judge_makes_the_stage_networks_run_again(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = params.load()
-    code.write_all(settings)
+def test_a_new_judge_makes_only_networks_like_it_run_again(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = workdir / "judges"
     shutil.copytree(JUDGES, place)
-    artifacts.write_json(place / "other" / artifacts.SEAL, {})
     monkeypatch.setattr(code, "JUDGES", place)
-    before = {path: path.read_bytes() for path in code.FOLDER.rglob("*.json")}
+    settings = params.load()
     code.write_all(settings)
-    assert [path for path, content in before.items() if path.read_bytes() != content] == [
-        code.FOLDER / "networks" / "classifier.json"
-    ]
+    path = code.FOLDER / "networks" / "classifier.json"
+    (known,) = place.glob("mnist5k-*")
+    assert artifacts.read_json(path)["judges"] == [artifacts.digest(known / artifacts.SEAL)]  # not that of sound
+    for changes, others in (({"seed": 1}, []), ({}, [path])):
+        before = {each: each.read_bytes() for each in code.FOLDER.rglob("*.json")}
+        recipe = artifacts.read_json(known / judges.RECIPE)
+        recipe["recipe"]["config"] |= changes
+        recipe["recipe"]["trained_on"] = "another split"
+        artifacts.write_json(place / "other" / judges.RECIPE, recipe)
+        artifacts.write_json(place / "other" / artifacts.SEAL, {})
+        code.write_all(settings)
+        assert [each for each, content in before.items() if each.read_bytes() != content] == others
