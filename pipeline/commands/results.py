@@ -16,6 +16,8 @@ first and every seed of one size before the next. The value is the size by which
 the size that `runs` had: interpolated in its logarithm between measured sizes, and otherwise "more than" the largest or
 "at most" the smallest one.
 
+In a folder with a families.yaml, results.md also sets families of models side by side: pipeline/pages/families.py.
+
 A claim with `networks` is of feature networks, such as the accuracy of their linear probes. One with `spread` is of the
 trainings that `pipeline spread` has made of a run, perhaps of another project. Neither has costs.
 """
@@ -34,10 +36,19 @@ from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser, reproduce
 from pipeline.evidence import trainings
-from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, format_refusals, list_differences
+from pipeline.evidence.protocol import (
+    ProtocolError,
+    check_runs,
+    find_refusals,
+    format_refusals,
+    list_differences,
+    read_protocol,
+)
 from pipeline.evidence.uncertainty import format_interval, format_number, summarize
 from pipeline.evidence.values import Values, find_count, find_flaw, find_value, load_values
-from pipeline.params import NONE, Section, check_section, read_mapping
+from pipeline.history.record import describe_environment
+from pipeline.pages import families
+from pipeline.params import Section, check_section, read_mapping
 
 PATH, SPEED = Path("results.yaml"), Path("speed.json")
 ACCURACY = "_accuracy"
@@ -95,7 +106,8 @@ def main(arguments: list[str]) -> int:
     results = {name: measure_claim(name, claim, former.get(name, {})) for name, claim in claims.items()}
     speed = read_speed(artifacts.read_json(SPEED)) if SPEED.exists() else {}
     artifacts.write_json(Path("results.json"), results | speed)
-    Path("results.md").write_text(format_table(claims, results), encoding="utf-8")
+    table = families.write(describe_environment()) if families.PATH.exists() else ""
+    Path("results.md").write_text(format_table(claims, results) + table, encoding="utf-8")
     measured = sum(found["value"] is not None for found in results.values())
     print(f"{measured} of {len(results)} benchmarks are measured: results.json, results.md")
     return 0
@@ -163,8 +175,9 @@ def measure_runs(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, A
     metrics = {run: artifacts.read_json(folder / "metrics.json") for run, folder in folders.items()}
     sets = {run: artifacts.read_json(folder / "sets.json") for run, folder in folders.items()}
     contents = {run: read_protocol(folder) for run, folder in folders.items()}
-    seeds = check_runs(name, {run: contents[run] for run in claim.runs})
-    if any(seeds != check_runs(name, {run: contents[run] for run in group}) for group in claim.groups):
+    where = f"{PATH}: {name}.runs"
+    seeds = check_runs(where, {run: contents[run] for run in claim.runs})
+    if any(seeds != check_runs(where, {run: contents[run] for run in group}) for group in claim.groups):
         msg = f"{PATH}: {name}.against: expected the seeds {seeds}, in this order"
         raise ArtifactError(msg)
     for run, found in metrics.items():
@@ -372,45 +385,6 @@ def read_size(name: str, run: str) -> int:
         msg = f"{PATH}: {name}: expected a train_limit of the data of the run {run} in {params.PATH}, got none"
         raise ArtifactError(msg)
     return limit
-
-
-def read_protocol(folder: Path) -> dict[str, Any]:
-    """Return the content of the protocol.json in the folder of a run's numbers."""
-    path = folder / "protocol.json"
-    return check_content(artifacts.read_json(path), str(path))
-
-
-def check_runs(name: str, contents: dict[str, dict[str, Any]]) -> list[int]:
-    """Return the seeds of a claim's runs.
-
-    Each may have a start of its own, if these starts differ only in the seed too.
-
-    Raises:
-        ArtifactError: if two runs have one seed, or differ in more than the seed.
-    """
-    seeds = [content["run"]["seed"] for content in contents.values()]
-    if len(set(seeds)) < len(seeds):
-        msg = f"{PATH}: {name}.runs: expected one run per seed, {', '.join(contents)} have the seeds {seeds}"
-        raise ArtifactError(msg)
-    starts = [content["run"].get("start", NONE) for content in contents.values()]
-    have_own = len(starts) > 1 and len({*starts}) == len(starts) and NONE not in starts
-    if have_own:
-        check_runs(name, {start: read_protocol(artifacts.REPORTS / "runs" / start) for start in starts})
-    first, *others = contents
-    known = params.load().runs if params.PATH.exists() else {}
-    brought = {run: known[run].weights if run in known else None for run in contents}
-    outside = {run: weights.sha256 if weights else NONE for run, weights in brought.items()}
-    for run in others:
-        if outside[run] != outside[first]:
-            pair = f"weights is {outside[first]} in {first} and {outside[run]} in {run}"
-            msg = f"{PATH}: {name}.runs: expected runs that differ only in the seed, {pair}"
-            raise ArtifactError(msg)
-        for key, left, right in list_differences(contents[first]["run"], contents[run]["run"]):
-            if key != "seed" and not (have_own and key == "start"):
-                pair = f"{key} is {left!r} in {first} and {right!r} in {run}"
-                msg = f"{PATH}: {name}.runs: expected runs that differ only in the seed, {pair}"
-                raise ArtifactError(msg)
-    return seeds
 
 
 def check_direction(name: str, claim: Claim, values: Values) -> None:

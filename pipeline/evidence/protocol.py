@@ -9,10 +9,13 @@ import hashlib
 import json
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence.values import Values, list_fields
+from pipeline.params import NONE
 
 KEYS = ("protocol", "run", "values")
 SHORT = reprlib.Repr()  # of a field's value in a message
@@ -81,6 +84,12 @@ def check_content(content: Any, place: str) -> dict[str, Any]:
     return content
 
 
+def read_protocol(folder: Path) -> dict[str, Any]:
+    """Return the content of the protocol.json in the folder of a run's numbers."""
+    path = folder / "protocol.json"
+    return check_content(artifacts.read_json(path), str(path))
+
+
 def make_tags(content: Content) -> dict[str, str]:
     """Return MLflow's tags of an evaluation: the hash of each value's protocol."""
     return {f"protocol.{name}": entry["hash"] for name, entry in content["values"].items()}
@@ -126,3 +135,36 @@ def find_refusals(
 def format_refusals(reasons: Mapping[str, Sequence[str]]) -> list[str]:
     """Return a line per reason, with the names of the values."""
     return [f"Not comparable: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def check_runs(where: str, contents: Mapping[str, dict[str, Any]]) -> list[int]:
+    """Return the seeds of runs that are one experiment; `where` begins the messages.
+
+    Each may have a start of its own, if these starts differ only in the seed too.
+
+    Raises:
+        ArtifactError: if two runs have one seed, or differ in more than the seed.
+    """
+    seeds = [content["run"]["seed"] for content in contents.values()]
+    if len(set(seeds)) < len(seeds):
+        msg = f"{where}: expected one run per seed, {', '.join(contents)} have the seeds {seeds}"
+        raise ArtifactError(msg)
+    starts = [content["run"].get("start", NONE) for content in contents.values()]
+    have_own = len(starts) > 1 and len({*starts}) == len(starts) and NONE not in starts
+    if have_own:
+        check_runs(where, {start: read_protocol(artifacts.REPORTS / "runs" / start) for start in starts})
+    first, *others = contents
+    known = params.load().runs if params.PATH.exists() else {}
+    brought = {run: known[run].weights if run in known else None for run in contents}
+    outside = {run: weights.sha256 if weights else NONE for run, weights in brought.items()}
+    for run in others:
+        if outside[run] != outside[first]:
+            pair = f"weights is {outside[first]} in {first} and {outside[run]} in {run}"
+            msg = f"{where}: expected runs that differ only in the seed, {pair}"
+            raise ArtifactError(msg)
+        for key, left, right in list_differences(contents[first]["run"], contents[run]["run"]):
+            if key != "seed" and not (have_own and key == "start"):
+                pair = f"{key} is {left!r} in {first} and {right!r} in {run}"
+                msg = f"{where}: expected runs that differ only in the seed, {pair}"
+                raise ArtifactError(msg)
+    return seeds
