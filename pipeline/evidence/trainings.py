@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from pipeline import artifacts
 from pipeline.evidence.protocol import Content, hash_fields, select
@@ -31,6 +30,8 @@ def predict(values: Sequence[float]) -> tuple[float, float]:
     Unlike the interval of the mean it does not shrink to nothing as values are added: mean +- t s sqrt(1 + 1/n), as in
     Hahn and Meeker, Statistical Intervals, 1991, chapter 4. The values are taken for normal and independent.
     """
+    from scipy import stats
+
     if len(values) < LEAST or len(set(values)) == 1:
         return math.nan, math.nan
     array = np.array(values, dtype=np.float64)

@@ -7,7 +7,7 @@ images, and its interval then excludes FID's own value. Numbers are shown with f
 
 Fewer than LEAST values have no interval: Student's t of two values is 12.7 standard errors wide to each side, and
 stands on nothing but the assumption that they are normal. Equal values have none either, because they say nothing about
-the spread.
+the spread. scipy.stats is imported where it is used: it takes a second, and every stage reads this file.
 """
 
 import itertools
@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
 LEAST = 3  # seeds or sets of an interval
@@ -90,6 +89,8 @@ def explain_absence(values: np.ndarray, name: str) -> str:
 
 def half_width(values: np.ndarray) -> float:
     """Return half of Student's 95 % interval of the mean of independent values (N,)."""
+    from scipy import stats
+
     spread = float(values.std(ddof=1))
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * spread / math.sqrt(len(values))
 
@@ -116,6 +117,8 @@ def compare(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]])
         p = permute_constants(len(left), len(right))
         needed = next(seeds for seeds in itertools.count(LEAST) if permute_constants(seeds, seeds) < 1 - CONFIDENCE)
         return Comparison(difference, p, p < 1 - CONFIDENCE, needed)
+    from scipy import stats
+
     spreads = [float(means.std(ddof=1)) for means in (left, right)]
     p = float(stats.ttest_ind(left, right, equal_var=False).pvalue)
     apart = abs(difference) > half_width(left) + half_width(right)
@@ -132,6 +135,8 @@ def count_seeds(difference: float, spread: float) -> int:
 
     spread: sum of both standard deviations.
     """
+    from scipy import stats
+
     seeds = np.arange(LEAST, MOST_SEEDS + 1)
     widths = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1) * spread / np.sqrt(seeds)
     enough = seeds[widths < abs(difference)]
