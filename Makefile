@@ -38,7 +38,7 @@ test: .venv/installed  ## run the default tests, without a network
 	OMP_NUM_THREADS=1 python -m pytest -m "not slow" --faults --numprocesses 2
 
 test-slow: .venv/installed  ## run the slow tests: DVC in a fresh clone, training on several processes
-	OMP_NUM_THREADS=1 python -m pytest -m slow --faults --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest -m slow --faults --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 benchmark: .venv/installed  ## run the benchmarks and write their tables, such as benchmarks/results.md
 	cd benchmarks && dvc repro -P
