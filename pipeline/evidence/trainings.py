@@ -30,10 +30,10 @@ def predict(values: Sequence[float]) -> tuple[float, float]:
     Unlike the interval of the mean it does not shrink to nothing as values are added: mean +- t s sqrt(1 + 1/n), as in
     Hahn and Meeker, Statistical Intervals, 1991, chapter 4. The values are taken for normal and independent.
     """
-    from scipy import stats
-
     if len(values) < LEAST or len(set(values)) == 1:
         return math.nan, math.nan
+    from scipy import stats
+
     array = np.array(values, dtype=np.float64)
     factor = stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1) * math.sqrt(1 + 1 / len(array))
     half = float(factor * array.std(ddof=1))

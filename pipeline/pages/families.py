@@ -10,7 +10,7 @@ hand, families.json keeps what was measured, as long as the values are the same.
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,20 +76,24 @@ def fill(name: str, table: Table, former: Mapping[str, Any], machine: Mapping[st
             msg = f"{place}: expected different runs, one per seed, got {', '.join(runs) or 'none'}"
             raise ArtifactError(msg)
         check_runs(place, {run: contents[run] for run in runs})
-        values = {metric: each for metric in table.columns if (each := find_value(metric, runs))}
+        values = summarize_runs(table.columns, runs)
         found[family] = {"runs": runs, "values": values} | measure(runs, values, former.get(family, {}), machine)
     return found
 
 
-def find_value(metric: str, runs: list[str]) -> dict[str, Any]:
-    """Return mean and interval of a metric over runs, or nothing if one of them lacks it."""
+def summarize_runs(names: Iterable[str], runs: list[str]) -> dict[str, Any]:
+    """Return mean and interval over runs of those metrics that all of them have."""
     folders = [artifacts.REPORTS / "runs" / run for run in runs]
-    metrics = [artifacts.read_json(folder / "metrics.json") for folder in folders]
-    if any(metric not in each for each in metrics):
-        return {}
-    sets = [artifacts.read_json(folder / "sets.json") for folder in folders]
-    summary = summarize([own.get(metric, [each[metric]]) for own, each in zip(sets, metrics, strict=True)])
-    return {"mean": summary.mean, "interval": None if math.isnan(summary.low) else [summary.low, summary.high]}
+    numbers, sets = (
+        [artifacts.read_json(folder / f"{name}.json") for folder in folders] for name in ("metrics", "sets")
+    )
+    values = {}
+    for name in names:
+        if all(name in each for each in numbers):
+            summary = summarize([own.get(name, [each[name]]) for own, each in zip(sets, numbers, strict=True)])
+            interval = None if math.isnan(summary.low) else [summary.low, summary.high]
+            values[name] = {"mean": summary.mean, "interval": interval}
+    return values
 
 
 def measure(
