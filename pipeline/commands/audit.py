@@ -6,9 +6,11 @@
 Images, and sound likewise: copies are samples that are nearer to one training image, relative to the next ones, than
 99 % of the test images are. A run has copies if three times as many samples as expected are, and chance would give so
 many in fewer than 1 % of such audits, or if 1 % of its samples are equal to a training image. C_T (Meehan et al. 2020)
-and authenticity (Alaa et al. 2022) are shown next to it. A C_T of 0, and the authenticity of the test images, mean that
-samples are as far from the training images as test images are. Samples of little variety are nearer without being
-copies, so these two decide nothing. With fewer than 20 samples, test or training images there is no verdict.
+and authenticity (Alaa et al. 2022) are shown next to it, and the distance ratio: how far the median sample lies from
+its nearest training image, over how far the median test image does. A C_T of 0, the authenticity of the test images and
+a distance ratio of 1 mean that samples are as far from the training images as test images are. Samples of little
+variety are nearer without being copies, so these three decide nothing. With fewer than 20 samples, test or training
+images there is no verdict.
 
 Text: the training split is searched for secrets: keys, tokens, card numbers, IBANs, social security numbers, e-mail
 addresses. For each, the exposure in bits (Carlini et al. 2019) says whether the model has memorised it: the rank of its
@@ -47,8 +49,8 @@ def main(arguments: list[str]) -> int:
         raise ArtifactError(msg)
     copying = 0
     if images := [name for name in chosen if name in of_images]:
-        print("| run, network | C_T | authenticity | of test images | | near to one training image |")
-        print("|---|---:|---:|---:|---|---|")
+        print("| run, network | C_T | authenticity | of test images | distance ratio | | near to one training image |")
+        print("|---|---:|---:|---:|---:|---|---|")
         for name in images:
             copying += audit_images(name, settings, options.cells, CHANCE / len(images))
     if texts := [name for name in chosen if name in of_text]:
@@ -61,7 +63,8 @@ def audit_images(name: str, settings: Params, cells: int, chance: float) -> bool
     """Print the row of one run; return whether copies are among its samples."""
     found = examine_copies(name, settings, cells, chance)
     verdict = f"**{found.verdict}**" if found.is_proved else found.verdict
-    numbers = f"{found.statistic} | {found.authenticity:.3f} | {found.authenticity_real:.3f}"
+    ratio = "none" if found.distance_ratio is None else f"{found.distance_ratio:.2f}"
+    numbers = f"{found.statistic} | {found.authenticity:.3f} | {found.authenticity_real:.3f} | {ratio}"
     print(f"| {name}, {settings.runs[name].network} | {numbers} | {verdict} | {found.reason} |")
     return found.is_proved
 

@@ -14,7 +14,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline import artifacts, plugins
 from pipeline.artifacts import ArtifactError
-from pipeline.evidence.copying import Nearness, authenticity, copying_statistic, find_copies, nearness
+from pipeline.evidence.copying import Nearness, authenticity, copying_statistic, distance_ratio, find_copies, nearness
 from pipeline.evidence.exposure import WORDS, Secret, exposure, find_secrets, randomise
 from pipeline.evidence.features import extract
 from pipeline.kinds import find_field, read_fields
@@ -36,7 +36,8 @@ SHOWN = 20  # secrets of a run whose exposure is measured
 class Copying:
     """Whether samples copy training images.
 
-    statistic: C_T, or why there is none. authenticity: of the samples, and of test images. verdict, reason: in words.
+    statistic: C_T, or why there is none. authenticity: of the samples, and of test images. distance_ratio: from the
+    training images, over that of test images. verdict, reason: in words.
     near: how near each of the first samples is to one training image, and to which.
     """
 
@@ -46,6 +47,7 @@ class Copying:
     statistic: str
     authenticity: float
     authenticity_real: float
+    distance_ratio: float | None
     near: Nearness
 
 
@@ -112,7 +114,7 @@ def examine_copies(name: str, settings: Params, cells: int = CELLS, chance: floa
         reason = f"{copies.found} of {copies.count}, expected {copies.expected:.1f}, p = {copies.p:.2g}"
         reason += f"; {copies.equal:.0%} equal" if copies.equal else ""
     near = nearness(features["generated"], features["train"])
-    return Copying(found, verdict, reason, statistic, ours, real, near)
+    return Copying(found, verdict, reason, statistic, ours, real, distance_ratio(**features), near)
 
 
 def examine_text(loaded: Loaded, data: str, count: int = OTHERS) -> tuple[list[Memory], int]:

@@ -1,9 +1,10 @@
-"""Whether a generator copies its training data, which FID rewards: three statistics of features.
+"""Whether a generator copies its training data, which FID rewards: four statistics of features.
 
 Meehan, Chaudhuri and Dasgupta 2020 ("A non-parametric test to detect data-copying in generative models"): C_T. Alaa et
 al. 2022 ("How faithful is your synthetic data?"): authenticity. Both ask whether samples are nearer to the training
 data than fresh data are. Copies are, but so are samples of little variety: those of a collapsed generator, all like one
-image that it has never seen, have a C_T of -8 or an authenticity of 0. Both are shown, and decide nothing.
+image that it has never seen, have a C_T of -8 or an authenticity of 0. `distance_ratio` says how much nearer. All
+three are shown, and decide nothing.
 
 A copy is near to one training image and far from the next ones (Carlini et al. 2023, "Extracting training data from
 diffusion models"): `nearness`. `find_copies` tests whether more samples than fresh data are as near as that. All need
@@ -78,6 +79,17 @@ def authenticity(generated: Tensor, train: Tensor) -> float:
         distances, nearest = torch.cdist(rows.double(), train.double()).min(dim=1)
         authentic += int((distances > apart[nearest]).sum())
     return authentic / len(generated)
+
+
+def distance_ratio(generated: Tensor, test: Tensor, train: Tensor) -> float | None:
+    """Return how far samples lie from the training data, as a share of what fresh data do.
+
+    The median distance of generated features (N, D) to the nearest training feature (L, D) is divided by that of test
+    features (M, D): 0 for copies, 1 for a generator as good as fresh data, more for samples unlike any data. There is
+    none where half of the test features are training features.
+    """
+    ours, fresh = (float(distances_to(train, values).median()) for values in (generated, test))
+    return ours / fresh if fresh else None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import artifacts
-from pipeline.evidence.protocol import check_content, find_refusals, format_refusals
+from pipeline.evidence.protocol import find_refusals, format_refusals, read_protocol
 from pipeline.evidence.uncertainty import format_interval, format_number, summarize
 from pipeline.evidence.values import (
     REAL,
@@ -107,6 +107,8 @@ class Page:
         parts = []
         if found := self.verdicts.get("copies"):
             parts.append(f"{found['verdict']} of training data: {found['reason']}")
+            if (ratio := found.get("distance_ratio")) is not None:
+                parts.append(f"samples lie {ratio:.2f} times as far from training data as test data do")
         if "secrets" in self.verdicts:
             secrets = self.verdicts["secrets"]
             known = sum(each["verdict"] == "memorised" for each in secrets)
@@ -231,7 +233,7 @@ def make_page(name: str, settings: Params) -> Page:
         values=load_values(run.metric),
         metrics=artifacts.read_json(folder / "metrics.json"),
         sets=artifacts.read_json(folder / "sets.json"),
-        content=check_content(artifacts.read_json(folder / "protocol.json"), f"{folder / 'protocol.json'}"),
+        content=read_protocol(folder),
         about=artifacts.read_json(about) if about.exists() else {},
         frames=read_frames(record / "exhibits" / "samples", name, prompt, MOST_FRAMES // len(settings.runs)),
         exhibits=[show_exhibit(path, prompt) for path in paths if path != verdicts],

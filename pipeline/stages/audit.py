@@ -54,6 +54,7 @@ def describe_copies(found: Copying) -> dict[str, Any]:
         "statistic": found.statistic,
         "authenticity": found.authenticity,
         "authenticity_real": found.authenticity_real,
+        "distance_ratio": found.distance_ratio,
     }
 
 

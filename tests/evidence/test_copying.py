@@ -13,6 +13,7 @@ from pipeline.evidence.copying import (
     authenticity,
     compare,
     copying_statistic,
+    distance_ratio,
     distances_to,
     find_copies,
     nearness,
@@ -81,6 +82,17 @@ def test_authenticity_of_fresh_data_of_copies_and_of_both() -> None:
     assert whole == pytest.approx(0.779, abs=0.03)  # measured with marcojira/fld's code
     assert authenticity(train, train) == 0
     assert authenticity(torch.cat([train[:1000], fresh[:1000]]), train) == pytest.approx(whole / 2, abs=0.02)
+
+
+def test_the_distance_ratio_is_that_of_a_brute_force_search_and_tells_copies_from_fresh_data() -> None:
+    train, fresh, test = torch.randn(3, 500, 8, generator=torch.Generator().manual_seed(0))
+    far = torch.stack([(train - row).norm(dim=1).min() for row in 2 * fresh]).median()
+    near = torch.stack([(train - row).norm(dim=1).min() for row in test]).median()
+    assert distance_ratio(2 * fresh, test, train) == pytest.approx(float(far / near), rel=1e-5)
+    assert distance_ratio(fresh, test, train) == pytest.approx(1, abs=0.1)
+    assert distance_ratio(train + 0.01, test, train) == pytest.approx(0.01 * 8**0.5 / float(near), rel=0.01)
+    assert distance_ratio(train, test, train) == 0
+    assert distance_ratio(fresh, train, train) is None
 
 
 def test_too_few_samples_for_the_cells_are_refused() -> None:

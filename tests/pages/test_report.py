@@ -76,6 +76,7 @@ def test_numbers_intervals_real_data_and_verdicts_are_said_in_words(page: Elemen
     said = f"fid_classifier is {metrics['fid_classifier']:.4g}, with 95 % confidence {low:.4g} to {high:.4g}; lower is"
     assert f"{said} better; real data have {metrics['fid_classifier_floor']:.4g}." in text
     assert "copies of training data" in text
+    assert "samples lie 0.00 times as far from training data as test data do" in text
     assert "not audited" in text  # vae
     assert "no secret in the training text" in text
     assert "This folder has no commit to compare with." in text

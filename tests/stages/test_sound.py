@@ -116,6 +116,7 @@ def test_sound_goes_through_all_stages(brought: Callable[[str], Path], capsys: p
 
     verdict = artifacts.read_json(artifacts.REPORTS / "runs" / "replay" / "audit" / "verdicts.json")["copies"]
     assert verdict["verdict"] == "copies"
+    assert verdict["distance_ratio"] < 0.1
 
     page = (artifacts.REPORTS / "index.html").read_text(encoding="utf-8")
     assert page.count("data:audio/wav;base64,") >= 4  # samples, previews and neighbours of two runs
