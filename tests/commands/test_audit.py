@@ -57,7 +57,7 @@ def test_copies_fail_and_other_real_images_pass(
     row = capsys.readouterr().out.splitlines()[-1].split("|")
     assert row[1].strip() == "gan, classifier"
     assert float(row[2]) < -10
-    assert (float(row[3]), row[5].strip()) == (0, "**copies**")
+    assert (float(row[3]), float(row[5]), row[6].strip()) == (0, 0, "**copies**")
     blurred = train[:500].clone()
     blurred[:, :, ::2] = train[:500, :, 1::2]  # each second row doubled: near the original, and not equal
     write_samples(blurred)
