@@ -4,14 +4,16 @@
     pipeline prove main~3 --steps 50
     pipeline prove main~3 --no-commit    # compare only
 
-Both revisions prepare the data, train, sample and evaluate one run of each kind of params.yaml, with few steps and few
-samples, and all data and feature networks of dvc.lock. A run that dvc.lock does not have has no result to keep, and
-takes no part. The command compares the SHA-256 of weights, samples, scores and numbers, and prints a table. If all are
-equal, the stages of dvc.lock get the hash of the code as it is now: their outputs stay valid, and nothing trains again.
-The status is 0 if all are equal. In a subfolder that is a DVC project of its own, the command is about that project.
+Both revisions prepare the data, train, sample, evaluate and audit one run of each kind of params.yaml, with few steps
+and few samples, and all data and feature networks of dvc.lock. A run that dvc.lock does not have has no result to keep,
+and takes no part; nor do audits, if it has none. The command compares the SHA-256 of weights, samples, scores, numbers
+and audits, and prints a table. If all are equal, the stages of dvc.lock get the hash of the code as it is now: their
+outputs stay valid, and nothing trains again. The status is 0 if all are equal. In a subfolder that is a DVC project of
+its own, the command is about that project.
 """
 
 import hashlib
+import itertools
 import json
 import sys
 import tempfile
@@ -46,6 +48,7 @@ OWN = (  # ... and those of a run
     "data/runs/{run}/samples/*.safetensors",
     "reports/runs/{run}/metrics.json",
     "reports/runs/{run}/sets.json",
+    "reports/runs/{run}/audit/*",
 )
 
 
@@ -66,6 +69,8 @@ def main(arguments: list[str]) -> int:
     runs = choose_runs(settings, {key for stage, key in instances if stage == "train"})
     sections: dict[str, Mapping[str, Any]] = {"prepare": settings.data, "networks": settings.networks}
     shared = [(stage, key) for stage, key in instances if key in sections.get(stage, ())]
+    last = ["evaluate", *({"audit"} & {stage for stage, _ in instances})]
+    targets = [f"{stage}@{key}" for stage, key in [*shared, *itertools.product(last, runs)]]
     hashes = []
     with tempfile.TemporaryDirectory(prefix="prove-") as folder:
         for side, revision in (("before", options.revision), ("after", "HEAD")):
@@ -75,7 +80,6 @@ def main(arguments: list[str]) -> int:
             call(["git", "checkout", "--quiet", commit], clone)
             print(f"{side}: {commit[:12]}", file=sys.stderr)
             shrink(clone / prefix / params.PATH, runs, shared, options.steps)
-            targets = [*(f"{stage}@{key}" for stage, key in shared), *(f"evaluate@{run}" for run in runs)]
             run_in_clone([*DVC, "repro", *targets], clone / prefix)
             hashes.append(hash_results(clone / prefix, runs))
     differing = compare(*hashes)
