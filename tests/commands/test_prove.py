@@ -127,6 +127,7 @@ def test_a_change_of_no_bit_is_proved_and_entered_and_another_is_not(tmp_path: P
     assert {"check"} <= set(status)
     output = run(folder, "python", "-m", "pipeline", "prove", "HEAD~2", "--steps", "3")
     assert "results of 1 runs are equal" in output
+    assert "reports/runs/transformer/audit/verdicts.json" in output
     run(folder, "dvc", "repro")  # the report, whose protocols have other hashes
     assert "up to date" in run(folder, "dvc", "status")
     content = json.loads((folder / "reports" / "runs" / "transformer" / "protocol.json").read_text())
