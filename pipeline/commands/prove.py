@@ -41,12 +41,8 @@ SMALL = {  # what is drawn and compared in a proof; each value is lowered to thi
     "kid_subsets": 3,
     "isc_splits": 2,
 }
-LAST = {
-    "train": "evaluate",
-    "sample": "evaluate",
-    "evaluate": "evaluate",
-    "audit": "audit",
-}  # whose output shows a change
+# The stage that is run to see what a change of a stage's code does.
+LAST = {"train": "evaluate", "sample": "evaluate", "evaluate": "evaluate", "audit": "audit"}
 SHARED = ("data/prepared/*/*.safetensors", "data/networks/*/model.safetensors")  # results that must be equal, ...
 OWN = (  # ... and those of a run
     "data/runs/{run}/model/model.safetensors",
