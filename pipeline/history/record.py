@@ -286,8 +286,13 @@ def describe_settings(key: str, settings: Params) -> dict[str, dict[str, Any]]:
 
 
 def describe_environment() -> dict[str, str]:
-    """Return the machine and versions on which equal bits depend: lock file, instruction set, threads, libraries."""
+    """Return the machine and versions on which equal bits depend: lock file, instruction set, threads, libraries.
+
+    The lock file is the one of this folder, or else of the repository: benchmarks are projects in its subfolders.
+    """
     lock = Path("requirements.lock")
+    if not lock.exists():
+        lock = Path(_git("rev-parse", "--show-toplevel"), lock)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
