@@ -222,7 +222,7 @@ def test_every_instance_of_dvc_yaml_has_a_digest_and_depends_on_it() -> None:
     ).stdout.split()
     assert {name if "@" in name else f"{name}@" for name in listed} - {"check@"} == set(digest_all(SHIPPED))
     lines = (ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 160
+    assert len(lines) <= 140
     assert not [line for line in lines if line.strip().startswith("- pipeline/")]
     assert sum("data/code/" in line for line in lines if line.strip().startswith("- ")) == 8
 

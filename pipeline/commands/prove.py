@@ -4,14 +4,15 @@
     pipeline prove main~3 --steps 50
     pipeline prove main~3 --no-commit    # compare only
 
-Both revisions prepare the data, train, sample and evaluate one run of each kind of params.yaml, with few steps and few
-samples, and all data and feature networks of dvc.lock. A run that dvc.lock does not have has no result to keep, and
-takes no part. The command compares the SHA-256 of weights, samples, scores and numbers, and prints a table. If all are
-equal, the stages of dvc.lock get the hash of the code as it is now: their outputs stay valid, and nothing trains again.
-The status is 0 if all are equal. In a subfolder that is a DVC project of its own, the command is about that project.
+Both revisions prepare the data, train, sample, evaluate and audit one run of each kind of params.yaml, with few steps
+and few samples, as far as dvc.lock has these stages and their code is another one now. What stands on the same code
+takes no part. The command compares the SHA-256 of weights, samples, scores, numbers and audits, and prints a table. If
+all are equal, the stages of dvc.lock get the hash of the code as it is now: their outputs stay valid, and nothing
+trains again. The status is 0 if all are equal. In a subfolder that is a DVC project of its own, the command is about
+that project.
 """
 
-import hashlib
+import itertools
 import json
 import sys
 import tempfile
@@ -40,12 +41,15 @@ SMALL = {  # what is drawn and compared in a proof; each value is lowered to thi
     "kid_subsets": 3,
     "isc_splits": 2,
 }
+# The stage that is run to see what a change of a stage's code does.
+LAST = {"train": "evaluate", "sample": "evaluate", "evaluate": "evaluate", "audit": "audit"}
 SHARED = ("data/prepared/*/*.safetensors", "data/networks/*/model.safetensors")  # results that must be equal, ...
 OWN = (  # ... and those of a run
     "data/runs/{run}/model/model.safetensors",
     "data/runs/{run}/samples/*.safetensors",
     "reports/runs/{run}/metrics.json",
     "reports/runs/{run}/sets.json",
+    "reports/runs/{run}/audit/*",
 )
 
 
@@ -62,10 +66,16 @@ def main(arguments: list[str]) -> int:
         msg = "expected committed changes, since a proof is about commits: `git commit` first"
         raise ArtifactError(msg)
     prefix = call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
-    instances = [tuple(name.split("@")) for name in dvc_lock.read_stages() if "@" in name]
-    runs = choose_runs(settings, {key for stage, key in instances if stage == "train"})
+    trained = [name.partition("@")[2] for name in dvc_lock.read_stages() if name.startswith("train@")]
+    changed = find_changed(settings)
+    if not changed:
+        print(f"no stage of {dvc_lock.PATH} stands on other code than it did: there is nothing to prove")
+        return 0
+    runs = choose_runs(settings, [key for stage, key in changed if stage in LAST] or trained)
     sections: dict[str, Mapping[str, Any]] = {"prepare": settings.data, "networks": settings.networks}
-    shared = [(stage, key) for stage, key in instances if key in sections.get(stage, ())]
+    shared = sorted({(stage, key) for stage, key in changed if stage in sections})
+    last = sorted({LAST[stage] for stage, _ in changed if stage in LAST})
+    targets = [f"{stage}@{key}" for stage, key in [*shared, *itertools.product(last, runs)]]
     hashes = []
     with tempfile.TemporaryDirectory(prefix="prove-") as folder:
         for side, revision in (("before", options.revision), ("after", "HEAD")):
@@ -75,7 +85,6 @@ def main(arguments: list[str]) -> int:
             call(["git", "checkout", "--quiet", commit], clone)
             print(f"{side}: {commit[:12]}", file=sys.stderr)
             shrink(clone / prefix / params.PATH, runs, shared, options.steps)
-            targets = [*(f"{stage}@{key}" for stage, key in shared), *(f"evaluate@{run}" for run in runs)]
             run_in_clone([*DVC, "repro", *targets], clone / prefix)
             hashes.append(hash_results(clone / prefix, runs))
     differing = compare(*hashes)
@@ -87,6 +96,22 @@ def main(arguments: list[str]) -> int:
     if not options.no_commit:
         print(f"{enter_code(settings)} stage instances of {dvc_lock.PATH} have the new code; now run `dvc repro`")
     return 0
+
+
+def find_changed(settings: Params) -> list[tuple[str, str]]:
+    """Write data/code; return the instances of dvc.lock, stage and key, that stood on other code.
+
+    The report has no instance: `dvc repro` makes it anew.
+    """
+    code.write_all(settings)
+    changed = []
+    for name, entry in dvc_lock.read_stages().items():
+        stage, _, key = name.partition("@")
+        path = code.FOLDER / stage / f"{key}.json"
+        before = dvc_lock.list_hashes({name: entry}, name, "deps").get(path.as_posix())
+        if before and path.is_file() and before != dvc_lock.hash_file(path):
+            changed.append(("prepare" if stage == "fetch" else stage, key))  # raw files are no result
+    return changed
 
 
 def choose_runs(settings: Params, trained: Collection[str]) -> list[str]:
@@ -186,13 +211,10 @@ def enter_code(settings: Params) -> int:
         if stage == "evaluate" and key in settings.runs:
             path = artifacts.REPORTS / "runs" / key / "protocol.json"
             enter_protocol(path, settings.runs[key].metric, code.digest_parts(key, settings))
-        for file in [*entry.get("deps", ()), *entry.get("outs", ())]:
+        for file in [*entry.get("deps", ()), *entry.get("outs", ())] if key else []:
             path = Path(file["path"])
-            if path.is_relative_to(code.FOLDER) or path.name == "protocol.json":
-                content = path.read_bytes() if path.is_file() else b""
-                if content:
-                    file["md5"] = hashlib.md5(content, usedforsecurity=False).hexdigest()
-                    file["size"] = len(content)
+            if path.is_file() and (path.is_relative_to(code.FOLDER) or path.name == "protocol.json"):
+                file |= {"md5": dvc_lock.hash_file(path), "size": path.stat().st_size}
         changed += before != json.dumps(entry)
     with artifacts.replace(dvc_lock.PATH) as partial, partial.open("w", encoding="utf-8") as file:
         yaml.dump(lock, file)

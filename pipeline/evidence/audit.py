@@ -99,13 +99,13 @@ def examine_copies(name: str, settings: Params, cells: int = CELLS, chance: floa
         key: extract(extractor, images).features.cpu()
         for key, images in {"generated": generated[:count], "test": test, "train": train}.items()
     }
-    ours, real = (authenticity(features[key], features["train"]) for key in ("generated", "test"))
+    ours, fresh = (nearness(features[key], features["train"]) for key in ("generated", "test"))
     try:
         statistic = f"{copying_statistic(**features, cells=cells, seed=chosen):.2f}"
     except ArtifactError:
         statistic = f"none of {cells} cells has enough"  # it is only shown
     try:
-        copies = find_copies(**features)
+        copies = find_copies(ours, fresh, len(train))
     except ArtifactError as error:
         found, verdict, reason = False, "no verdict", str(error)
     else:
@@ -113,8 +113,8 @@ def examine_copies(name: str, settings: Params, cells: int = CELLS, chance: floa
         verdict = "copies" if found else "no copy"
         reason = f"{copies.found} of {copies.count}, expected {copies.expected:.1f}, p = {copies.p:.2g}"
         reason += f"; {copies.equal:.0%} equal" if copies.equal else ""
-    near = nearness(features["generated"], features["train"])
-    return Copying(found, verdict, reason, statistic, ours, real, distance_ratio(**features), near)
+    own, real = (authenticity(near, features["train"]) for near in (ours, fresh))
+    return Copying(found, verdict, reason, statistic, own, real, distance_ratio(ours, fresh), ours)
 
 
 def examine_text(loaded: Loaded, data: str, count: int = OTHERS) -> tuple[list[Memory], int]:

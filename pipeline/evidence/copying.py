@@ -67,29 +67,51 @@ def compare(first: Tensor, second: Tensor) -> float:
     return float((statistic - count * other / 2) / np.sqrt(count * other * (count + other + 1) / 12))
 
 
-def authenticity(generated: Tensor, train: Tensor) -> float:
-    """Return the share of generated features (N, D) that are no copies of training features (L, D).
+class Nearness(NamedTuple):
+    """How near values are to one training feature only, float64 (N,), to which one, int64 (N,), and how far from it.
+
+    distances: Euclidean, float64 (N,).
+    """
+
+    values: Tensor
+    indices: Tensor
+    distances: Tensor
+
+
+def nearness(values: Tensor, train: Tensor) -> Nearness:
+    """Return the distance of each of `values` (N, D) to the nearest of `train` (L, D) over the mean to the NEIGHBOURS.
+
+    It is 0 for a copy, and near 1 for a value that is like no one in particular, wherever it lies.
+    """
+    found = [
+        torch.cdist(rows.double(), train.double()).topk(min(NEIGHBOURS, len(train)), largest=False)
+        for rows in values.split(ROWS)
+    ]
+    distances = torch.cat([part.values for part in found])
+    scale = distances.mean(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
+    return Nearness(distances[:, 0] / scale, torch.cat([part.indices[:, 0] for part in found]), distances[:, 0])
+
+
+def authenticity(near: Nearness, train: Tensor) -> float:
+    """Return the share of features that are no copies of training features (L, D), from how near they are to them.
 
     A copy is nearer to its nearest training feature than that one is to the nearest other. Copies have 0; what fresh
     data have depends on dimensions and counts: measure it too.
     """
-    apart = torch.cat([_without_self(rows, train, start) for start, rows in _parts(train)])
-    authentic = 0
-    for _, rows in _parts(generated):
-        distances, nearest = torch.cdist(rows.double(), train.double()).min(dim=1)
-        authentic += int((distances > apart[nearest]).sum())
-    return authentic / len(generated)
+    chosen, places = near.indices.unique(return_inverse=True)
+    apart = torch.cat([_without_self(part, train) for part in chosen.split(ROWS)])
+    return float((near.distances > apart[places]).double().mean())
 
 
-def distance_ratio(generated: Tensor, test: Tensor, train: Tensor) -> float | None:
+def distance_ratio(ours: Nearness, fresh: Nearness) -> float | None:
     """Return how far samples lie from the training data, as a share of what fresh data do.
 
-    The median distance of generated features (N, D) to the nearest training feature (L, D) is divided by that of test
-    features (M, D): 0 for copies, 1 for a generator as good as fresh data, more for samples unlike any data. There is
-    none where half of the test features are training features.
+    The median distance of samples to the nearest training feature is divided by that of test features: 0 for copies, 1
+    for a generator as good as fresh data, more for samples unlike any data. There is none where half of the test
+    features are training features.
     """
-    ours, fresh = (float(distances_to(train, values).median()) for values in (generated, test))
-    return ours / fresh if fresh else None
+    median, typical = (float(near.distances.median()) for near in (ours, fresh))
+    return median / typical if typical else None
 
 
 @dataclass(frozen=True)
@@ -114,8 +136,10 @@ class Copies:
         return is_enough or (self.equal >= SHARE and self.equal >= EXCESS * self.equal_real)
 
 
-def find_copies(generated: Tensor, test: Tensor, train: Tensor) -> Copies:
-    """Count the generated features (N, D) that are as near to one of `train` (L, D) as a hundredth of `test` (M, D).
+def find_copies(ours: Nearness, fresh: Nearness, trained: int) -> Copies:
+    """Count the samples that are as near to one of `trained` training features as a hundredth of test features.
+
+    ours: of the samples. fresh: of the test features.
 
     If samples are as good as fresh data, every order of generated and test features is equally likely. Then K or more
     samples come before the j-th test feature just if the first K + j - 1 of all have fewer than j test features, whose
@@ -125,38 +149,16 @@ def find_copies(generated: Tensor, test: Tensor, train: Tensor) -> Copies:
     Raises:
         ArtifactError: if there are fewer than LEAST of a kind, or of distinct samples where one of them is near.
     """
-    ours, fresh = (nearness(values, train) for values in (generated, test))
     equal, equal_real = (float((near.values < EQUAL).double().mean()) for near in (ours, fresh))
     near, bound = (_take_first(values) for values in (ours, fresh))
     bound = bound[bound >= EQUAL].sort().values
-    _require_enough({"samples": len(generated), "distinct test images": len(bound), "training images": len(train)})
+    _require_enough({"samples": len(ours.values), "distinct test images": len(bound), "training images": trained})
     rank = max(1, round(SHARE * len(bound)))
     found = int((near < bound[rank - 1]).sum())
     if found and equal < SHARE:
         _require_enough({"distinct samples, and some near to a training image": len(near)})
     p = float(hypergeom.cdf(rank - 1, len(near) + len(bound), len(bound), found + rank - 1)) if found else 1.0
     return Copies(found, len(near), len(near) * rank / (len(bound) + 1), p, equal, equal_real)
-
-
-class Nearness(NamedTuple):
-    """How near values are to one training feature only, float64 (N,), and to which one, int64 (N,)."""
-
-    values: Tensor
-    indices: Tensor
-
-
-def nearness(values: Tensor, train: Tensor) -> Nearness:
-    """Return the distance of each of `values` (N, D) to the nearest of `train` (L, D) over the mean to the NEIGHBOURS.
-
-    It is 0 for a copy, and near 1 for a value that is like no one in particular, wherever it lies.
-    """
-    found = [
-        torch.cdist(rows.double(), train.double()).topk(min(NEIGHBOURS, len(train)), largest=False)
-        for _, rows in _parts(values)
-    ]
-    distances = torch.cat([part.values for part in found])
-    scale = distances.mean(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
-    return Nearness(distances[:, 0] / scale, torch.cat([part.indices[:, 0] for part in found]))
 
 
 def _require_enough(counts: Mapping[str, int]) -> None:
@@ -173,15 +175,11 @@ def _take_first(near: Nearness) -> Tensor:
 
 def distances_to(known: Tensor, values: Tensor) -> Tensor:
     """Euclidean distance of each of `values` (N, D) to the nearest of `known` (L, D), float64 (N,)."""
-    return torch.cat([torch.cdist(rows.double(), known.double()).amin(dim=1) for _, rows in _parts(values)])
+    return torch.cat([torch.cdist(rows.double(), known.double()).amin(dim=1) for rows in values.split(ROWS)])
 
 
-def _without_self(rows: Tensor, train: Tensor, start: int) -> Tensor:
-    """Distance of rows `start`, `start` + 1, ... of `train` to the nearest other row."""
-    distances = torch.cdist(rows.double(), train.double())
-    distances[torch.arange(len(rows)), start + torch.arange(len(rows))] = torch.inf
+def _without_self(chosen: Tensor, train: Tensor) -> Tensor:
+    """Distance of the rows `chosen` of `train` to the nearest other row."""
+    distances = torch.cdist(train[chosen].double(), train.double())
+    distances[torch.arange(len(chosen)), chosen] = torch.inf
     return distances.amin(dim=1)
-
-
-def _parts(values: Tensor) -> list[tuple[int, Tensor]]:
-    return [(ROWS * index, part) for index, part in enumerate(values.split(ROWS))]

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,12 @@ def parse_lock(text: str, place: str) -> dict[str, Any]:
 def _parse(text: str) -> Any:
     """Parse YAML; a training reads the same lock once per split."""
     return YAML(typ="safe", pure=True).load(text)
+
+
+def hash_file(path: Path) -> str:
+    """Return the MD5 that DVC knows a file by."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def list_hashes(stages: Mapping[str, Any], instance: str, side: str) -> dict[str, str]:

@@ -6,7 +6,6 @@ marked with the files of its outputs, and the same training finishes at once, in
 dvc.lock names these files and DVC's cache holds them, the next stage or `pipeline doctor --fix` removes the state.
 """
 
-import hashlib
 import os
 import shutil
 from contextlib import suppress
@@ -16,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
-from pipeline.history import dvc_cache
+from pipeline.history import dvc_cache, dvc_lock
 from pipeline.runtime import checkpoints, environment
 
 MARK = "outputs.json"  # in a state: the md5 of each file that its training has made
@@ -33,7 +32,7 @@ def end(state: Path, *outputs: Path) -> None:
         remove(state)
         return
     files = [path for folder in outputs for path in sorted(folder.rglob("*")) if path.is_file()]
-    artifacts.write_json(state / MARK, {path.as_posix(): _hash(path) for path in files})
+    artifacts.write_json(state / MARK, {path.as_posix(): dvc_lock.hash_file(path) for path in files})
     checkpoints.keep_newest(state)
 
 
@@ -80,8 +79,3 @@ def _read_mark(state: Path) -> dict[str, str]:
     except ArtifactError:
         return {MARK: ""}
     return files
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

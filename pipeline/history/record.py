@@ -12,7 +12,6 @@ A disk that is full ends nothing: lines and files wait in memory until there is 
 or not at all. A line that is none, such as one that a power cut tore, is passed over with a warning.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -35,6 +34,7 @@ import psutil
 import torch
 
 from pipeline import artifacts
+from pipeline.history import dvc_lock
 from pipeline.history.costs import measure_memory
 from pipeline.params import NONE, Params
 from pipeline.runtime import environment
@@ -286,8 +286,13 @@ def describe_settings(key: str, settings: Params) -> dict[str, dict[str, Any]]:
 
 
 def describe_environment() -> dict[str, str]:
-    """Return the machine and versions on which equal bits depend: lock file, instruction set, threads, libraries."""
+    """Return the machine and versions on which equal bits depend: lock file, instruction set, threads, libraries.
+
+    The lock file is the one of this folder, or else of the repository: benchmarks are projects in its subfolders.
+    """
     lock = Path("requirements.lock")
+    if not lock.exists():
+        lock = Path(_git("rev-parse", "--show-toplevel"), lock)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -343,7 +348,7 @@ def describe_lineage() -> dict[str, str]:
         "dvc.stage": environment.read_text("DVC_STAGE"),
         "dvc.exp_name": environment.read_text("DVC_EXP_NAME"),
         "dvc.baseline": environment.read_text("DVC_EXP_BASELINE_REV"),
-        "dvc.lock_md5": hashlib.md5(lock.read_bytes(), usedforsecurity=False).hexdigest() if lock.exists() else "",
+        "dvc.lock_md5": dvc_lock.hash_file(lock) if lock.exists() else "",
         "mlflow.source.name": " ".join(["python -m", *_module()]),
     }
     return {key: value for key, value in tags.items() if value}

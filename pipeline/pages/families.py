@@ -139,7 +139,7 @@ def measure_speed(folder: Path) -> float:
 
 
 def format_table(table: Table, found: Mapping[str, Any]) -> str:
-    """Return the table in Markdown, with its title."""
+    """Return the table in Markdown, with its title and with the machines that costs and speeds are of."""
     headings = ["family", "seeds", *table.columns.values(), "CPU", "samples a second"]
     lines = [f"\n{table.title}:\n", f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
     for family, about in found.items():
@@ -148,6 +148,11 @@ def format_table(table: Table, found: Mapping[str, Any]) -> str:
         speed = ("cpu_seconds", "{:,.0f} s"), ("samples_per_second", "{:,.3g}")
         cells += [form.format(about[name]) if name in about else "" for name, form in speed]
         lines.append(f"| {' | '.join(cells)} |")
+    machines: dict[str, list[str]] = {}
+    for family, about in found.items():
+        if "processor" in about:
+            machines.setdefault(f"{about['processor']} (threads: {about['threads']})", []).append(family)
+    lines += [f"\nCost and speed on {machine}: {', '.join(families)}." for machine, families in machines.items()]
     return "\n".join(lines) + "\n"
 
 

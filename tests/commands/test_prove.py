@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import artifacts, params
+from pipeline import artifacts, code, params
 from pipeline.commands import prove
 from pipeline.evidence.protocol import describe_values
 from pipeline.evidence.values import load_values
+from pipeline.history import dvc_lock
 from tests.conftest import ROOT, squeeze
 from tests.test_dvc import copy_project, run, set_params
 
@@ -35,6 +36,25 @@ def test_one_run_of_each_kind_is_chosen() -> None:
     assert prove.choose_runs(more, ["deep1", "seed1"]) == ["deep1", "seed1", "tuned1"]
     with pytest.raises(prove.ArtifactError, match=r"dvc\.lock: expected a run of params\.yaml, it has none"):
         prove.choose_runs(settings, ["gone"])
+
+
+@pytest.mark.usefixtures("workdir")
+def test_only_what_stands_on_other_code_takes_part() -> None:
+    settings = params.load()
+    code.write_all(settings)
+    names = ["fetch@images", "networks@classifier", "train@gan", "audit@vae"]
+    files = {name: code.FOLDER / f"{name.replace('@', '/')}.json" for name in names}
+    stages = {
+        name: {"cmd": "x", "deps": [{"path": file.as_posix(), "md5": dvc_lock.hash_file(file), "size": 1}]}
+        for name, file in files.items()
+    }
+    artifacts.write_json(Path("dvc.lock"), {"stages": stages})
+    assert prove.find_changed(settings) == []
+    for name in ("fetch@images", "audit@vae"):
+        stages[name]["deps"][0]["md5"] = "of another code"
+    gone = {"cmd": "x", "deps": [{"path": (code.FOLDER / "train/gone.json").as_posix(), "md5": "1", "size": 1}]}
+    artifacts.write_json(Path("dvc.lock"), {"stages": stages | {"train@gone": gone}})
+    assert set(prove.find_changed(settings)) == {("prepare", "images"), ("audit", "vae")}
 
 
 def test_params_are_shrunk_to_few_steps_and_samples(workdir: Path) -> None:
@@ -127,11 +147,13 @@ def test_a_change_of_no_bit_is_proved_and_entered_and_another_is_not(tmp_path: P
     assert {"check"} <= set(status)
     output = run(folder, "python", "-m", "pipeline", "prove", "HEAD~2", "--steps", "3")
     assert "results of 1 runs are equal" in output
+    assert "reports/runs/transformer/audit/verdicts.json" in output
     run(folder, "dvc", "repro")  # the report, whose protocols have other hashes
     assert "up to date" in run(folder, "dvc", "status")
     content = json.loads((folder / "reports" / "runs" / "transformer" / "protocol.json").read_text())
     assert content["values"] == describe_values(load_values("text"), content["values"], content["protocol"])
     run(folder, "git", "commit", "-qam", "proved")
+    assert "nothing to prove" in run(folder, "python", "-m", "pipeline", "prove", "HEAD~1")
     lock = (folder / "dvc.lock").read_bytes()
     change("        x = x + residual", "        x = x + 1.001 * residual")
     assert "**differs**" in run(folder, "python", "-m", "pipeline", "prove", "HEAD~1", "--steps", "3", status=1)

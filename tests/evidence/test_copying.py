@@ -20,6 +20,18 @@ from pipeline.evidence.copying import (
 )
 
 
+def find(generated: Tensor, test: Tensor, train: Tensor) -> Copies:
+    return find_copies(nearness(generated, train), nearness(test, train), len(train))
+
+
+def measure_share(values: Tensor, train: Tensor) -> float:
+    return authenticity(nearness(values, train), train)
+
+
+def measure_ratio(generated: Tensor, test: Tensor, train: Tensor) -> float | None:
+    return distance_ratio(nearness(generated, train), nearness(test, train))
+
+
 def draw_moons(count: int, seed: int) -> Tensor:
     return torch.from_numpy(make_moons(n_samples=count, noise=0.2, random_state=seed)[0])
 
@@ -69,30 +81,30 @@ def test_the_z_score_is_that_of_a_count_of_pairs() -> None:
 
 def test_distances_over_several_parts_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     known, values = draw_moons(50, 0), draw_moons(70, 1)
-    whole, share = distances_to(known, values), authenticity(values, known)
+    whole, share = distances_to(known, values), measure_share(values, known)
     monkeypatch.setattr("pipeline.evidence.copying.ROWS", 13)
     torch.testing.assert_close(distances_to(known, values), whole)
-    assert authenticity(values, known) == share
+    assert measure_share(values, known) == share
 
 
 def test_authenticity_of_fresh_data_of_copies_and_of_both() -> None:
     generator = torch.Generator().manual_seed(0)
     train, fresh = torch.randn(2, 2000, 32, generator=generator)
-    whole = authenticity(fresh, train)
+    whole = measure_share(fresh, train)
     assert whole == pytest.approx(0.779, abs=0.03)  # measured with marcojira/fld's code
-    assert authenticity(train, train) == 0
-    assert authenticity(torch.cat([train[:1000], fresh[:1000]]), train) == pytest.approx(whole / 2, abs=0.02)
+    assert measure_share(train, train) == 0
+    assert measure_share(torch.cat([train[:1000], fresh[:1000]]), train) == pytest.approx(whole / 2, abs=0.02)
 
 
 def test_the_distance_ratio_is_that_of_a_brute_force_search_and_tells_copies_from_fresh_data() -> None:
     train, fresh, test = torch.randn(3, 500, 8, generator=torch.Generator().manual_seed(0))
     far = torch.stack([(train - row).norm(dim=1).min() for row in 2 * fresh]).median()
     near = torch.stack([(train - row).norm(dim=1).min() for row in test]).median()
-    assert distance_ratio(2 * fresh, test, train) == pytest.approx(float(far / near), rel=1e-5)
-    assert distance_ratio(fresh, test, train) == pytest.approx(1, abs=0.1)
-    assert distance_ratio(train + 0.01, test, train) == pytest.approx(0.01 * 8**0.5 / float(near), rel=0.01)
-    assert distance_ratio(train, test, train) == 0
-    assert distance_ratio(fresh, train, train) is None
+    assert measure_ratio(2 * fresh, test, train) == pytest.approx(float(far / near), rel=1e-5)
+    assert measure_ratio(fresh, test, train) == pytest.approx(1, abs=0.1)
+    assert measure_ratio(train + 0.01, test, train) == pytest.approx(0.01 * 8**0.5 / float(near), rel=0.01)
+    assert measure_ratio(train, test, train) == 0
+    assert measure_ratio(fresh, train, train) is None
 
 
 def test_too_few_samples_for_the_cells_are_refused() -> None:
@@ -118,7 +130,7 @@ TRAIN, TEST, FRESH = draw_faces(2000, 0), draw_faces(1000, 1), draw_faces(500, 2
 def test_planted_copies_are_proved_though_most_samples_are_fresh(share: float, noise: float) -> None:
     copies = TRAIN[: round(500 * share)]
     blurred = copies + noise * torch.randn(copies.shape, generator=torch.Generator().manual_seed(3))
-    found = find_copies(torch.cat([blurred, FRESH[len(copies) :]]), TEST, TRAIN)
+    found = find(torch.cat([blurred, FRESH[len(copies) :]]), TEST, TRAIN)
     assert found.are_proved(0.001)
     assert found.found >= len(copies)
 
@@ -133,23 +145,23 @@ def test_planted_copies_are_proved_though_most_samples_are_fresh(share: float, n
     ],
 )
 def test_fresh_poor_untrained_and_collapsed_samples_are_no_copies(samples: Tensor) -> None:
-    assert not find_copies(samples, TEST, TRAIN).are_proved(0.01)
+    assert not find(samples, TEST, TRAIN).are_proved(0.01)
 
 
 def test_a_collapse_deceives_the_statistics_that_only_measure_distance() -> None:
-    real = authenticity(TEST, TRAIN)
-    unlucky = next(image for image in FRESH if authenticity(image[None], TRAIN) == 0).expand(500, -1)  # never seen
-    assert authenticity(unlucky, TRAIN) == 0 < real
-    assert not find_copies(unlucky, TEST, TRAIN).are_proved(0.01)
+    real = measure_share(TEST, TRAIN)
+    unlucky = next(image for image in FRESH if measure_share(image[None], TRAIN) == 0).expand(500, -1)  # never seen
+    assert measure_share(unlucky, TRAIN) == 0 < real
+    assert not find(unlucky, TEST, TRAIN).are_proved(0.01)
     beside = (0.9 * TRAIN[:1] + 0.1 * FRESH[:1]).expand(500, -1)
     with pytest.raises(ArtifactError, match="1 distinct samples, and some near to a training image: too few, 20 are"):
-        find_copies(beside, TEST, TRAIN)
-    assert find_copies(TRAIN[:1].expand(500, -1), TEST, TRAIN).are_proved(0.01)  # one that was is a copy
+        find(beside, TEST, TRAIN)
+    assert find(TRAIN[:1].expand(500, -1), TEST, TRAIN).are_proved(0.01)  # one that was is a copy
 
 
 def test_without_copies_the_p_value_is_as_often_below_a_level_as_it_says() -> None:
     pairs = [draw_faces(400, seed).split(200) for seed in range(10, 110)]
-    values = [find_copies(samples, test, TRAIN[:500]).p for samples, test in pairs]
+    values = [find(samples, test, TRAIN[:500]).p for samples, test in pairs]
     assert sum(p < 0.05 for p in values) / len(values) < 0.1
     assert min(values) > 1e-3
 
@@ -163,7 +175,7 @@ def test_the_p_value_counts_the_orders_of_samples_and_test_images(monkeypatch: p
     values = values + torch.tensor([1000.0 * index for index in range(7)])[:, None]
     order = nearness(values, train).values.argsort()
     samples = values[order[[0, 1, 4]]]
-    found = find_copies(samples, values[order[[2, 3, 5, 6]]], train)
+    found = find(samples, values[order[[2, 3, 5, 6]]], train)
     orders = list(combinations(range(7), 3))  # places of the samples
     expected = sum({0, 1} <= {*places} for places in orders) / len(orders)
     assert (found.found, found.count) == (2, 3)
@@ -172,15 +184,15 @@ def test_the_p_value_counts_the_orders_of_samples_and_test_images(monkeypatch: p
 
 def test_too_few_of_any_kind_are_named() -> None:
     with pytest.raises(ArtifactError, match="distinct test images: too few, 20 are needed"):
-        find_copies(FRESH, TEST[:10], TRAIN)
+        find(FRESH, TEST[:10], TRAIN)
     with pytest.raises(ArtifactError, match="15 training images"):
-        find_copies(FRESH, TEST, TRAIN[:15])
+        find(FRESH, TEST, TRAIN[:15])
     with pytest.raises(ArtifactError, match="19 samples: too few"):
-        find_copies(FRESH[:19], TEST, TRAIN)
+        find(FRESH[:19], TEST, TRAIN)
 
 
 def test_test_images_that_are_training_images_hide_no_copies() -> None:
     leaked = torch.cat([TRAIN[:50], TEST[50:]])
-    assert find_copies(TRAIN[1000:1500], leaked, TRAIN).are_proved(0.001)
-    assert find_copies(leaked[:500], leaked, TRAIN).equal == pytest.approx(0.1)
+    assert find(TRAIN[1000:1500], leaked, TRAIN).are_proved(0.001)
+    assert find(leaked[:500], leaked, TRAIN).equal == pytest.approx(0.1)
     assert not Copies(0, 500, 5.0, 1.0, equal=0.02, equal_real=0.01).are_proved(0.01)  # as many as among test images

@@ -17,11 +17,13 @@ import torch
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from pipeline import artifacts
 from pipeline.history import mlflow_run
 from pipeline.history.mlflow_store import connect
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record, describe_environment, describe_lineage, describe_process
 from pipeline.history.results import Results
+from tests.conftest import ROOT
 
 ABOUT: dict[str, Any] = {
     "name": "gan",
@@ -179,6 +181,12 @@ def test_the_environment_names_what_equal_bits_depend_on() -> None:
     assert environment["threads"] == str(torch.get_num_threads())
     assert environment["torch"] == torch.__version__.partition("+")[0]
     assert {"instruction_set", "lock_sha256", "processor", "python"} <= environment.keys()
+
+
+@pytest.mark.parametrize("folder", [".", "benchmarks/families"])
+def test_the_environment_has_the_lock_of_the_repository(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT / folder)
+    assert describe_environment()["lock_sha256"] == artifacts.digest(ROOT / "requirements.lock")
 
 
 def test_lineage_names_commit_and_stage(monkeypatch: pytest.MonkeyPatch) -> None:

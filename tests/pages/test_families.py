@@ -40,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def read_table() -> list[list[str]]:
     lines = Path("results.md").read_text(encoding="utf-8").partition("Two families:")[2].strip().splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
 
 
 def read_found() -> dict[str, Any]:
@@ -70,6 +70,19 @@ def test_cost_and_speed_outlive_the_trainings_and_go_with_the_values(folder: Pat
     assert main(["results"]) == 0
     assert "cpu_seconds" not in read_found()["small"]
     assert read_found()["large"] == before["large"]
+
+
+def test_the_table_says_on_which_machine_each_cost_was_measured(folder: Path) -> None:
+    assert main(["results"]) == 0
+    found = read_found()
+    here = f"{found['large']['processor']} (threads: {found['large']['threads']})"
+    assert f"Cost and speed on {here}: small, large." in Path("results.md").read_text(encoding="utf-8")
+    found["small"] |= {"processor": "abacus", "threads": 7}
+    artifacts.write_json(Path("families.json"), {"all": found})
+    (folder / artifacts.RUNS).rename(folder / "elsewhere")
+    assert main(["results"]) == 0
+    lines = Path("results.md").read_text(encoding="utf-8").splitlines()
+    assert {"Cost and speed on abacus (threads: 7): small.", f"Cost and speed on {here}: large."} <= {*lines}
 
 
 @pytest.mark.usefixtures("folder")
