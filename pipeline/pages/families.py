@@ -145,8 +145,8 @@ def format_table(table: Table, found: Mapping[str, Any]) -> str:
     for family, about in found.items():
         cells = [family, str(len(about["runs"]))]
         cells += [_format_value(about["values"].get(metric)) for metric in table.columns]
-        speed = ("cpu_seconds", "{:,.0f} s"), ("samples_per_second", "{:,.3g}")
-        cells += [form.format(about[name]) if name in about else "" for name, form in speed]
+        cells += [f"{about['cpu_seconds']:,.0f} s" if "cpu_seconds" in about else ""]
+        cells += [f"{float(f'{about[name]:.3g}'):,g}" if (name := "samples_per_second") in about else ""]
         lines.append(f"| {' | '.join(cells)} |")
     machines: dict[str, list[str]] = {}
     for family, about in found.items():
