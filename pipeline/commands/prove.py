@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> int:
 def find_changed(settings: Params) -> list[tuple[str, str]]:
     """Write data/code; return the instances of dvc.lock, stage and key, that stood on other code.
 
-    The report has no instance: `dvc repro` makes it anew.
+    The report is left out, since `dvc repro` makes it again.
     """
     code.write_all(settings)
     changed = []
@@ -200,8 +200,7 @@ def format_table(before: dict[str, str], after: dict[str, str]) -> str:
 
 
 def enter_code(settings: Params) -> int:
-    """Write the hashes of the present code to dvc.lock and to the protocols; return how many instances changed."""
-    code.write_all(settings)
+    """Write the hashes of data/code to dvc.lock and to the protocols; return how many instances changed."""
     yaml = YAML()
     lock = yaml.load(dvc_lock.PATH)
     changed = 0

@@ -142,16 +142,17 @@ def format_table(table: Table, found: Mapping[str, Any]) -> str:
     """Return the table in Markdown, with its title and with the machines that costs and speeds are of."""
     headings = ["family", "seeds", *table.columns.values(), "CPU", "samples a second"]
     lines = [f"\n{table.title}:\n", f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
+    machines: dict[str, list[str]] = {}
     for family, about in found.items():
         cells = [family, str(len(about["runs"]))]
         cells += [_format_value(about["values"].get(metric)) for metric in table.columns]
-        cells += [f"{about['cpu_seconds']:,.0f} s" if "cpu_seconds" in about else ""]
-        cells += [f"{float(f'{about[name]:.3g}'):,g}" if (name := "samples_per_second") in about else ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    machines: dict[str, list[str]] = {}
-    for family, about in found.items():
         if "processor" in about:
+            speed = float(f"{about['samples_per_second']:.3g}")
+            cells += [f"{about['cpu_seconds']:,.0f} s", f"{speed:,g}"]
             machines.setdefault(f"{about['processor']} (threads: {about['threads']})", []).append(family)
+        else:
+            cells += ["", ""]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += [f"\nCost and speed on {machine}: {', '.join(families)}." for machine, families in machines.items()]
     return "\n".join(lines) + "\n"
 
