@@ -31,7 +31,7 @@ repro: .venv/installed  ## install the locked environment, then run every stage 
 	pipeline claims
 	@echo
 	@python -c 'import pathlib; print("The report:          ", pathlib.Path("reports/index.html").resolve().as_uri())'
-	@echo "Curves and pictures:  make ui, then http://127.0.0.1:$(PORT)"
+	@echo "Curves and pictures:  make ui, then open the address that it prints"
 	@echo "Your own files:       source $(BIN)/activate, then pipeline own FOLDER"
 
 test: .venv/installed  ## run the default tests, without a network

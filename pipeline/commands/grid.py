@@ -5,7 +5,7 @@
     pipeline grid gan loss=relativistic,hinge seed=0,1,2 --remove
 
 A key is one of a run (seed, data, start, metric, network) or of its model's section; a list is a value in brackets,
-`augment=[],[translation]`. A run is named after the first one and its values, such as gan_hinge_2 or vae_latent-8_0.
+`'augment=[],[translation]'`. A run is named after the first one and its values, such as gan_hinge_2 or vae_latent-8_0.
 Only lines are added: comments and layout stay. A combination that a run already has is named, but not added, so that
 repeating a command adds nothing. Nothing is written if a key or a value is not valid.
 
