@@ -64,6 +64,11 @@ class Evaluation:
     inputs: dict[str, dict[str, str]]
 
     @property
+    def revision(self) -> str:
+        """The revision whose numbers these are; empty: the working folder."""
+        return self.name.rpartition(":")[0]
+
+    @property
     def seed(self) -> int:
         """The seed of the training."""
         return int(self.content["run"]["seed"])
@@ -96,7 +101,7 @@ def main(arguments: list[str]) -> int:
     names = {word: expand_name(word) for word in options.runs}
     evaluations = [read_evaluation(name, locks) for word in options.runs for name in names[word]]
     others, notes = ([], []) if options.only else find_seeds(evaluations, locks)
-    groups = group_seeds([*evaluations, *others])
+    groups = group_seeds(evaluations, others)
     if not options.only:
         groups = {name: add_trainings(members) for name, members in groups.items()}
     print(format_table(name_groups(groups, names), options.metric, options.allow), end="")
@@ -140,8 +145,8 @@ def find_seeds(
     """Return the other seeds of the experiments, by seed, and a sentence on those of other code or data."""
     found: list[Evaluation] = []
     unlike: list[str] = []
-    for revision in dict.fromkeys(evaluation.name.rpartition(":")[0] for evaluation in evaluations):
-        mine = [each for each in evaluations if each.name.rpartition(":")[0] == revision]
+    for revision in dict.fromkeys(evaluation.revision for evaluation in evaluations):
+        mine = [each for each in evaluations if each.revision == revision]
         settings = [each.settings for each in mine]
         counted = {(each.experiment, each.seed) for each in mine}
         for run in list_runs(revision):
@@ -252,11 +257,13 @@ def _call_git_show(revision: str, path: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(shown, capture_output=True, text=True, check=False)
 
 
-def group_seeds(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
+def group_seeds(evaluations: Sequence[Evaluation], others: Sequence[Evaluation] = ()) -> dict[str, list[Evaluation]]:
     """Group runs that differ in nothing but the seed; a group is named after its first run.
 
     The revision is no part of what may not differ: DVC keeps each seed of an experiment as a commit of its own. If a
     seed comes again with other numbers or another protocol, such as those of another machine, it begins a new group.
+    The `others` are seeds that nobody named: each joins the groups of its experiment that have a named run of its
+    revision, and not yet its seed.
 
     Raises:
         ArtifactError: if a seed comes again with the same evaluation.
@@ -270,6 +277,11 @@ def group_seeds(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]
                 msg = f"the same training counts twice: {other.name} (seed {seed}), {evaluation.name} (seed {seed})"
                 raise ArtifactError(msg)
         groups.setdefault((experiment, len(earlier)), {})[seed] = evaluation
+    for other in others:
+        for (experiment, _), members in groups.items():
+            revisions = {member.revision for member in members.values() if member in evaluations}
+            if experiment == other.experiment and other.revision in revisions:
+                members.setdefault(other.seed, other)
     return {next(iter(members.values())).name: list(members.values()) for members in groups.values()}
 
 

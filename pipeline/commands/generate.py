@@ -132,7 +132,10 @@ def _read_seed(text: str) -> int:
 
 
 def _read_temperature(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not (0 <= value < math.inf):
         msg = f"expected 0 or a positive number, got {text!r}"
         raise argparse.ArgumentTypeError(msg)

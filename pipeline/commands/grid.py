@@ -83,7 +83,7 @@ def read_axes(base: str, words: Sequence[str], settings: Params) -> list[Axis]:
     problems: list[str] = []
     for word in words:
         key, equals, values = word.partition("=")
-        if not equals or not values or key in axes:
+        if not equals or not all(split_values(values)) or key in axes:
             problems.append(f"{word}: expected a key once, = and its values, such as seed=0,1,2")
         elif key not in KEYS and key not in config.model_fields:
             problems.append(f"{key}: no key of a run or of models.{model}{suggest(key, [*KEYS, *config.model_fields])}")
@@ -100,7 +100,14 @@ def read_axes(base: str, words: Sequence[str], settings: Params) -> list[Axis]:
 
 def split_values(text: str) -> list[str]:
     """Split at the commas that are not in brackets."""
-    return re.findall(r"(?:\[[^\]]*\]|[^,\[\]])+", text)
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def read_value(text: str) -> Any:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
@@ -120,8 +121,15 @@ def read_keys(words: list[str]) -> dict[str, Any]:
     if wrong := [word for word in words if "=" not in word]:
         msg = f"expected KEY=VALUE, such as size=64, got {wrong[0]!r}"
         raise ArtifactError(msg)
-    pairs = (word.partition("=") for word in words)
-    return {key: YAML(typ="safe", pure=True).load(value) for key, _, value in pairs}
+    found = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        try:
+            found[key] = YAML(typ="safe", pure=True).load(value)
+        except YAMLError:
+            msg = f"{word}: expected a value as in YAML, got {value!r}"
+            raise ArtifactError(msg) from None
+    return found
 
 
 def write(sections: Mapping[str, Mapping[str, Any]], path: Path = params.PATH) -> None:

@@ -226,9 +226,11 @@ def read_number(name: str, metric: str) -> str:
     if not path.exists():
         return ""
     numbers = artifacts.read_json(path)
-    for template in list_measurements(metric):
+    templates: Any = dict.fromkeys(list_measurements(metric))
+    for template in templates:
         for key in sorted(numbers):
-            if match_name({template: None}, key):  # type: ignore[dict-item]
+            match = match_name(templates, key)  # the most literal one: fid_infinity_{network} is no fid_{network}
+            if match and match.template == template:
                 return f"{key} {numbers[key]:.4g}"
     return f"{len(numbers)} numbers"
 

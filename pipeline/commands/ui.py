@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     client, experiment = connect()
     store = str(client.tracking_uri)
     is_elsewhere = store.startswith(("http://", "https://"))
-    root = store.rstrip("/") if is_elsewhere else f"http://{HOST}:{options.port}"
+    root = hide(store.rstrip("/")) if is_elsewhere else f"http://{HOST}:{options.port}"
     address = f"{root}/{make_page_address(experiment)}"
     if is_elsewhere:
         print(address)
@@ -46,6 +46,12 @@ def main(arguments: list[str]) -> int:
     if has_display():
         threading.Thread(target=open_when_ready, args=(root, address), daemon=True).start()
     return serve(store, options.port)
+
+
+def hide(address: str) -> str:
+    """Return an address without a login: a browser asks for it, and keeps it out of its history."""
+    scheme, _, rest = address.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 def require_free(port: int) -> None:

@@ -494,3 +494,21 @@ def test_the_seeds_of_a_revision_come_along_too(capsys: pytest.CaptureFixture[st
         write(f"gan_{seed}" if seed else "gan", seed=seed, fid=(6.0 + 0.1 * seed,))
     assert "| metric | gan (3 seeds) | HEAD:gan (3 seeds) |" in compare(capsys, "gan", "HEAD:gan")[1]
     assert "| metric | HEAD:gan_hinge (3 seeds) |" in compare(capsys, "HEAD:gan_hinge")[1]
+    assert "| metric | gan (3 seeds) |" in compare(capsys, "gan", "HEAD:gan_2")[1]
+    for seed in (1, 2):
+        shutil.rmtree(artifacts.REPORTS / "runs" / f"gan_{seed}")  # only the revision has these seeds
+    assert "| metric | gan (1 seed) | HEAD:gan (3 seeds) |" in compare(capsys, "gan", "HEAD:gan")[1]
+    write("gan_1", seed=1, fid=(5.1,))  # unchanged: it belongs to both
+    assert "| metric | gan (2 seeds) | HEAD:gan (3 seeds) |" in compare(capsys, "gan", "HEAD:gan")[1]
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_unchanged_seed_of_two_revisions_counts_once(capsys: pytest.CaptureFixture[str]) -> None:
+    git("init", "-q")
+    write("gan")
+    write("gan_2", seed=2, fid=(5.3,))
+    commit()
+    write("gan", seed=1, fid=(5.1,))  # each revision has another seed under this name
+    status, out, _ = compare(capsys, "gan", "HEAD:gan")
+    assert status == 0
+    assert "| metric | gan (3 seeds) |" in out

@@ -145,7 +145,8 @@ def test_the_commands_of_the_page_are_understood() -> None:
 @pytest.mark.parametrize(
     "option",
     [
-        *("--count=0", "--count=-1", "--count=x", "--temperature=nan", "--temperature=-1", "--seed=-1"),
+        *("--count=0", "--count=-1", "--count=x", "--seed=-1"),
+        *("--temperature=nan", "--temperature=warm", "--temperature=-1"),
         *("--interpolate=0", "--read=file", "--complete=a --interpolate", "--complete=a --prompt=b"),
     ],
 )

@@ -121,6 +121,8 @@ def test_keys_of_a_section_are_checked_before_dvc_runs(project: Path) -> None:
     write_pictures(project / "some", 4)
     with pytest.raises(params.ParamsError, match=r"data\.some\.sise: unknown key, did you mean 'size'\?"):
         own.main([str(project / "some"), "sise=64", "--look"])
+    with pytest.raises(ArtifactError, match=r"size=\[: expected a value as in YAML, got '\['"):
+        own.read_keys(["size=["])
     with pytest.raises(ArtifactError, match="expected KEY=VALUE, such as size=64, got '64'"):
         own.main([str(project / "some"), "64", "--look"])
 
