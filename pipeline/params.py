@@ -232,6 +232,25 @@ SECTIONS = tuple(Params.model_fields)
 SECTIONS_SAID, FOLDER = f"a mapping with the sections {', '.join(SECTIONS)}", "the project's folder"
 
 
+def list_keys(section: str) -> list[str]:
+    """Return the keys of a section of params.yaml; none if it cannot be read."""
+    try:
+        return list(read_mapping(PATH, "", "")[section])
+    except (ParamsError, KeyError, TypeError):
+        return []
+
+
+def require_project() -> None:
+    """Refuse a folder that is no project's, before a command finds nothing in it.
+
+    Raises:
+        ParamsError: if it has no params.yaml.
+    """
+    if not PATH.exists():
+        msg = f"{PATH.resolve()}: not found; run from {FOLDER}"
+        raise ParamsError(msg)
+
+
 def read_mapping(path: Path, expected: str, folder: str) -> dict[str, Any]:
     """Read a YAML file that is a mapping.
 

@@ -7,7 +7,7 @@
 Runs that differ only in the seed are seeds of one experiment and are averaged. They have the same model, config and
 weights, and dvc.lock has the same code and prepared data for their training and sampling. The other seeds of a run
 are included, except with --only, and so are the trainings of `pipeline spread`. A name that no run has stands for all
-runs whose names begin with it. Revisions may differ in everything else. A run of two revisions, such as of two
+runs whose names begin with it and `_`. Revisions may differ in everything else. A run of two revisions, such as of two
 machines, is two columns.
 
 The table is Markdown and has the measurements that all runs have by the same protocol. Below it are the values whose
@@ -25,11 +25,19 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts
+from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import RESULTS, align_table, make_parser
+from pipeline.commands.grid import suggest
 from pipeline.evidence import trainings
-from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, format_refusals
+from pipeline.evidence.protocol import (
+    ProtocolError,
+    check_content,
+    covers,
+    find_refusals,
+    flatten,
+    format_refusals,
+)
 from pipeline.evidence.uncertainty import (
     LEAST,
     MOST_SEEDS,
@@ -99,7 +107,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     locks = {revision: read_lock(revision) for revision in {name.rpartition(":")[0] for name in options.runs}}
     names = {word: expand_name(word) for word in options.runs}
-    evaluations = [read_evaluation(name, locks) for word in options.runs for name in names[word]]
+    once = dict.fromkeys(name for found in names.values() for name in found)
+    evaluations = [read_evaluation(name, locks) for name in once]
+    require_fields(options.allow, evaluations)
     others, notes = ([], []) if options.only else find_seeds(evaluations, locks)
     groups = group_seeds(evaluations, others)
     if not options.only:
@@ -116,7 +126,29 @@ def expand_name(word: str) -> list[str]:
     if name in known:
         return [word]
     found = [run for run in known if fnmatch.fnmatchcase(run, name) or fnmatch.fnmatchcase(run, f"{name}_*")]
-    return [f"{revision}{colon}{run}" for run in found] or [word]  # reading it says what is missing
+    if found or name in known or revision:
+        return [f"{revision}{colon}{run}" for run in found] or [word]  # reading it says what is missing
+    if not known:
+        params.require_project()
+    planned = params.list_keys("runs")
+    if name in planned:
+        return [word]
+    msg = f"no run {name!r}, and none begins with {name}_{suggest(name, [*dict.fromkeys([*planned, *known])])}"
+    raise ArtifactError(msg)
+
+
+def require_fields(allowed: Sequence[str], evaluations: Sequence[Evaluation]) -> None:
+    """Refuse a field of --allow that no protocol has.
+
+    Raises:
+        ArtifactError: with the fields that there are.
+    """
+    leaves = {leaf for each in evaluations for leaf, _ in flatten(each.content["protocol"])}
+    for field in allowed:
+        if not any(covers([field], leaf) for leaf in leaves):
+            known = sorted({leaf.partition(".")[0] for leaf in leaves})
+            msg = f"--allow: no protocol has the field {field!r}; there are {', '.join(known)}"
+            raise ArtifactError(msg)
 
 
 def list_runs(revision: str) -> list[str]:

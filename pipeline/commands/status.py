@@ -299,4 +299,6 @@ def estimate(changes: Changes) -> str:
     past = timedelta(seconds=round(sum(known[name]["seconds"] for name in waiting if name in known)))
     unknown = len(set(waiting) - known.keys())
     said = f", {unknown} of them never ran here" if unknown else ""
+    if unknown == len(waiting):
+        return f" brings {len(waiting)} stages up to date, which never ran here"
     return f" brings {len(waiting)} stages up to date; the last time they took {past}{said}"

@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 import webbrowser
 
+from pipeline import params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
 from pipeline.history.mlflow_notes import make_page_address
@@ -33,6 +34,8 @@ def main(arguments: list[str]) -> int:
     parser = make_parser("ui", __doc__)
     parser.add_argument("--port", type=int, default=5000, help="default: 5000")
     options = parser.parse_args(arguments)
+    if not settings.read_tracking_uri():
+        params.require_project()  # elsewhere, MLflow would begin an empty store
     client, experiment = connect()
     store = str(client.tracking_uri)
     is_elsewhere = store.startswith(("http://", "https://"))

@@ -202,7 +202,7 @@ def test_one_training_never_counts_as_two_seeds(capsys: pytest.CaptureFixture[st
 @pytest.mark.usefixtures("folder")
 def test_absent_runs_and_metrics_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     write("a")
-    assert "reports/runs/none/metrics.json: not found" in compare(capsys, "a", "none")[2]
+    assert "no run 'none', and none begins with none_; there are a" in compare(capsys, "a", "none")[2]
     assert "no metric kid_x; there are" in compare(capsys, "a", "--metric", "kid_x")[2]
 
 
@@ -512,3 +512,16 @@ def test_an_unchanged_seed_of_two_revisions_counts_once(capsys: pytest.CaptureFi
     status, out, _ = compare(capsys, "gan", "HEAD:gan")
     assert status == 0
     assert "| metric | gan (3 seeds) |" in out
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_name_twice_counts_once_and_an_unknown_field_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_grid()
+    once = compare(capsys, "gan*")[1]
+    assert compare(capsys, "gan*", "gan", "gan*")[1] == once
+    error = compare(capsys, "gan", "--allow", "network.nam")[2]
+    assert "--allow: no protocol has the field 'network.nam'; there are code, counts, metric, network, " in error
+    assert compare(capsys, "gan", "vae", "--allow", "network")[0] == 0
+    assert "no run 'ga', and none begins with ga_, did you mean 'gan'?" in compare(capsys, "ga", "vae")[2]
