@@ -257,8 +257,8 @@ def test_what_reads_exhibits_stands_on_the_code_that_draws_them() -> None:
     models = dict.fromkeys(runs, SETTINGS.models["transformer"])
     settings = SETTINGS.model_copy(update={"runs": runs, "models": models})
     code.write_all(settings)
-    plain, verse = (artifacts.read_json(code.FOLDER / "evaluate" / f"{name}.json") for name in settings.runs)
-    sample = artifacts.read_json(code.FOLDER / "sample" / "verse.json")
+    plain, verse = (json.loads((code.FOLDER / "evaluate" / f"{name}.json").read_text()) for name in settings.runs)
+    sample = json.loads((code.FOLDER / "sample" / "verse.json").read_text())
     assert (verse["exhibits"], "exhibits" in plain) == ([sample["digest"]], False)
 
 
