@@ -4,7 +4,7 @@ BIN := .venv/bin
 PORT ?= 5000
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test test-slow benchmark benchmark-inception benchmark-transfer benchmark-families benchmark-sound benchmark-cifar10 benchmark-data ui lint lock clean
+.PHONY: help repro test test-slow benchmark benchmark-inception benchmark-transfer benchmark-families benchmark-fashion benchmark-sound benchmark-cifar10 benchmark-data ui lint lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:\t/'
@@ -31,7 +31,7 @@ repro: .venv/installed  ## install the locked environment, then run every stage 
 	pipeline claims
 	@echo
 	@python -c 'import pathlib; print("The report:          ", pathlib.Path("reports/index.html").resolve().as_uri())'
-	@echo "Curves and pictures:  make ui, then http://127.0.0.1:$(PORT)"
+	@echo "Curves and pictures:  make ui, then open the address that it prints"
 	@echo "Your own files:       source $(BIN)/activate, then pipeline own FOLDER"
 
 test: .venv/installed  ## run the default tests, without a network
@@ -51,6 +51,9 @@ benchmark-transfer: .venv/installed  ## measure trainings that start from traine
 
 benchmark-families: .venv/installed  ## measure families of models on MNIST
 	cd benchmarks/families && pipeline repro -j 2 && pipeline results
+
+benchmark-fashion: .venv/installed  ## measure families of models on Fashion-MNIST
+	cd benchmarks/fashion && pipeline repro -j 2 && pipeline results
 
 benchmark-sound: .venv/installed  ## measure models of sound and music
 	cd benchmarks/sound && pipeline repro -j 2 && pipeline results

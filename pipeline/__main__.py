@@ -8,6 +8,7 @@ same with zsh_source, and to ~/.config/fish/config.fish: _PIPELINE_COMPLETE=fish
 """
 
 import ast
+import errno
 import importlib
 import os
 import re
@@ -28,6 +29,7 @@ from pipeline.runtime import output
 from pipeline.runtime.environment import HardwareError
 
 FOLDER = Path(__file__).parent / "commands"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # a disk that takes no more; Python names no file
 STAGES = Path(__file__).parent / "stages"
 BY_STAGE = ("repro", "stage")  # the commands whose arguments are stages, not runs
 
@@ -52,7 +54,7 @@ class Command(click.Command):
         if incomplete.startswith("-"):
             words = re.findall(r"\"(--[a-z-]+)\"", self.path.read_text(encoding="utf-8"))
         else:
-            words = list_stages() if self.path.stem in BY_STAGE else list_keys("runs")
+            words = list_stages() if self.path.stem in BY_STAGE else params.list_keys("runs")
         return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
@@ -79,14 +81,6 @@ def summarize(path: Path) -> str:
     return text[:1].upper() + text[1:]
 
 
-def list_keys(section: str) -> list[str]:
-    """Return the keys of a section of params.yaml; none if it cannot be read."""
-    try:
-        return list(params.read_mapping(params.PATH, "", "")[section])
-    except (ParamsError, KeyError, TypeError):
-        return []
-
-
 def list_stages() -> list[str]:
     """Return the names of the stages of dvc.yaml, with their keys; none if it cannot be read."""
     try:
@@ -94,7 +88,7 @@ def list_stages() -> list[str]:
     except (OSError, YAMLError, KeyError, TypeError):
         return []
     sections = {name: str(stage.get("foreach", "")).strip("${}") for name, stage in stages.items()}
-    keyed = [f"{name}@{key}" for name, section in sections.items() if section for key in list_keys(section)]
+    keyed = [f"{name}@{key}" for name, section in sections.items() if section for key in params.list_keys(section)]
     return [*sections, *keyed]
 
 
@@ -110,14 +104,18 @@ def main(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except click.Abort:
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        return 130  # as shells say it
     except (ParamsError, ArtifactError, ProtocolError, HardwareError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        if not error.filename:
+        if not error.filename and error.errno not in FULL:
             raise
         is_git = isinstance(error, FileNotFoundError) and error.filename == "git"
         problem = "not installed, or not in PATH" if is_git else error.strerror
-        print(f"error: {os.fsdecode(error.filename)}: {problem}", file=sys.stderr)
+        place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        print(f"error: {place}{problem}", file=sys.stderr)
     return 1
 
 

@@ -101,14 +101,17 @@ def write_all(settings: Params) -> list[str]:
 def _find_others(stage: str, key: str, settings: Params) -> dict[str, list[str]]:
     """Return what an instance stands on and dvc.yaml cannot name.
 
-    That is the optional keys `skip`, `freeze`, `resume` and `weights` of a run, and of a feature network the weights
-    that git keeps for a section like its own.
+    That is the optional keys `skip`, `freeze`, `resume` and `weights` of a run; of a feature network the weights that
+    git keeps for a section like its own, trained on the same source; and of a metric of exhibits the code that draws
+    them.
     """
+    if stage == "evaluate":
+        metric = plugins.load("metrics", settings.runs[key].metric)
+        return {"exhibits": [digest("sample", key, settings)]} if getattr(metric, "READS_EXHIBITS", False) else {}
     if stage == "networks":
         section = artifacts.encode(settings.networks[key])
-        paths = [
-            path for path in sorted(JUDGES.glob("*/recipe.json")) if section.items() >= _read_section(path).items()
-        ]
+        kept = sorted(JUDGES.glob(f"{settings.data[section['data']].source}-*/recipe.json"))  # of the same data source
+        paths = [path for path in kept if section.items() >= _read_section(path).items()]
         return {"judges": [artifacts.digest(path.with_name(artifacts.SEAL)) for path in paths]} if paths else {}
     if stage != "train":
         return {}

@@ -7,16 +7,17 @@ first stage, `check`. `fetch` and `prepare` come after it and load only their ow
 hundreds of megabytes of memory. Messages name the key in full, what was expected and what came.
 """
 
+import contextlib
 import copy
 import difflib
 import functools
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -231,6 +232,25 @@ SECTIONS = tuple(Params.model_fields)
 SECTIONS_SAID, FOLDER = f"a mapping with the sections {', '.join(SECTIONS)}", "the project's folder"
 
 
+def list_keys(section: str) -> list[str]:
+    """Return the keys of a section of params.yaml; none if it cannot be read."""
+    try:
+        return list(read_mapping(PATH, "", "")[section])
+    except (ParamsError, KeyError, TypeError):
+        return []
+
+
+def require_project() -> None:
+    """Refuse a folder that is no project's, before a command finds nothing in it.
+
+    Raises:
+        ParamsError: if it has no params.yaml.
+    """
+    if not PATH.exists():
+        msg = f"{PATH.resolve()}: not found; run from {FOLDER}"
+        raise ParamsError(msg)
+
+
 def read_mapping(path: Path, expected: str, folder: str) -> dict[str, Any]:
     """Read a YAML file that is a mapping.
 
@@ -363,8 +383,10 @@ def _check_networks(raw: dict[str, Any], data: dict[str, Any], problems: list[st
         target = values.get("data") if isinstance(values, dict) else None
         if not isinstance(target, str):
             continue
-        known = plugins.names("networks")
-        kinds = plugins.load("networks", values["network"]).LEARNS if values.get("network") in known else ()
+        kinds: Sequence[str] = ()
+        if values.get("network") in plugins.names("networks"):
+            with contextlib.suppress(ValueError):  # a plug-in that lacks a name has its line already
+                kinds = plugins.load("networks", values["network"]).LEARNS
         if target not in raw["data"]:
             problems.append(f"networks.{name}.data: no section data.{target}{_nearest(target, raw['data'])}")
         elif kinds and (kind := getattr(data[target], "KIND", kinds[0])) not in kinds:
@@ -479,9 +501,10 @@ def _describe(config: type[BaseModel], name: str, item: Any) -> str:
     where = ".".join([name, *(str(part) for part in item["loc"])])
     if item["type"] == "extra_forbidden":
         for part in item["loc"][:-1]:
-            inner = config.model_fields[str(part)].annotation
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                config = inner
+            annotation = config.model_fields[str(part)].annotation
+            for inner in (annotation, *get_args(annotation)):  # `Weights | None` is a union
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    config = inner
         return f"{where}: unknown key{_nearest(str(item['loc'][-1]), config.model_fields)}"
     if item["type"] == "missing":
         return f"{where}: missing key"

@@ -1,7 +1,7 @@
 """The oldest versions without known holes through which a file runs code; they are checked at every start.
 
 Python itself is not among them: the holes of tarfile's filters before 3.11.13 need an extraction to the disk, and
-data/archives.py reads the members that it knows by name and extracts nothing.
+formats/archives.py reads the members that it knows by name and extracts nothing.
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -250,6 +250,18 @@ def test_check_writes_each_instance_once_and_says_what_changed(workdir: Path, pa
     assert not path.with_name("gone.json").exists()
 
 
+@pytest.mark.usefixtures("workdir")
+def test_what_reads_exhibits_stands_on_the_code_that_draws_them() -> None:
+    kept = SETTINGS.runs["transformer"]
+    runs = {"plain": kept, "verse": kept.model_copy(update={"metric": "verse"})}
+    models = dict.fromkeys(runs, SETTINGS.models["transformer"])
+    settings = SETTINGS.model_copy(update={"runs": runs, "models": models})
+    code.write_all(settings)
+    plain, verse = (json.loads((code.FOLDER / "evaluate" / f"{name}.json").read_text()) for name in settings.runs)
+    sample = json.loads((code.FOLDER / "sample" / "verse.json").read_text())
+    assert (verse["exhibits"], "exhibits" in plain) == ([sample["digest"]], False)
+
+
 def test_freeze_and_resume_are_in_the_file_that_the_training_depends_on(workdir: Path) -> None:
     run = SETTINGS.runs["gan"].model_copy(update={"start": "vae", "freeze": ["layers.*"], "resume": True})
     settings = SETTINGS.model_copy(

@@ -98,6 +98,8 @@ def test_an_unknown_key_is_refused_in_full_with_the_nearest_valid_one(write: Wri
     }
     expected = [f"{key}: unknown key, did you mean {known!r}?" for key, known in nearest.items()]
     assert problems(write(dict.fromkeys(nearest, 1))) == expected
+    found = problems(write({"runs.gan.weights": {"adress": "outside"}}))
+    assert "runs.gan.weights.adress: unknown key, did you mean 'address'?" in found
 
 
 def test_an_unknown_key_that_resembles_none_lists_the_known_ones(write: Write) -> None:

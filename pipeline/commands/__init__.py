@@ -106,15 +106,19 @@ def require_repository() -> Path:
     return root
 
 
+def find_python() -> dict[str, str]:
+    """Return the environment in which `python` is this interpreter, also where its environment is not activated."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+
+
 def run_in_clone(command: list[str], project: Path) -> None:
     """Run a program in a clone of the project, with this interpreter; what it prints goes to standard error.
 
     Raises:
         ArtifactError: if it fails.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    status = subprocess.run(command, cwd=project, env=environment, stdout=sys.stderr, check=False).returncode
+    kept = {name: value for name, value in find_python().items() if not name.startswith(("DVC_", "MLFLOW_"))}
+    status = subprocess.run(command, cwd=project, env=kept, stdout=sys.stderr, check=False).returncode
     if status:
         msg = f"{' '.join(command[1:])} failed with status {status} in a clone"
         raise ArtifactError(msg)

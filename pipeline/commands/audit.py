@@ -37,6 +37,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.others < 2**MEMORISED - 1:
         parser.error(f"--others: expected {2**MEMORISED - 1:.0f} or more, got {options.others}")
+    if options.cells < 1:
+        parser.error(f"--cells: expected 1 or more, got {options.cells}")
     settings = params.load()
     of_images, of_text = list_runs(settings)
     chosen = options.runs or [*of_images, *of_text]

@@ -7,7 +7,7 @@
 Runs that differ only in the seed are seeds of one experiment and are averaged. They have the same model, config and
 weights, and dvc.lock has the same code and prepared data for their training and sampling. The other seeds of a run
 are included, except with --only, and so are the trainings of `pipeline spread`. A name that no run has stands for all
-runs whose names begin with it. Revisions may differ in everything else. A run of two revisions, such as of two
+runs whose names begin with it and `_`. Revisions may differ in everything else. A run of two revisions, such as of two
 machines, is two columns.
 
 The table is Markdown and has the measurements that all runs have by the same protocol. Below it are the values whose
@@ -25,11 +25,19 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts
+from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import RESULTS, align_table, make_parser
+from pipeline.commands.grid import suggest
 from pipeline.evidence import trainings
-from pipeline.evidence.protocol import ProtocolError, check_content, find_refusals, format_refusals
+from pipeline.evidence.protocol import (
+    ProtocolError,
+    check_content,
+    covers,
+    find_refusals,
+    flatten,
+    format_refusals,
+)
 from pipeline.evidence.uncertainty import (
     LEAST,
     MOST_SEEDS,
@@ -64,6 +72,11 @@ class Evaluation:
     inputs: dict[str, dict[str, str]]
 
     @property
+    def revision(self) -> str:
+        """The revision whose numbers these are; empty: the working folder."""
+        return self.name.rpartition(":")[0]
+
+    @property
     def seed(self) -> int:
         """The seed of the training."""
         return int(self.content["run"]["seed"])
@@ -94,9 +107,11 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     locks = {revision: read_lock(revision) for revision in {name.rpartition(":")[0] for name in options.runs}}
     names = {word: expand_name(word) for word in options.runs}
-    evaluations = [read_evaluation(name, locks) for word in options.runs for name in names[word]]
+    once = dict.fromkeys(name for found in names.values() for name in found)
+    evaluations = [read_evaluation(name, locks) for name in once]
+    require_fields(options.allow, evaluations)
     others, notes = ([], []) if options.only else find_seeds(evaluations, locks)
-    groups = group_seeds([*evaluations, *others])
+    groups = group_seeds(evaluations, others)
     if not options.only:
         groups = {name: add_trainings(members) for name, members in groups.items()}
     print(format_table(name_groups(groups, names), options.metric, options.allow), end="")
@@ -111,7 +126,29 @@ def expand_name(word: str) -> list[str]:
     if name in known:
         return [word]
     found = [run for run in known if fnmatch.fnmatchcase(run, name) or fnmatch.fnmatchcase(run, f"{name}_*")]
-    return [f"{revision}{colon}{run}" for run in found] or [word]  # reading it says what is missing
+    if found or name in known or revision:
+        return [f"{revision}{colon}{run}" for run in found] or [word]  # reading it says what is missing
+    if not known:
+        params.require_project()
+    planned = params.list_keys("runs")
+    if name in planned:
+        return [word]
+    msg = f"no run {name!r}, and none begins with {name}_{suggest(name, [*dict.fromkeys([*planned, *known])])}"
+    raise ArtifactError(msg)
+
+
+def require_fields(allowed: Sequence[str], evaluations: Sequence[Evaluation]) -> None:
+    """Refuse a field of --allow that no protocol has.
+
+    Raises:
+        ArtifactError: with the fields that there are.
+    """
+    leaves = {leaf for each in evaluations for leaf, _ in flatten(each.content["protocol"])}
+    for field in allowed:
+        if not any(covers([field], leaf) for leaf in leaves):
+            known = sorted({leaf.partition(".")[0] for leaf in leaves})
+            msg = f"--allow: no protocol has the field {field!r}; there are {', '.join(known)}"
+            raise ArtifactError(msg)
 
 
 def list_runs(revision: str) -> list[str]:
@@ -140,8 +177,8 @@ def find_seeds(
     """Return the other seeds of the experiments, by seed, and a sentence on those of other code or data."""
     found: list[Evaluation] = []
     unlike: list[str] = []
-    for revision in dict.fromkeys(evaluation.name.rpartition(":")[0] for evaluation in evaluations):
-        mine = [each for each in evaluations if each.name.rpartition(":")[0] == revision]
+    for revision in dict.fromkeys(evaluation.revision for evaluation in evaluations):
+        mine = [each for each in evaluations if each.revision == revision]
         settings = [each.settings for each in mine]
         counted = {(each.experiment, each.seed) for each in mine}
         for run in list_runs(revision):
@@ -252,11 +289,13 @@ def _call_git_show(revision: str, path: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(shown, capture_output=True, text=True, check=False)
 
 
-def group_seeds(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
+def group_seeds(evaluations: Sequence[Evaluation], others: Sequence[Evaluation] = ()) -> dict[str, list[Evaluation]]:
     """Group runs that differ in nothing but the seed; a group is named after its first run.
 
     The revision is no part of what may not differ: DVC keeps each seed of an experiment as a commit of its own. If a
     seed comes again with other numbers or another protocol, such as those of another machine, it begins a new group.
+    The `others` are seeds that nobody named: each joins the groups of its experiment that have a named run of its
+    revision, and not yet its seed.
 
     Raises:
         ArtifactError: if a seed comes again with the same evaluation.
@@ -270,6 +309,11 @@ def group_seeds(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]
                 msg = f"the same training counts twice: {other.name} (seed {seed}), {evaluation.name} (seed {seed})"
                 raise ArtifactError(msg)
         groups.setdefault((experiment, len(earlier)), {})[seed] = evaluation
+    for other in others:
+        for (experiment, _), members in groups.items():
+            revisions = {member.revision for member in members.values() if member in evaluations}
+            if experiment == other.experiment and other.revision in revisions:
+                members.setdefault(other.seed, other)
     return {next(iter(members.values())).name: list(members.values()) for members in groups.values()}
 
 

@@ -33,6 +33,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("subject", nargs="?", choices=["metrics"], help="check the metrics instead")
     parser.add_argument("--fix", action="store_true", help="repair what a crash left behind")
     options = parser.parse_args(arguments)
+    if options.subject and options.fix:
+        parser.error("--fix: repairs what a crash left behind, and nothing of metrics")
+    params.require_project()
     return check_metrics() if options.subject else check_leftovers(fix=options.fix)
 
 

@@ -73,9 +73,22 @@ def main(arguments: list[str]) -> int:
         draw, total = partial(complete, names=names, values=values), options.count * len(names)
     # All are drawn before the first is written: what cannot be drawn leaves no folder behind.
     samples = list(tqdm(draw(model, labels, options), "generate", total * len(labels), unit=" samples", disable=None))
-    write(options.out, model, samples, options)
+    is_new = not options.out.exists()
+    try:
+        write(options.out, model, samples, options)
+    except BaseException:
+        remove(options.out, is_new)
+        raise
     print(f"{options.address}: {len(samples)} samples in {options.out}")
     return 0
+
+
+def remove(folder: Path, is_new: bool) -> None:
+    """Leave no part of what could not be written, such as on a full disk; the folder was empty, or new."""
+    for path in folder.glob("*"):
+        path.unlink()
+    if is_new and folder.exists():
+        folder.rmdir()
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -106,6 +119,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if bool(options.address) == bool(options.read):
         parser.error("expected the address of a model, or --read and a file")
+    said = [f"--{key}" for key, value in vars(options).items() if value != parser.get_default(key)]
+    if options.read and said != ["--read"]:
+        parser.error(f"--read: takes no other option, got {', '.join(each for each in said if each != '--read')}")
     options.count = options.count or (1 if options.complete else 16)
     if options.complete and options.interpolate:
         parser.error("--complete: a completion takes no --interpolate")
@@ -132,7 +148,10 @@ def _read_seed(text: str) -> int:
 
 
 def _read_temperature(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not (0 <= value < math.inf):
         msg = f"expected 0 or a positive number, got {text!r}"
         raise argparse.ArgumentTypeError(msg)

@@ -5,7 +5,7 @@
     pipeline grid gan loss=relativistic,hinge seed=0,1,2 --remove
 
 A key is one of a run (seed, data, start, metric, network) or of its model's section; a list is a value in brackets,
-`augment=[],[translation]`. A run is named after the first one and its values, such as gan_hinge_2 or vae_latent-8_0.
+`'augment=[],[translation]'`. A run is named after the first one and its values, such as gan_hinge_2 or vae_latent-8_0.
 Only lines are added: comments and layout stay. A combination that a run already has is named, but not added, so that
 repeating a command adds nothing. Nothing is written if a key or a value is not valid.
 
@@ -83,7 +83,7 @@ def read_axes(base: str, words: Sequence[str], settings: Params) -> list[Axis]:
     problems: list[str] = []
     for word in words:
         key, equals, values = word.partition("=")
-        if not equals or not values or key in axes:
+        if not equals or not all(split_values(values)) or key in axes:
             problems.append(f"{word}: expected a key once, = and its values, such as seed=0,1,2")
         elif key not in KEYS and key not in config.model_fields:
             problems.append(f"{key}: no key of a run or of models.{model}{suggest(key, [*KEYS, *config.model_fields])}")
@@ -100,7 +100,14 @@ def read_axes(base: str, words: Sequence[str], settings: Params) -> list[Axis]:
 
 def split_values(text: str) -> list[str]:
     """Split at the commas that are not in brackets."""
-    return re.findall(r"(?:\[[^\]]*\]|[^,\[\]])+", text)
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def read_value(text: str) -> Any:

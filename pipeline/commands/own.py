@@ -12,10 +12,9 @@ needs none. If there are too few pictures to compare their features, the runs ha
 the likelihood only, and show pictures.
 """
 
-import os
+import argparse
+import json
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from io import StringIO
@@ -23,14 +22,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import DVC, make_parser
+from pipeline.commands import make_parser
+from pipeline.commands import repro as stages
 from pipeline.history import dvc_lock
 from pipeline.kinds import read_known
 from pipeline.params import NONE, ParamsError
-from pipeline.runtime import environment as settings
+from pipeline.runtime.preemption import PREEMPTED
 from pipeline.runtime.requirements import require_run
 
 FEW = 5000  # training pictures, below which a discriminator learns them by heart
@@ -51,19 +52,38 @@ class Found(NamedTuple):
     said: str
 
 
+class StoppedError(Exception):
+    """A signal stopped the stages."""
+
+
 def main(arguments: list[str]) -> int:
-    """Add the sections, and make the runs; status 1 if DVC fails."""
+    """Add the sections, and make the runs; status 1 if a stage fails, 75 after a signal."""
     parser = make_parser("own", __doc__)
     parser.add_argument("path", metavar="PATH", type=Path, help="a folder, or a file")
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="keys of the data section, such as size=64")
     parser.add_argument("--name", help="name of the sections; default: that of the folder")
-    parser.add_argument("--steps", type=int, help="steps of each training; default: those of params.yaml")
+    parser.add_argument("--steps", type=read_count, help="steps of each training; default: those of params.yaml")
     parser.add_argument("--look", action="store_true", help="train nothing")
     options = parser.parse_intermixed_args(arguments)  # keys may come after options
     name = options.name or name_section(options.path)
     found = find_source(options.path)
     print(f"{options.path}: {found.said}")
     section = {"source": found.source, "path": shorten(options.path), **found.keys, **read_keys(options.keys)}
+    require_free(name, section)
+    try:
+        make(name, section, options)
+    except StoppedError:
+        return PREEMPTED
+    return 0
+
+
+def make(name: str, section: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Write the sections, and make what they need.
+
+    Raises:
+        StoppedError: after a signal; the same command goes on.
+        ArtifactError: if a stage fails, or nothing can work with the data; until then, params.yaml stays as it was.
+    """
     before = {path: path.read_text(encoding="utf-8") for path in (params.PATH, dvc_lock.PATH) if path.exists()}
     try:
         write({"data": {name: section}})
@@ -77,11 +97,24 @@ def main(arguments: list[str]) -> int:
         raise
     targets = [f"evaluate@{run}" for run in runs]
     if options.look:
-        print(f"{params.PATH} has the sections; `dvc repro {' '.join(targets)}` trains the runs")
-        return 0
+        print(f"{params.PATH} has the sections; `pipeline repro {' '.join(targets)}` trains the runs")
+        return
     repro(*targets)
     show(runs)
-    return 0
+
+
+def require_free(name: str, section: Mapping[str, Any]) -> None:
+    """Refuse a name that params.yaml gives to other data.
+
+    Raises:
+        ArtifactError: with the option that chooses another one.
+    """
+    content = params.read_mapping(params.PATH, params.SECTIONS_SAID, params.FOLDER)
+    known = content["data"].get(name)
+    if known and any(known.get(key) != section[key] for key in ("source", "path")):
+        came = f"{known.get('source')} at {known.get('path')}"
+        msg = f"{params.PATH}: data.{name} is {came}; --name chooses another name for {section['path']}"
+        raise ArtifactError(msg)
 
 
 def find_source(path: Path) -> Found:
@@ -105,8 +138,9 @@ def find_source(path: Path) -> Found:
 
 def name_section(path: Path) -> str:
     """Return a name for the sections: that of the file or folder in lowercase, without other signs."""
-    name = re.sub("[^a-z0-9_]+", "-", path.resolve().stem.lower()).strip("-_")[:40]
-    return name if params.NAME.fullmatch(name) else f"own-{name}".strip("-")
+    whole = path.resolve()
+    name = re.sub("[^a-z0-9_]+", "-", (whole.name if whole.is_dir() else whole.stem).lower()).strip("-_")[:40]
+    return name if params.NAME.fullmatch(name) and name != NONE else f"own-{name}".strip("-")
 
 
 def shorten(path: Path) -> str:
@@ -115,13 +149,28 @@ def shorten(path: Path) -> str:
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
 
 
+def read_count(text: str) -> int:
+    """Read a number of steps."""
+    if not text.isdecimal() or not int(text):
+        msg = f"expected a number from 1 on, got {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
 def read_keys(words: list[str]) -> dict[str, Any]:
     """Read KEY=VALUE; a value is as in YAML."""
     if wrong := [word for word in words if "=" not in word]:
         msg = f"expected KEY=VALUE, such as size=64, got {wrong[0]!r}"
         raise ArtifactError(msg)
-    pairs = (word.partition("=") for word in words)
-    return {key: YAML(typ="safe", pure=True).load(value) for key, _, value in pairs}
+    found = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        try:
+            found[key] = YAML(typ="safe", pure=True).load(value)
+        except YAMLError:
+            msg = f"{word}: expected a value as in YAML, got {value!r}"
+            raise ArtifactError(msg) from None
+    return found
 
 
 def write(sections: Mapping[str, Mapping[str, Any]], path: Path = params.PATH) -> None:
@@ -159,7 +208,7 @@ def choose_runs(name: str, steps: int | None) -> list[str]:
             continue
         if network == NONE and reason:
             print(f"networks: none fits, so that no features are compared: {reason}")
-        for line in describe(sections):
+        for line in [*describe(sections), *describe_replaced(sections)]:
             print(line)
         write(sections)
         return list(sections["runs"])
@@ -196,7 +245,8 @@ def make_sections(name: str, network: str, manifest: Mapping[str, Any], steps: i
     for model, module in modules.items():
         values = settings["models"][model]
         if kind in module.LEARNS and model not in chained:
-            known = {key: value for key, value in wanted.items() if key in module.Config.model_fields}
+            short = {key: min(values.get(key, 0), steps // 10) for key in ("warmup", "kl_warmup")} if steps else {}
+            known = {key: value for key, value in (wanted | short).items() if key in module.Config.model_fields}
             changes = {key: value for key, value in known.items() if values.get(key) != value}
             runs[f"{name}-{model}"] = {"model": model, **shared, "changes": changes}
     return {"networks": networks, "runs": runs}
@@ -233,16 +283,32 @@ def describe(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f"runs.{name}: {run['model']}{f' with {changes}' if changes else ''}"
 
 
-def repro(*targets: str) -> None:
-    """Make stages by DVC, with this interpreter.
+def describe_replaced(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line for each section of the same name that says something else, and is lost."""
+    content = params.read_mapping(params.PATH, params.SECTIONS_SAID, params.FOLDER)
+    for family, named in sections.items():
+        for name, section in named.items():
+            if content[family].get(name, section) != section:
+                yield f"{family}.{name} is replaced; it was {json.dumps(content[family][name])}"
+
+
+def repro(*targets: str, alone: bool = False) -> None:
+    """Run stages as `pipeline repro -j 1` does: Ctrl-C lets a training save its state, and cuts no file.
+
+    `alone`: only the targets, whatever they need.
 
     Raises:
-        ArtifactError: if it fails.
+        StoppedError: after a signal.
+        ArtifactError: if a stage fails.
     """
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{settings.read_text('PATH')}"}
-    sys.stdout.flush()
-    if subprocess.run([*DVC, "repro", *targets], env=environment, check=False).returncode:
-        msg = f"dvc repro {' '.join(targets)} failed; its own message is above"
+    if alone:
+        status = stages.run({target: set() for target in targets}, 1, lambda _: True)
+    else:
+        status = stages.main(["-j", "1", *targets])
+    if status == PREEMPTED:
+        raise StoppedError
+    if status:
+        msg = f"pipeline repro {' '.join(targets)} failed; its own message is above"
         raise ArtifactError(msg)
 
 
@@ -254,5 +320,5 @@ def show(runs: list[str]) -> None:
         print(f"no report, because {', '.join(absent)} have no results here: `dvc repro` makes them and the report.")
         print(f"If you first remove their lines from {params.PATH}, it makes only the report")
         return
-    repro("--single-item", "report")
+    repro("report", alone=True)
     print(f"report: {(artifacts.REPORTS / 'index.html').resolve().as_uri()}")

@@ -8,8 +8,8 @@ Both revisions prepare the data, train, sample, evaluate and audit one run of ea
 and few samples, as far as dvc.lock has these stages and their code is another one now. What stands on the same code
 takes no part. The command compares the SHA-256 of weights, samples, scores, numbers and audits, and prints a table. If
 all are equal, the stages of dvc.lock get the hash of the code as it is now: their outputs stay valid, and nothing
-trains again. The status is 0 if all are equal. In a subfolder that is a DVC project of its own, the command is about
-that project.
+trains again. Stages that stood on other code than that of the revision have no proof and stay as they are. The status
+is 0 if all are equal. In a subfolder that is a DVC project of its own, the command is about that project.
 """
 
 import itertools
@@ -43,10 +43,10 @@ SMALL = {  # what is drawn and compared in a proof; each value is lowered to thi
 }
 # The stage that is run to see what a change of a stage's code does.
 LAST = {"train": "evaluate", "sample": "evaluate", "evaluate": "evaluate", "audit": "audit"}
-SHARED = ("data/prepared/*/*.safetensors", "data/networks/*/model.safetensors")  # results that must be equal, ...
+SHARED = ("data/prepared/*/*", "data/networks/*/*", "reports/networks/*.json")  # results that must be equal, ...
 OWN = (  # ... and those of a run
-    "data/runs/{run}/model/model.safetensors",
-    "data/runs/{run}/samples/*.safetensors",
+    "data/runs/{run}/model/*",
+    "data/runs/{run}/samples/*",
     "reports/runs/{run}/metrics.json",
     "reports/runs/{run}/sets.json",
     "reports/runs/{run}/audit/*",
@@ -66,24 +66,22 @@ def main(arguments: list[str]) -> int:
         msg = "expected committed changes, since a proof is about commits: `git commit` first"
         raise ArtifactError(msg)
     prefix = call(["git", "rev-parse", "--show-prefix"], Path.cwd()).strip()
-    trained = [name.partition("@")[2] for name in dvc_lock.read_stages() if name.startswith("train@")]
     changed = find_changed(settings)
     if not changed:
         print(f"no stage of {dvc_lock.PATH} stands on other code than it did: there is nothing to prove")
         return 0
-    runs = choose_runs(settings, [key for stage, key in changed if stage in LAST] or trained)
-    sections: dict[str, Mapping[str, Any]] = {"prepare": settings.data, "networks": settings.networks}
-    shared = sorted({(stage, key) for stage, key in changed if stage in sections})
-    last = sorted({LAST[stage] for stage, _ in changed if stage in LAST})
-    targets = [f"{stage}@{key}" for stage, key in [*shared, *itertools.product(last, runs)]]
-    hashes = []
     with tempfile.TemporaryDirectory(prefix="prove-") as folder:
-        for side, revision in (("before", options.revision), ("after", "HEAD")):
-            clone = Path(folder) / side
+        clones = {side: Path(folder) / side for side in ("before", "after")}
+        for (side, clone), revision in zip(clones.items(), (options.revision, "HEAD"), strict=True):
             call(["git", "clone", "--quiet", "--no-checkout", str(root), str(clone)], root)
             commit = call(["git", "rev-parse", revision], root).strip()
             call(["git", "checkout", "--quiet", commit], clone)
             print(f"{side}: {commit[:12]}", file=sys.stderr)
+        standing = keep_standing(changed, clones["before"] / prefix)
+        runs, shared, targets = choose_targets(standing, settings)
+        hashes = []
+        for clone in clones.values():
+            remove_committed(clone / prefix)
             shrink(clone / prefix / params.PATH, runs, shared, options.steps)
             run_in_clone([*DVC, "repro", *targets], clone / prefix)
             hashes.append(hash_results(clone / prefix, runs))
@@ -94,24 +92,65 @@ def main(arguments: list[str]) -> int:
         return 1
     print(f"{len(hashes[0])} results of {len(runs)} runs are equal, {options.steps} steps each")
     if not options.no_commit:
-        print(f"{enter_code(settings)} stage instances of {dvc_lock.PATH} have the new code; now run `dvc repro`")
+        count = enter_code(settings, changed.keys() - standing.keys())
+        print(f"{count} stage instances of {dvc_lock.PATH} have the new code; now run `dvc repro`")
     return 0
 
 
-def find_changed(settings: Params) -> list[tuple[str, str]]:
-    """Write data/code; return the instances of dvc.lock, stage and key, that stood on other code.
+def find_changed(settings: Params) -> dict[str, str]:
+    """Write data/code; return the instances of dvc.lock that stood on other code, with the hash of its file.
 
     The report is left out, since `dvc repro` makes it again.
     """
     code.write_all(settings)
-    changed = []
+    changed = {}
     for name, entry in dvc_lock.read_stages().items():
         stage, _, key = name.partition("@")
         path = code.FOLDER / stage / f"{key}.json"
         before = dvc_lock.list_hashes({name: entry}, name, "deps").get(path.as_posix())
         if before and path.is_file() and before != dvc_lock.hash_file(path):
-            changed.append(("prepare" if stage == "fetch" else stage, key))  # raw files are no result
+            changed[name] = before
     return changed
+
+
+def keep_standing(changed: Mapping[str, str], project: Path) -> dict[str, str]:
+    """Return the instances that stand on the code of a clone, by the hashes of their files; name the others.
+
+    Raises:
+        ArtifactError: if none does.
+    """
+    run_in_clone([sys.executable, "-m", "pipeline.stages", "check"], project)
+    paths = {name: project / code.FOLDER / f"{name.replace('@', '/')}.json" for name in changed}
+    standing = {
+        name: before
+        for name, before in changed.items()
+        if paths[name].is_file() and dvc_lock.hash_file(paths[name]) == before
+    }
+    if not standing:
+        msg = f"{dvc_lock.PATH}: expected results of that revision's code, but {', '.join(changed)} stand on other code"
+        raise ArtifactError(msg)
+    if others := changed.keys() - standing.keys():
+        said = f"{len(others)} instances stand on the code of another revision, and stay as they are"
+        print(f"{said}: {', '.join(sorted(others))}", file=sys.stderr)
+    return standing
+
+
+def choose_targets(changed: Iterable[str], settings: Params) -> tuple[list[str], list[tuple[str, str]], list[str]]:
+    """Return the runs, the instances of data and networks, and the targets of DVC that show what a change does."""
+    pairs = [(stage, key) for stage, _, key in (name.partition("@") for name in changed)]
+    trained = [name.partition("@")[2] for name in dvc_lock.read_stages() if name.startswith("train@")]
+    runs = choose_runs(settings, [key for stage, key in pairs if stage in LAST] or trained)
+    sections: dict[str, Mapping[str, Any]] = {"prepare": settings.data, "networks": settings.networks}
+    made = [("prepare" if stage == "fetch" else stage, key) for stage, key in pairs]  # raw files are no result
+    shared = sorted({(stage, key) for stage, key in made if stage in sections})
+    last = sorted({LAST[stage] for stage, _ in pairs if stage in LAST})
+    return runs, shared, [f"{stage}@{key}" for stage, key in [*shared, *itertools.product(last, runs)]]
+
+
+def remove_committed(project: Path) -> None:
+    """Remove the numbers that git has from a clone, so that only those that are made there are compared."""
+    for path in (project / artifacts.REPORTS).rglob("*.json"):
+        path.unlink()
 
 
 def choose_runs(settings: Params, trained: Collection[str]) -> list[str]:
@@ -179,9 +218,9 @@ def shrink(path: Path, runs: Sequence[str], shared: Iterable[tuple[str, str]], s
 
 
 def hash_results(project: Path, runs: list[str]) -> dict[str, str]:
-    """Return the SHA-256 of each result by its path; git has the numbers of other runs too, which were not made."""
+    """Return the SHA-256 of each result by its path."""
     patterns = [*SHARED, *(pattern.format(run=run) for run in runs for pattern in OWN)]
-    paths = [path for pattern in patterns for path in project.glob(pattern)]
+    paths = [path for pattern in patterns for path in project.glob(pattern) if path.is_file()]
     return {path.relative_to(project).as_posix(): artifacts.digest(path) for path in paths}
 
 
@@ -199,14 +238,19 @@ def format_table(before: dict[str, str], after: dict[str, str]) -> str:
     return align_table(["result", "before", "after", ""], rows)
 
 
-def enter_code(settings: Params) -> int:
-    """Write the hashes of data/code to dvc.lock and to the protocols; return how many instances changed."""
+def enter_code(settings: Params, others: Collection[str] = ()) -> int:
+    """Write the hashes of data/code to dvc.lock and to the protocols; return how many instances changed.
+
+    `others`: instances without a proof, which stay as they are.
+    """
     yaml = YAML()
     lock = yaml.load(dvc_lock.PATH)
     changed = 0
     for name, entry in lock["stages"].items():
         stage, _, key = name.partition("@")
         before = json.dumps(entry)
+        if name in others:
+            continue
         if stage == "evaluate" and key in settings.runs:
             path = artifacts.REPORTS / "runs" / key / "protocol.json"
             enter_protocol(path, settings.runs[key].metric, code.digest_parts(key, settings))

@@ -13,7 +13,6 @@ the trainings save their state and ends with status 75: the same command resumes
 makes nothing stale.
 """
 
-import os
 import queue
 import signal
 import subprocess
@@ -26,9 +25,8 @@ from types import FrameType
 
 import psutil
 
-from pipeline import params
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import DVC, make_parser
+from pipeline.commands import DVC, find_python, make_parser
 from pipeline.history import costs
 from pipeline.history.dvc_plan import Plan
 from pipeline.runtime import preemption
@@ -118,7 +116,7 @@ class Processes:
 
     def start(self, name: str) -> None:
         """Run one instance in a process, with the environment of this one."""
-        environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"PYTHONUNBUFFERED": "1"}  # idle threads sleep
+        environment = {"OMP_WAIT_POLICY": "PASSIVE"} | find_python() | {"PYTHONUNBUFFERED": "1"}  # idle threads sleep
         process = subprocess.Popen(
             [*DVC, "--wait-for-lock", "repro", "--single-item", name],
             env=environment,
@@ -181,18 +179,17 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         parser.error(f"-j: expected a number of 1 or more, got {options.jobs}")
-    try:
-        plan = Plan(options.targets)
-    except ArtifactError as error:
-        try:
-            params.load()  # it names a wrong key, which DVC does not
-        except params.ParamsError as wrong:
-            msg = f"{error}; {wrong}"
-            raise ArtifactError(msg) from error
-        raise
+    plan = Plan(options.targets)
+    return run(plan.needs, options.jobs, plan.is_stale, plan.sort_lock)
+
+
+def run(
+    needs: Mapping[str, set[str]], jobs: int, is_stale: Callable[[str], bool], finish: Callable[[], None] = lambda: None
+) -> int:
+    """Run instances, and `finish` at the end; return 0, 1 if one failed, or 75 after a signal."""
     ended: queue.Queue[tuple[str, str]] = queue.Queue()
-    processes = Processes(max(map(len, plan.needs), default=0), ended.put)
-    work = Queue(plan.needs, options.jobs, plan.is_stale, processes.start, has_memory, ended)
+    processes = Processes(max(map(len, needs), default=0), ended.put)
+    work = Queue(needs, jobs, is_stale, processes.start, has_memory, ended)
 
     def stop(number: int, frame: FrameType | None) -> None:
         del frame
@@ -202,11 +199,11 @@ def main(arguments: list[str]) -> int:
     try:
         work.run(lambda: processes.stop() if work.stopped else None)
     finally:
-        plan.sort_lock()
+        finish()
         for number, handler in former.items():
             signal.signal(number, handler)
     print("\n".join(describe_end(work)))
-    return preemption.PREEMPTED if work.stopped and len(work.done) < len(plan.needs) else int(bool(work.failed))
+    return preemption.PREEMPTED if work.stopped and len(work.done) < len(needs) else int(bool(work.failed))
 
 
 def describe_end(work: Queue) -> Iterator[str]:

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     runs = options.runs or list(settings.runs)
     require_runs(runs, settings)
     if not options.evaluate:
-        for stage, _, data in (instance.partition("@") for run in runs for instance in list_inputs(run, settings)):
+        for stage, _, data in (instance.partition("@") for run in runs for instance in list_makers(run, settings)):
             if stage == "fetch":
                 require_own(data, settings)
     rows, notes = [], []
@@ -217,6 +217,22 @@ def list_inputs(run: str, settings: Params) -> list[str]:
     return [*stages, *(f"networks@{name}" for name in networks), f"train@{run}"]
 
 
+def list_chain(run: str, settings: Params) -> Iterator[str]:
+    """Yield a run, and the runs that it starts from."""
+    while run in settings.runs:  # a start may be a folder or an address too
+        yield run
+        run = settings.runs[run].start
+
+
+def list_makers(run: str, settings: Params) -> list[str]:
+    """Return the stages that make a run's numbers but `sample` and `evaluate`, those of its starts first."""
+    stages: list[str] = []
+    for start in reversed([*list_chain(run, settings)][1:]):
+        data = settings.runs[start].data
+        stages += [f"fetch@{data}", f"prepare@{data}", f"train@{start}"]
+    return [*dict.fromkeys([*stages, *list_inputs(run, settings)])]
+
+
 def is_retrained(claimed: Mapping[str, Any], found: Mapping[str, Any], run: str) -> bool:
     """Return whether the model of a run came out different."""
     models = [lock.get(f"train@{run}", {}).get(f"data/runs/{run}/model") for lock in (claimed, found)]
@@ -225,7 +241,7 @@ def is_retrained(claimed: Mapping[str, Any], found: Mapping[str, Any], run: str)
 
 def find_first(claimed: Mapping[str, Any], found: Mapping[str, Any], run: str, settings: Params) -> str:
     """Return the first stage of a run with an output that differs; records hold times and are left out."""
-    for stage in [*list_inputs(run, settings), f"sample@{run}", f"evaluate@{run}"]:
+    for stage in [*list_makers(run, settings), f"sample@{run}", f"evaluate@{run}"]:
         outs = {path: md5 for path, md5 in claimed.get(stage, {}).items() if not path.endswith("/record")}
         if any(found.get(stage, {}).get(path) != md5 for path, md5 in outs.items()):
             return stage

@@ -44,7 +44,7 @@ from pipeline.evidence.protocol import (
     list_differences,
     read_protocol,
 )
-from pipeline.evidence.uncertainty import format_interval, format_number, summarize
+from pipeline.evidence.uncertainty import LEAST, format_interval, format_number, summarize
 from pipeline.evidence.values import Values, find_count, find_flaw, find_value, load_values
 from pipeline.history.record import describe_environment
 from pipeline.pages import families
@@ -78,6 +78,9 @@ class Claim(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Claim":
+        if self.spread and Path(self.spread).parts[-3:-1] != ("reports", "runs"):
+            msg = f"spread: expected a folder such as ../reports/runs/gan, got {self.spread!r}"
+            raise ValueError(msg)
         if sum(map(bool, (self.runs, self.networks, self.spread))) != 1:
             msg = "expected either runs, networks or spread"
             raise ValueError(msg)
@@ -215,11 +218,12 @@ def measure_runs(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, A
 def summarize_claim(claim: Claim, table: list[list[float]]) -> tuple[dict[str, Any], int]:
     """Return value, interval or why there is none, targets and verdict of values per seed, and the number of sets."""
     summary = summarize(table)
-    interval = None if math.isnan(summary.low) else [summary.low, summary.high]
+    few = f"1 seed: too few for an interval; {LEAST} are needed" if len(table) == 1 else ""  # sets are one training's
+    interval = None if few or math.isnan(summary.low) else [summary.low, summary.high]
     return {
         "value": summary.mean,
         "interval": interval,
-        **({"no_interval": summary.reason} if summary.reason else {}),
+        **({"no_interval": few or summary.reason} if few or summary.reason else {}),
         "must": claim.must,
         "aim": claim.aim,
         "verdict": judge_claim(claim, interval or [sum(row) / len(row) for row in table]),

@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import DVC, align_table, call, clone_project, make_parser, require_runs, run_in_clone
-from pipeline.commands.reproduce import read_claims
+from pipeline.commands.reproduce import list_chain, read_claims
 from pipeline.evidence import trainings
 from pipeline.evidence.uncertainty import LEAST, format_interval, format_number
 from pipeline.evidence.values import is_measurement, load_values, sort_names
@@ -88,13 +88,6 @@ def plan_seeds(runs: Sequence[str], wanted: Sequence[int] | None, settings: Para
                     msg = f"--seeds: {seed} for {run}: {name} has {other}; choose other seeds, or fewer runs at a time"
                     raise ArtifactError(msg)
     return plan
-
-
-def list_chain(run: str, settings: Params) -> Iterator[str]:
-    """Yield a run, and the runs that it starts from."""
-    while run in settings.runs:  # a start may be a folder or an address too
-        yield run
-        run = settings.runs[run].start
 
 
 def read_committed(project: Path, run: str) -> dict[str, Any]:

@@ -226,9 +226,11 @@ def read_number(name: str, metric: str) -> str:
     if not path.exists():
         return ""
     numbers = artifacts.read_json(path)
-    for template in list_measurements(metric):
+    templates: Any = dict.fromkeys(list_measurements(metric))
+    for template in templates:
         for key in sorted(numbers):
-            if match_name({template: None}, key):  # type: ignore[dict-item]
+            match = match_name(templates, key)  # the most literal one: fid_infinity_{network} is no fid_{network}
+            if match and match.template == template:
                 return f"{key} {numbers[key]:.4g}"
     return f"{len(numbers)} numbers"
 
@@ -297,4 +299,6 @@ def estimate(changes: Changes) -> str:
     past = timedelta(seconds=round(sum(known[name]["seconds"] for name in waiting if name in known)))
     unknown = len(set(waiting) - known.keys())
     said = f", {unknown} of them never ran here" if unknown else ""
+    if unknown == len(waiting):
+        return f" brings {len(waiting)} stages up to date, which never ran here"
     return f" brings {len(waiting)} stages up to date; the last time they took {past}{said}"

@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     states = [path for path in artifacts.STATE.glob("train-*/*/record/run.json") if not is_marked(path.parents[1])]
     paths = [*sorted(artifacts.RUNS.glob("*/record/run.json")), *sorted(states)]  # a finished training's is in both
+    if not paths:
+        params.require_project()
     failed, sent, known = 0, 0, set()
     for path in paths:
         try:

@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 import webbrowser
 
+from pipeline import params
 from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
 from pipeline.history.mlflow_notes import make_page_address
@@ -33,10 +34,12 @@ def main(arguments: list[str]) -> int:
     parser = make_parser("ui", __doc__)
     parser.add_argument("--port", type=int, default=5000, help="default: 5000")
     options = parser.parse_args(arguments)
+    if not settings.read_tracking_uri():
+        params.require_project()  # elsewhere, MLflow would begin an empty store
     client, experiment = connect()
     store = str(client.tracking_uri)
     is_elsewhere = store.startswith(("http://", "https://"))
-    root = store.rstrip("/") if is_elsewhere else f"http://{HOST}:{options.port}"
+    root = hide(store.rstrip("/")) if is_elsewhere else f"http://{HOST}:{options.port}"
     address = f"{root}/{make_page_address(experiment)}"
     if is_elsewhere:
         print(address)
@@ -46,6 +49,12 @@ def main(arguments: list[str]) -> int:
     if has_display():
         threading.Thread(target=open_when_ready, args=(root, address), daemon=True).start()
     return serve(store, options.port)
+
+
+def hide(address: str) -> str:
+    """Return an address without a login: a browser asks for it, and keeps it out of its history."""
+    scheme, _, rest = address.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 def require_free(port: int) -> None:

@@ -8,9 +8,11 @@ DVC itself reports neither. To mend a broken object, delete it; then `dvc pull` 
 """
 
 from pathlib import Path
+from typing import Any
 
+from pipeline.artifacts import ArtifactError
 from pipeline.commands import make_parser
-from pipeline.history import dvc_cache
+from pipeline.history import dvc_cache, dvc_lock
 
 
 def main(arguments: list[str]) -> int:
@@ -18,8 +20,16 @@ def main(arguments: list[str]) -> int:
     parser = make_parser("verify", __doc__)
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="outputs, or folders of them; default: all")
     options = parser.parse_args(arguments)
-    chosen = [path.resolve() for path in options.paths] or [Path.cwd()]
-    outs = [out for out in dvc_cache.list_outputs() if any(Path(out.fs_path).is_relative_to(path) for path in chosen)]
+    known = {Path(out.fs_path): out for out in dvc_cache.list_outputs()}
+    found: dict[Path, Any] = {} if options.paths else known
+    for path in options.paths:
+        place = path.resolve()
+        below = {out: known[out] for out in known if out.is_relative_to(place) or place.is_relative_to(out)}
+        if not below:
+            msg = f"{path}: expected an output of {dvc_lock.PATH}, a file in one, or a folder that holds one"
+            raise ArtifactError(msg)
+        found |= below
+    outs = [*found.values()]
     count = broken = 0
     for entry in dvc_cache.list_entries(outs):
         count += 1

@@ -99,7 +99,7 @@ def suggest(path: Path) -> tuple[int, dict[str, Any], str] | None:
         return None
     seconds = sorted(each.duration for each in seen)
     rates = Counter(each.samplerate for each in seen)
-    test = max(0.1, min(round(1.5 * FEWEST / len(files), 2), 0.4))
+    test = max(0.1, min(round(1.5 * FEWEST / len(files), 2), 0.6))
     keys = {"split_seed": 0, "validation": 0.1, "test": test, "samples": SAMPLES, "rate": RATE}
     lengths = f"{seconds[0]:.1f} to {seconds[-1]:.1f} s"
     return len(files), keys, f"{len(files)} recordings of {lengths}, most at {rates.most_common(1)[0][0]} Hz"

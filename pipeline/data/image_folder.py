@@ -108,13 +108,19 @@ def prepare(raw: Path, config: Config) -> ImageSplits:
 
 
 def _sort_settled(own: OwnFolder, config: Config, stores: Mapping[str, IO[bytes]]) -> tuple[Sorting, dict[str, Any]]:
-    """Decode all pictures until the set's own white and ground are used; return them too, where they matter."""
+    """Decode all pictures until the set's own white and ground are used; return them too, where they matter.
+
+    A white that makes pictures unusable would give way, without these, to one that was tried before. It stays, and the
+    reports of these pictures say why they are unusable.
+    """
     look = Survey().settle(config)
+    tried = []
     while True:
         survey = Survey()
         sorting = own.sort(_decode_all(own, look, survey), stores)
         settled = survey.settle(config)
-        if settled == look:
+        tried.append(look)
+        if settled in tried:
             break
         look = settled
     known: dict[str, Any] = {"white": look.white, "bits": survey.highest.bit_length()} if look.white != WHITE else {}

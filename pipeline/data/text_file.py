@@ -14,7 +14,7 @@ import codecs
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BufferedReader, IncrementalNewlineDecoder
@@ -239,7 +239,8 @@ def split(judged: Sequence[Judged], config: Config, places: Mapping[str, str]) -
         name: 0.0 if name in places.values() else share
         for name, share in (("validation", config.validation), ("test", config.test))
     }
-    alone = sum(places[text.report.path] not in HELD_OUT for text in first.values()) == 1
+    free = [text.sha256 for text in first.values() if places[text.report.path] not in HELD_OUT]
+    alone, drawn = len(free) == 1, draw_splits(free, config.split_seed, shares)
     parts: dict[str, list[Part]] = {name: [] for name in SPLITS}
     reports = []
     for text in judged:
@@ -247,7 +248,7 @@ def split(judged: Sequence[Judged], config: Config, places: Mapping[str, str]) -
         if used and used is not text:
             report = replace(report, duplicate_of=used.report.path)
         elif text.part and (place in HELD_OUT or not alone):
-            name = place if place in HELD_OUT else choose_split(text.sha256, config.split_seed, shares)
+            name = place if place in HELD_OUT else drawn[text.sha256]
             parts[name].append(text.part)
             report = replace(report, split=name)
         elif text.part:
@@ -270,6 +271,21 @@ def cut_by_position(part: Part, shares: Mapping[str, float]) -> dict[str, Part]:
     ends = [0, int(length * (1 - shares["validation"] - shares["test"])), int(length * (1 - shares["test"])), length]
     places = zip(SPLITS, ends, ends[1:], strict=False)
     return {name: replace(part, start=start, stop=stop) for name, start, stop in places if start < stop}
+
+
+def draw_splits(hashes: Iterable[str], seed: int, shares: Mapping[str, float]) -> dict[str, str]:
+    """Return the split of each document by the SHA-256 of its text.
+
+    Of few documents, a split may draw none. It then gets the first one, in the order of the draw, of the split that has
+    most of them, if another one stays there.
+    """
+    drawn = {sha256: choose_split(sha256, seed, shares) for sha256 in hashes}
+    for name in [*(name for name, share in shares.items() if share), "train"]:
+        (most, count), *_ = Counter(drawn.values()).most_common(1) or [("", 0)]
+        if name not in drawn.values() and count > 1:
+            found = [sha256 for sha256, split in drawn.items() if split == most]
+            drawn[min(found, key=lambda sha256: derive_seed(seed, "document", sha256))] = name
+    return drawn
 
 
 def choose_split(sha256: str, seed: int, shares: Mapping[str, float]) -> str:

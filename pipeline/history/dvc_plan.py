@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline import artifacts
+from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.history import dvc_lock
 
@@ -81,11 +81,15 @@ def open_repo(*, waits: bool = True) -> Any:
 
 @contextlib.contextmanager
 def explain() -> Iterator[None]:
-    """Turn an error of DVC into one of ours."""
+    """Turn an error of DVC into one of ours, with the key of params.yaml that is wrong: DVC does not name it."""
     from dvc.exceptions import DvcException
 
     try:
         yield
     except DvcException as error:
         msg = f"DVC cannot do it: {error}"
+        try:
+            params.load()
+        except params.ParamsError as wrong:
+            msg = f"{msg}; {wrong}"
         raise ArtifactError(msg) from error

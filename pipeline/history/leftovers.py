@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 
-from pipeline import artifacts
+from pipeline import artifacts, code
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence import real_cache
-from pipeline.history import dvc_lock, finished
+from pipeline.history import costs, dvc_lock, finished
 from pipeline.history.mlflow_sync import MlflowSync
 from pipeline.history.record import Record
 from pipeline.runtime import checkpoints
@@ -28,6 +28,16 @@ from pipeline.runtime.preemption import names_dvc, names_stage
 
 log = logging.getLogger(__name__)
 DVC_LOCKS = Path(".dvc/tmp/rwlock")
+WRITTEN = (
+    code.FOLDER,
+    costs.FOLDER,
+    artifacts.RAW,
+    artifacts.PREPARED,
+    artifacts.NETWORKS,
+    artifacts.RUNS,
+    artifacts.REPORTS,
+    artifacts.STATE,
+)
 MARKER = re.compile(r"^(<{7}|={7}|>{7})", re.MULTILINE)
 
 
@@ -160,11 +170,12 @@ def _close(record: Record) -> None:
 def find_partial_files() -> Iterator[Leftover]:
     """Find files that were being written: they are renamed when they are complete, so these never were.
 
+    Only folders that the stages write are searched: your own files may have such names too, in data/own or elsewhere.
     Files that a running training or a stage of a running `dvc` may be writing now are not touched.
     """
     trained = set(_list_held())
     runs = _dvc_runs()
-    for root in (artifacts.RAW.parent, artifacts.REPORTS, artifacts.STATE):
+    for root in WRITTEN:
         for path in sorted([*root.rglob("*.tmp"), *root.rglob("*.part")]):
             if trained & {*path.parents} or any(parent.suffix == ".tmp" for parent in path.parents):
                 continue  # the state of a running training; the content of what is named already

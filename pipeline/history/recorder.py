@@ -11,11 +11,11 @@ from pipeline.history.record import Record
 from pipeline.runtime import sharding
 from pipeline.training import LOGGED_LINES, NonFiniteError
 
-PREVIEWS = 8  # per training
+PREVIEWS = 8  # per training, about: every multiple of the steps between two lines
 
 
 class Recorder(Callback):
-    """Writes about 200 lines of values, averaged over all processes, and 8 previews to the record, and one of step 0.
+    """Writes about 200 lines of values, averaged over all processes, about 8 previews and one of step 0 to the record.
 
     `whole` receives the weights of a sharded model before each preview.
     """

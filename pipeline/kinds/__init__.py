@@ -19,7 +19,7 @@ complete         optional: values of which a part is kept and the rest drawn by 
                  them for `pipeline generate --complete`, and `show_completions` shows them
 draw_one         one value, and `to_file` an Exhibit of it, for `pipeline generate`; SAMPLING has the settings it takes
 draw             makes the files of the stage `sample`: for the metrics, and exhibits for the eye
-look, find_alarms   what is shown and measured eight times per training, and what in it is alarming
+look, find_alarms   what is shown and measured about eight times per training, and what in it is alarming
 make_pool        what a field is drawn from where a model is given it; without it, rows of the test split
 find_silent_alarms  why the data are too few for these alarms
 """

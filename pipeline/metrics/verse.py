@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 KIND = text.KIND
 SPLITS = ("train", *text.SPLITS)
+READS_EXHIBITS = True
 NUMBERS = text.NUMBERS
 DRAWN = tuple(f"metric.sampling.{name}" for name in ("count", "length", "prompt", "temperature", "top_k", "top_p"))
 REAL = ("reference.sha256.test",)

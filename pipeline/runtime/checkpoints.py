@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 KEPT = 2
+PATIENCE = 1.0  # seconds that a lock may be held by one who only looks whether it is
 PATTERN = re.compile(r"step-(\d{9})\.ckpt")
 
 
@@ -85,7 +86,7 @@ def hold_run(state: Path, *, waits: bool = True) -> Iterator[None]:
         path = name_lock(state)
         if waits and is_held(path):
             print(f"{state}: an experiment with the same params is training; this one waits for its end")
-        with _lock(state, path, -1 if waits else 0):
+        with _lock(state, path, -1 if waits else PATIENCE):
             try:
                 yield
             finally:
@@ -116,7 +117,7 @@ def hold(folder: Path) -> Iterator[None]:
         ArtifactError: if another process holds it.
     """
     require_writable(folder)
-    with _lock(folder, folder / "lock", 0):
+    with _lock(folder, folder / "lock", PATIENCE):
         yield
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy, Strategy, StrategyRegistry
 from torch import nn
@@ -72,8 +73,10 @@ def require_available() -> None:
     Raises:
         HardwareError: with the variable.
     """
-    if environment.read_accelerator() == "cuda" and not torch.cuda.is_available():
-        msg = "PIPELINE_ACCELERATOR: expected auto or cpu, as PyTorch finds no GPU here, got 'cuda'"
+    name = environment.read_accelerator()
+    kinds = {"auto": ["cpu"], "gpu": ["cuda", "mps"]}.get(name, [name])
+    if not any(AcceleratorRegistry[kind]["accelerator"].is_available() for kind in kinds):
+        msg = f"PIPELINE_ACCELERATOR: expected auto or cpu, as PyTorch finds no such device here, got {name!r}"
         raise HardwareError(msg)
     name = environment.read_strategy()
     if name == "fsdp":

@@ -3,6 +3,7 @@
 `python -m pipeline.stages` calls `begin` before it imports a stage: PyTorch, Lightning and MLflow take seconds.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -100,6 +101,7 @@ def _is_adopted(parents: list[psutil.Process]) -> bool:
 
 
 def _wait_for(parent: psutil.Process) -> None:
-    while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(1)
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may end between the two questions
+        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -2,8 +2,8 @@
 
     python -m pipeline.stages sample gan
 
-The kind of data says which files it makes: see `draw` in pipeline/kinds/<kind>.py. The evaluation reads only these.
-Exhibits for the eye and the ear are in reports/runs/<run>/samples.
+The kind of data says which files it makes: see `draw` in pipeline/kinds/<kind>.py. The evaluation reads these. Exhibits
+for the eye and the ear are in reports/runs/<run>/samples; only a metric with READS_EXHIBITS reads them.
 """
 
 import shutil

@@ -236,7 +236,7 @@ def _md5_of(data: str) -> str:
 
 @dataclass(frozen=True)
 class Preview:
-    """Eight previews per training and one before it: samples from fixed noise, and a score on validation data."""
+    """About eight previews per training and one before it: samples from fixed noise, and a score on validation data."""
 
     loaded: Loaded
     validation: dict[str, Tensor]

@@ -145,3 +145,9 @@ def test_too_few_others_to_tell_are_refused(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         main(["audit", "--others", "100"])
     assert "--others: expected 1023 or more, got 100" in capsys.readouterr().err
+
+
+def test_cells_below_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["audit", "--cells", "0"])
+    assert "--cells: expected 1 or more, got 0" in capsys.readouterr().err

@@ -202,7 +202,7 @@ def test_one_training_never_counts_as_two_seeds(capsys: pytest.CaptureFixture[st
 @pytest.mark.usefixtures("folder")
 def test_absent_runs_and_metrics_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     write("a")
-    assert "reports/runs/none/metrics.json: not found" in compare(capsys, "a", "none")[2]
+    assert "no run 'none', and none begins with none_; there are a" in compare(capsys, "a", "none")[2]
     assert "no metric kid_x; there are" in compare(capsys, "a", "--metric", "kid_x")[2]
 
 
@@ -494,3 +494,34 @@ def test_the_seeds_of_a_revision_come_along_too(capsys: pytest.CaptureFixture[st
         write(f"gan_{seed}" if seed else "gan", seed=seed, fid=(6.0 + 0.1 * seed,))
     assert "| metric | gan (3 seeds) | HEAD:gan (3 seeds) |" in compare(capsys, "gan", "HEAD:gan")[1]
     assert "| metric | HEAD:gan_hinge (3 seeds) |" in compare(capsys, "HEAD:gan_hinge")[1]
+    assert "| metric | gan (3 seeds) |" in compare(capsys, "gan", "HEAD:gan_2")[1]
+    for seed in (1, 2):
+        shutil.rmtree(artifacts.REPORTS / "runs" / f"gan_{seed}")  # only the revision has these seeds
+    assert "| metric | gan (1 seed) | HEAD:gan (3 seeds) |" in compare(capsys, "gan", "HEAD:gan")[1]
+    write("gan_1", seed=1, fid=(5.1,))  # unchanged: it belongs to both
+    assert "| metric | gan (2 seeds) | HEAD:gan (3 seeds) |" in compare(capsys, "gan", "HEAD:gan")[1]
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_unchanged_seed_of_two_revisions_counts_once(capsys: pytest.CaptureFixture[str]) -> None:
+    git("init", "-q")
+    write("gan")
+    write("gan_2", seed=2, fid=(5.3,))
+    commit()
+    write("gan", seed=1, fid=(5.1,))  # each revision has another seed under this name
+    status, out, _ = compare(capsys, "gan", "HEAD:gan")
+    assert status == 0
+    assert "| metric | gan (3 seeds) |" in out
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_name_twice_counts_once_and_an_unknown_field_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_grid()
+    once = compare(capsys, "gan*")[1]
+    assert compare(capsys, "gan*", "gan", "gan*")[1] == once
+    error = compare(capsys, "gan", "--allow", "network.nam")[2]
+    assert "--allow: no protocol has the field 'network.nam'; there are code, counts, metric, network, " in error
+    assert compare(capsys, "gan", "vae", "--allow", "network")[0] == 0
+    assert "no run 'ga', and none begins with ga_, did you mean 'gan'?" in compare(capsys, "ga", "vae")[2]

@@ -84,3 +84,13 @@ def test_a_metric_of_any_run_that_depends_on_the_samples_order_is_said(
     monkeypatch.setattr(points, "shuffle", lambda values: values)  # the first 200 of 400, for as many real points
     assert main(["doctor", "metrics"]) == 1
     assert "log_density_nats" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_no_project_is_not_called_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("doctor", "sync", "ui"):
+        assert main([command]) == 1
+        assert capsys.readouterr().err == f"error: {tmp_path}/params.yaml: not found; run from the project's folder\n"
+    assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,10 @@
 """pipeline generate: samples of a model in a folder, one file each and a sheet."""
 
 import csv
+import errno
 import hashlib
 import json
+import os
 import re
 import shlex
 import struct
@@ -145,7 +147,8 @@ def test_the_commands_of_the_page_are_understood() -> None:
 @pytest.mark.parametrize(
     "option",
     [
-        *("--count=0", "--count=-1", "--count=x", "--temperature=nan", "--temperature=-1", "--seed=-1"),
+        *("--count=0", "--count=-1", "--count=x", "--seed=-1"),
+        *("--temperature=nan", "--temperature=warm", "--temperature=-1"),
         *("--interpolate=0", "--read=file", "--complete=a --interpolate", "--complete=a --prompt=b"),
     ],
 )
@@ -326,3 +329,24 @@ def test_each_content_has_a_number_of_its_own() -> None:
         for origin in artifacts.read_json(Path(prompt) / provenance.SIDECAR).values():
             numbers.add(json.loads(origin[provenance.AIGC])["ProduceID"])
     assert len(numbers) == 4  # a text and a sheet of each prompt
+
+
+def test_reading_takes_no_other_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "--read", "a.png", "--count", "9", "--label", "7"])
+    assert "--read: takes no other option, got --count, --label" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(path: Path, content: bytes) -> None:
+        if path.name.endswith("2.txt"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    monkeypatch.setattr(artifacts, "write_bytes", write)
+    assert main(["generate", "text", "--count", "5"]) == 1
+    assert capsys.readouterr().err.endswith("error: No space left on device\n")
+    assert not Path("generated").exists()

@@ -72,6 +72,9 @@ def test_other_layouts_keep_each_of_their_bytes(workdir: Path, layout: str, caps
         (("gan", "seed"), "seed: expected a key once, = and its values, such as seed=0,1,2"),
         (("gan", "seed=1", "seed=2"), "seed=2: expected a key once"),
         (("gan", "seed=1,1"), "seed=1,1: a value comes twice"),
+        (("gan", "seed=0,,1"), "seed=0,,1: expected a key once"),
+        (("gan", "seed=,"), "seed=,: expected a key once"),
+        (("gan", "augment=[[cutout],[flip]]"), "grid of gan.augment"),
         (("gan", "data=text", "seed=1"), "params.yaml as changed is not usable:\n  runs.gan_text_1: data text"),
     ],
 )

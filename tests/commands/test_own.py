@@ -68,7 +68,7 @@ def test_pictures_get_a_network_and_models_with_the_classes_that_they_have(
     assert vae["likelihood"] == "discretized_logistic"
     assert (gan["steps"], vae["steps"]) == (5, 5)
     assert "200 pictures, grey, about 20 pixels" in (said := capsys.readouterr().out)
-    assert f"dvc repro {' '.join(f'evaluate@{name}' for name in added)}" in said
+    assert f"pipeline repro {' '.join(f'evaluate@{name}' for name in added)}" in said
 
 
 def test_the_same_command_again_replaces_the_sections(workdir: Path) -> None:
@@ -121,6 +121,8 @@ def test_keys_of_a_section_are_checked_before_dvc_runs(project: Path) -> None:
     write_pictures(project / "some", 4)
     with pytest.raises(params.ParamsError, match=r"data\.some\.sise: unknown key, did you mean 'size'\?"):
         own.main([str(project / "some"), "sise=64", "--look"])
+    with pytest.raises(ArtifactError, match=r"size=\[: expected a value as in YAML, got '\['"):
+        own.read_keys(["size=["])
     with pytest.raises(ArtifactError, match="expected KEY=VALUE, such as size=64, got '64'"):
         own.main([str(project / "some"), "64", "--look"])
 
@@ -160,7 +162,7 @@ def test_sounds_are_found_with_their_source_even_with_a_text_for_each(tmp_path: 
         path.with_suffix(".txt").write_text("a tone")
     found = own.find_source(tmp_path / "own")
     assert found.source == "audio_folder"
-    assert found.keys == {"split_seed": 0, "validation": 0.1, "test": 0.4, "samples": 8192, "rate": 8000}
+    assert found.keys == {"split_seed": 0, "validation": 0.1, "test": 0.6, "samples": 8192, "rate": 8000}
     assert found.said == "40 recordings of 0.3 to 0.3 s, most at 22050 Hz"
 
 
@@ -196,3 +198,37 @@ def test_a_colour_picture_stays_in_colour(project: Path) -> None:
     Image.new("RGB", (40, 30), "red").save(project / "red" / "a.png")
     found = own.find_source(project / "red")
     assert (found.keys["channels"], found.keys["size"]) == (3, 28)
+
+
+def test_names_of_sections_come_from_the_whole_name_of_a_folder(tmp_path: Path) -> None:
+    names = {"holiday.2023": "holiday-2023", "holiday.2024": "holiday-2024", "none": "own-none", "图片": "own"}
+    for folder, name in names.items():
+        (tmp_path / folder).mkdir()
+        assert own.name_section(tmp_path / folder) == name
+    assert own.name_section(tmp_path / "novel.txt") == "novel"
+
+
+def test_a_name_of_other_data_is_refused_and_a_changed_run_is_shown_before_it_is_lost(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (project / "params.yaml").read_bytes()
+    write_pictures(project / "images", 200, side=20)
+    assert main(["own", "images", "--look"]) == 1
+    message = "params.yaml: data.images is mnist5k at data/own/pictures; --name chooses another name for images"
+    assert message in capsys.readouterr().err
+    assert (project / "params.yaml").read_bytes() == before
+    look(Path("images"), "--name", "mine", "--steps", "20")
+    vae: Any = params.load().models["mine-vae"]
+    assert (vae.steps, vae.warmup) == (20, 2)  # not the 100 of params.yaml, which 20 steps would never leave
+    path = project / "params.yaml"
+    path.write_text(path.read_text().replace("warmup: 2", "warmup: 3", 1))
+    look(Path("images"), "--name", "mine", "--steps", "20")
+    assert "is replaced; it was " in (said := capsys.readouterr().out)
+    assert '"warmup": 3' in said
+
+
+@pytest.mark.parametrize("steps", ["0", "-5", "x"])
+def test_steps_are_a_number_from_1_on(steps: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["own", ".", f"--steps={steps}"])
+    assert f"expected a number from 1 on, got '{steps}'" in capsys.readouterr().err

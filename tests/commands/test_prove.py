@@ -49,12 +49,15 @@ def test_only_what_stands_on_other_code_takes_part() -> None:
         for name, file in files.items()
     }
     artifacts.write_json(Path("dvc.lock"), {"stages": stages})
-    assert prove.find_changed(settings) == []
+    assert prove.find_changed(settings) == {}
     for name in ("fetch@images", "audit@vae"):
         stages[name]["deps"][0]["md5"] = "of another code"
     gone = {"cmd": "x", "deps": [{"path": (code.FOLDER / "train/gone.json").as_posix(), "md5": "1", "size": 1}]}
     artifacts.write_json(Path("dvc.lock"), {"stages": stages | {"train@gone": gone}})
-    assert set(prove.find_changed(settings)) == {("prepare", "images"), ("audit", "vae")}
+    changed = prove.find_changed(settings)
+    assert changed == dict.fromkeys(("fetch@images", "audit@vae"), "of another code")
+    runs, shared, targets = prove.choose_targets(changed, settings)
+    assert (runs, shared, targets) == (["vae"], [("prepare", "images")], ["prepare@images", "audit@vae"])
 
 
 def test_params_are_shrunk_to_few_steps_and_samples(workdir: Path) -> None:

@@ -194,6 +194,9 @@ def test_the_first_stage_that_differs_is_named_in_the_order_of_the_pipeline() ->
     assert find_first(claimed, found, "gan", settings) == "evaluate@gan"
     found["networks@classifier"]["data/networks/classifier"] = "2"
     assert find_first(claimed, found, "gan", settings) == "networks@classifier"
+    chain = {f"train@{run}": {f"data/runs/{run}/model": "1"} for run in ("codes", "codes_prior")}
+    other = {f"train@{run}": {f"data/runs/{run}/model": "2"} for run in ("codes", "codes_prior")}
+    assert find_first(chain, other, "codes_prior", settings) == "train@codes"  # its start
 
 
 def test_what_a_run_reads_is_made_by_its_own_stages() -> None:

@@ -105,6 +105,15 @@ def test_three_seeds_have_an_interval_unless_all_are_equal(
 
 
 @pytest.mark.usefixtures("runs")
+def test_sets_of_samples_of_one_training_give_no_interval() -> None:
+    artifacts.write_json(artifacts.REPORTS / "runs" / "one" / "sets.json", {"test_nats": [1.0, 1.1, 0.9]})
+    Path("results.yaml").write_text(CLAIM.replace("[one, two]", "[one]"), encoding="utf-8")
+    assert main(["results"]) == 0
+    found = artifacts.read_json(Path("results.json"))["speed"]
+    assert (found["interval"], found["no_interval"]) == (None, "1 seed: too few for an interval; 3 are needed")
+
+
+@pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize(("by", "values"), [("difference", [0.5, 1.0, 1.5]), ("ratio", [2.0, 2.0, 2.0])])
 def test_a_comparison_is_made_seed_by_seed(by: str, values: list[float]) -> None:
     write("three", {"test_nats": 3.0, "test_targets": 99}, make_content({"seed": 2, "model": "m"}), seconds=1)

@@ -45,13 +45,7 @@ def test_the_committed_file_is_that_of_the_configs() -> None:
 
 
 @pytest.mark.parametrize(
-    "path",
-    [
-        "params.yaml",
-        "benchmarks/params.yaml",
-        "benchmarks/inception/params.yaml",
-        "benchmarks/cifar10/params.yaml",
-    ],
+    "path", ["params.yaml", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("benchmarks/**/params.yaml"))]
 )
 def test_every_params_yaml_names_the_schema_and_fits_it(path: str) -> None:
     first = (ROOT / path).read_text(encoding="utf-8").splitlines()[0]

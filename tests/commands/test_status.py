@@ -178,3 +178,10 @@ def test_the_number_of_a_run_is_the_first_headline_that_its_metric_declares(metr
     assert found[0] == next(name for name in sort_names(values, values) if is_measurement(values, name))
     assert values[found[0]].headline
     assert [name for name in found if not is_measurement(values, name)] == []
+
+
+@pytest.mark.usefixtures("workdir")
+def test_an_extrapolation_is_not_taken_for_the_number_that_it_extrapolates() -> None:
+    path = artifacts.REPORTS / "runs" / "own" / "metrics.json"
+    artifacts.write_json(path, {"fid_infinity_rotation": 9.9, "fid_rotation": 12.3, "fid_rotation_ratio": 3.0})
+    assert status.read_number("own", "images") == "fid_rotation 12.3"

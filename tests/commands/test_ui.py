@@ -29,7 +29,7 @@ def test_the_address_of_a_teams_server_is_printed_and_opened_only_where_there_is
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr(ui, "connect", lambda: (SimpleNamespace(tracking_uri="https://team.example/"), "7"))
+    monkeypatch.setattr(ui, "connect", lambda: (SimpleNamespace(tracking_uri="https://ada:secr/et@team.example/"), "7"))
     monkeypatch.setattr(webbrowser, "open", lambda address: not opened.append(address))
     monkeypatch.setattr(sys, "platform", "linux")
     for display in ("", ":0"):
@@ -37,7 +37,9 @@ def test_the_address_of_a_teams_server_is_printed_and_opened_only_where_there_is
         monkeypatch.setenv("DISPLAY", display)
         assert main(["ui"]) == 0
     address = "https://team.example/#/experiments/7/runs?compareRunsMode=CHART"
-    assert capsys.readouterr().out.count(address) == 2
+    out = capsys.readouterr().out
+    assert out.count(address) == 2
+    assert "ada" not in out + opened[0]  # the browser asks for the login
     assert len(opened) == 1
     assert "workflowType=machine_learning" in opened[0]
 

@@ -140,3 +140,14 @@ def test_a_command_that_needs_git_says_so(
     monkeypatch.setenv("PATH", "")
     assert main(command) == 1
     assert capsys.readouterr().err == "error: git: not installed, or not in PATH\n"
+
+
+@pytest.mark.usefixtures("project")
+def test_a_path_names_outputs_around_it_or_below_it_and_another_one_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for path, line in (("folder/a", "3 objects of 1 outputs"), ("joined", "1 objects of 1 outputs")):
+        assert main(["verify", path]) == 0
+        assert capsys.readouterr().out.startswith(line)
+    assert main(["verify", "joined", "joinde"]) == 1
+    assert "error: joinde: expected an output of dvc.lock" in capsys.readouterr().err

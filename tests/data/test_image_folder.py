@@ -7,6 +7,7 @@ import resource
 import shutil
 import sys
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from pipeline.kinds.images import ImageSplits, write
 from pipeline.stages import fetch as fetch_stage
 from pipeline.stages import prepare as prepare_stage
 from tests.conftest import prepare_own
+from tests.formats.test_pictures import png
 
 SPLITS = ("train", "validation", "test")
 ODD = ["a b", "it's", 'say "x"', "two\nlines", "🙂", os.fsdecode(b"\xff\xfe")]
@@ -569,6 +571,17 @@ def test_the_values_of_scans_and_masks_are_scaled_by_the_bits_that_the_whole_set
     manifest = prepare(channels=1, white=65535)
     assert manifest["splits"]["train"]["maximum"] <= 16
     assert "the images use only the values 0 to" in find_doubts(manifest, "data.images.white")[0]
+
+
+def test_dark_colours_of_16_bits_among_8_bits_are_quarantined_and_the_preparation_ends(root: Path) -> None:
+    rows = (b"\0" + np.random.default_rng(0).integers(0, 2**12, 24).astype(">u2").tobytes() for _ in range(8))
+    (root / "cat" / "deep.png").write_bytes(png(8, 8, zlib.compress(b"".join(rows)), depth=16, kind=2))
+    images = run(root, max_broken=0.1)
+    (reason,) = [report.reason for report in report_of(images).values() if report.reason]
+    assert reason.endswith("but white is 4095: save it with 8 bits, or set white to 65535")
+    assert images.known["white"] == 4095
+    whole = run(root, max_broken=0.0, white=65535)  # as the reason says
+    assert set(collect(whole)) > {pixels_of(number) for number in range(30)}
 
 
 def test_dark_ink_on_a_transparent_ground_is_put_on_white_and_that_is_said(

@@ -239,12 +239,3 @@ def test_a_model_of_texts_is_refused_for_spoken_digits_with_the_kinds_that_the_m
     message = r"runs.vae: data spoken \(spoken_digits\) holds audio, model transformer learns text, metric images"
     with pytest.raises(ParamsError, match=message):
         params.load()
-
-
-def test_the_sections_of_the_documentation_are_those_that_are_tested(edit_params: Edit) -> None:
-    block = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
-    shown = YAML(typ="safe", pure=True).load(block)
-    edit_params({"data.spoken": shown["data"]["spoken"], "networks.hearing": shown["networks"]["hearing"]})
-    settings = params.load()
-    assert shown["networks"]["hearing"] == HEARING == settings.networks["hearing"].model_dump()
-    assert shown["data"]["spoken"] | {"path": "none"} == DATA

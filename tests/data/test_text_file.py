@@ -323,6 +323,18 @@ def test_documents_that_differ_in_line_ends_alone_are_equal(tmp_path: Path) -> N
     assert reports_of(root)["b.txt"]["duplicate_of"] == "a.txt"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_few_documents_fill_every_split_that_has_a_share(tmp_path: Path, seed: int) -> None:
+    root = tmp_path / "texts"
+    root.mkdir()
+    for number in range(5):
+        (root / f"{number}.txt").write_text(f"<{number}>", encoding="utf-8")
+    counts = {name: len(numbers(text)) for name, text in texts_of(root, split_seed=seed).items()}
+    assert sum(counts.values()) == 5
+    assert min(counts[name] for name in ("train", "validation", "test")) >= 1
+    assert set(texts_of(root, split_seed=seed, test=0.0)) == {"train", "validation"}
+
+
 def test_too_few_documents_for_every_split_are_refused(tmp_path: Path) -> None:
     root = tmp_path / "texts"
     root.mkdir()

@@ -99,12 +99,16 @@ def test_a_new_judge_makes_only_networks_like_it_run_again(workdir: Path, monkey
     path = code.FOLDER / "networks" / "classifier.json"
     (known,) = place.glob("mnist5k-*")
     assert artifacts.read_json(path)["judges"] == [artifacts.digest(known / artifacts.SEAL)]  # not that of sound
-    for changes, others in (({"seed": 1}, []), ({}, [path])):
+    for name, changes, others in (
+        ("mnist5k-1", {"seed": 1}, []),
+        ("fashion_mnist-2", {}, []),  # equal sections of other data
+        ("mnist5k-3", {}, [path]),
+    ):
         before = {each: each.read_bytes() for each in code.FOLDER.rglob("*.json")}
         recipe = artifacts.read_json(known / judges.RECIPE)
         recipe["recipe"]["config"] |= changes
         recipe["recipe"]["trained_on"] = "another split"
-        artifacts.write_json(place / "other" / judges.RECIPE, recipe)
-        artifacts.write_json(place / "other" / artifacts.SEAL, {})
+        artifacts.write_json(place / name / judges.RECIPE, recipe)
+        artifacts.write_json(place / name / artifacts.SEAL, {})
         code.write_all(settings)
         assert [each for each, content in before.items() if each.read_bytes() != content] == others

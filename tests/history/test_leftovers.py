@@ -87,12 +87,15 @@ def test_half_written_files_are_removed_and_others_stay(workdir: Path) -> None:
     whole = workdir / artifacts.RAW / "images" / "a.gz"
     partial = whole.with_name("b.gz.part")
     whole.parent.mkdir(parents=True)
-    for path in (whole, partial):
+    mine = [workdir / "data" / "own" / "a.part", workdir / "data" / "scans.tmp" / "a.png"]
+    for path in (whole, partial, *mine):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     assert main(["doctor"]) == 1
     assert partial.exists()
     assert main(["doctor", "--fix"]) == 0
     assert (whole.exists(), partial.exists()) == (True, False)
+    assert all(path.exists() for path in mine)
 
 
 def test_what_a_running_training_writes_is_left_alone(workdir: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.accelerators import AcceleratorRegistry
 
 from pipeline.runtime import hardware
 from pipeline.runtime.environment import HardwareError
@@ -34,3 +35,15 @@ def test_a_listed_device_is_used_by_a_process_of_its_own(monkeypatch: pytest.Mon
     monkeypatch.setenv("PIPELINE_ACCELERATOR", "cpu")
     monkeypatch.setenv("PIPELINE_DEVICES", "3,")
     assert hardware.choose(model)["devices"] == 1  # a processor has no number
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda", "mps", "tpu"])
+def test_a_device_that_is_not_there_is_refused_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if AcceleratorRegistry["cuda" if name == "gpu" else name]["accelerator"].is_available():
+        pytest.skip(f"this machine has {name}")
+    monkeypatch.setenv("PIPELINE_ACCELERATOR", name)
+    with pytest.raises(HardwareError, match=f"expected auto or cpu, as PyTorch finds no such device .*, got '{name}'"):
+        hardware.require_available()
+    for present in ("auto", "cpu"):
+        monkeypatch.setenv("PIPELINE_ACCELERATOR", present)
+        hardware.require_available()
