@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from tests import forks
 from tests.conftest import write_pictures
-from tests.test_dvc import copy_project, list_stages, run, set_params
+from tests.test_dvc import copy_project, run, set_params
 
 pytestmark = pytest.mark.slow
 
