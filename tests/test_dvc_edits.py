@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from tests import forks
 from tests.conftest import write_pictures
-from tests.test_dvc import copy_project, list_stages, run, set_params
+from tests.test_dvc import copy_project, run, set_params
 
 pytestmark = pytest.mark.slow
 
@@ -30,12 +30,8 @@ def test_own_pictures_without_classes_are_trained_on_and_nothing_else(tmp_path: 
     own = tmp_path / "mine"
     write_pictures(own / "all", 200, side=12)
     output = run(tmp_path, "python", "-m", "pipeline", "own", "mine", "folders=none", "--steps", "3")
-    assert {stage.partition("@")[2] for stage in list_stages(output)} == {
-        "",
-        "mine",
-        "mine-rotation",
-        "mine-vae",
-    }
+    ran = re.findall(r"^(\S+): done in", output, re.MULTILINE)
+    assert {stage.partition("@")[2] for stage in ran} == {"", "mine", "mine-rotation", "mine-vae"}
     assert "mine-vae: samples and numbers in reports/runs/mine-vae" in output
     metrics = json.loads((tmp_path / "reports" / "runs" / "mine-vae" / "metrics.json").read_text())
     assert metrics["fid_mine-rotation"] > 0

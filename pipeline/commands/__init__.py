@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline import plugins
 from pipeline.artifacts import ArtifactError
 from pipeline.params import Params
+from pipeline.runtime import environment
 
 DVC = [sys.executable, "-m", "dvc"]
 
@@ -108,7 +109,7 @@ def require_repository() -> Path:
 
 def find_python() -> dict[str, str]:
     """Return the environment in which `python` is this interpreter, also where its environment is not activated."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment.read_text('PATH')}"}
 
 
 def run_in_clone(command: list[str], project: Path) -> None:

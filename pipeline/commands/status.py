@@ -286,7 +286,7 @@ def choose_next(counts: Mapping[str, int], changes: Changes) -> str:
     if {"stale", "interrupted", NEVER} & counts.keys():
         return f"`pipeline repro -j 2`{estimate(changes)}"
     if counts.get(ABSENT_RUN):
-        return "`dvc pull`, or `pipeline repro` if there is no remote"
+        return "`dvc checkout` if the cache has the files, `dvc pull` if a remote has them, else `pipeline repro`"
     if changes.found:
         return f"`pipeline repro -j 2`{estimate(changes)}"
     return "`pipeline compare <run> <run>`, or a change of params.yaml"
