@@ -29,6 +29,14 @@ def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     )
 
 
+def read_count(text: str) -> int:
+    """Read a number from 1 on, for a parser."""
+    if not text.isdecimal() or not int(text):
+        msg = f"expected a number from 1 on, got {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
 def align_table(titles: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[str] = ()) -> str:
     """Return a Markdown table whose columns are aligned, so that it can be read in a terminal too.
 

@@ -30,7 +30,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 import pipeline
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import make_parser
+from pipeline.commands import make_parser, read_count
 from pipeline.formats import provenance
 from pipeline.history import choices
 from pipeline.kinds import Exhibit
@@ -95,7 +95,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the options."""
     parser = make_parser("generate", __doc__)
     parser.add_argument("address", nargs="?", help="a run, a folder, models:/... or runs:/...")
-    parser.add_argument("--count", type=_read_count, help="number of samples; default: 16, or 1 of each picture")
+    parser.add_argument("--count", type=read_count, help="number of samples; default: 16, or 1 of each picture")
     parser.add_argument("--seed", type=_read_seed, default=0, help="seed of the first sample; default: 0")
     parser.add_argument("--label", metavar="NAME", help=f"class of all samples, its name or number, or {ALL}")
     parser.add_argument("--prompt", help="text that the samples continue")
@@ -103,7 +103,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--interpolate",
         metavar="STEPS",
-        type=_read_count,
+        type=read_count,
         nargs="?",
         const=STEPS,
         help=f"walk from the sample of each seed to that of the next; pictures per seed, {STEPS} if not said",
@@ -131,13 +131,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if getattr(options, option) and (options.prompt is not None or options.temperature is not None):
             parser.error(f"--{option}: takes no --prompt and no --temperature")
     return options
-
-
-def _read_count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        msg = f"expected a number from 1 on, got {text!r}"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
 
 
 def _read_seed(text: str) -> int:

@@ -26,7 +26,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline import artifacts, params, plugins
 from pipeline.artifacts import ArtifactError
-from pipeline.commands import make_parser
+from pipeline.commands import make_parser, read_count
 from pipeline.commands import repro as stages
 from pipeline.history import dvc_lock
 from pipeline.kinds import read_known
@@ -147,14 +147,6 @@ def shorten(path: Path) -> str:
     """Return the path from this folder on, or the whole of one outside."""
     whole, here = path.resolve(), Path.cwd().resolve()
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
-
-
-def read_count(text: str) -> int:
-    """Read a number of steps."""
-    if not text.isdecimal() or not int(text):
-        msg = f"expected a number from 1 on, got {text!r}"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
 
 
 def read_keys(words: list[str]) -> dict[str, Any]:
