@@ -84,7 +84,7 @@ def write_all(settings: Params) -> list[str]:
     changes = []
     known = set()
     for stage, key in list_instances(settings):
-        path = FOLDER / stage / f"{key}.json" if key else FOLDER / f"{stage}.json"
+        path = name_file(stage, key)
         known.add(path)
         value = describe(find_roots(stage, key, settings)) | _find_others(stage, key, settings)
         before = artifacts.read_json(path) if path.exists() else None
@@ -96,6 +96,11 @@ def write_all(settings: Params) -> list[str]:
     for path in set(FOLDER.rglob("*.json")) - known:
         path.unlink()
     return changes
+
+
+def name_file(stage: str, key: str) -> Path:
+    """Return the file that an instance depends on for its code; a stage without keys has an empty one."""
+    return FOLDER / stage / f"{key}.json" if key else FOLDER / f"{stage}.json"
 
 
 def _find_others(stage: str, key: str, settings: Params) -> dict[str, list[str]]:

@@ -246,8 +246,12 @@ def require_project() -> None:
     Raises:
         ParamsError: if it has no params.yaml.
     """
-    if not PATH.exists():
-        msg = f"{PATH.resolve()}: not found; run from {FOLDER}"
+    _require_file(PATH, FOLDER)
+
+
+def _require_file(path: Path, folder: str) -> None:
+    if not path.exists():
+        msg = f"{path.resolve()}: not found; run from {folder}"
         raise ParamsError(msg)
 
 
@@ -262,9 +266,7 @@ def read_mapping(path: Path, expected: str, folder: str) -> dict[str, Any]:
     Raises:
         ParamsError: if it is missing, no YAML, or no mapping.
     """
-    if not path.exists():
-        msg = f"{path.resolve()}: not found; run from {folder}"
-        raise ParamsError(msg)
+    _require_file(path, folder)
     raw = _read_yaml(path)
     if not isinstance(raw, dict):
         msg = f"{path}: expected {expected}, got {_say(raw)}"

@@ -126,15 +126,13 @@ def expand_name(word: str) -> list[str]:
     if name in known:
         return [word]
     found = [run for run in known if fnmatch.fnmatchcase(run, name) or fnmatch.fnmatchcase(run, f"{name}_*")]
-    if found or name in known or revision:
-        return [f"{revision}{colon}{run}" for run in found] or [word]  # reading it says what is missing
-    if not known:
-        params.require_project()
-    planned = params.list_keys("runs")
-    if name in planned:
-        return [word]
-    msg = f"no run {name!r}, and none begins with {name}_{suggest(name, [*dict.fromkeys([*planned, *known])])}"
-    raise ArtifactError(msg)
+    planned = [] if revision else params.list_keys("runs")
+    if not (found or revision or name in planned):
+        if not known:
+            params.require_project()
+        msg = f"no run {name!r}, and none begins with {name}_{suggest(name, [*dict.fromkeys([*planned, *known])])}"
+        raise ArtifactError(msg)
+    return [f"{revision}{colon}{run}" for run in found] or [word]  # reading it says what is missing
 
 
 def require_fields(allowed: Sequence[str], evaluations: Sequence[Evaluation]) -> None:
@@ -309,9 +307,9 @@ def group_seeds(evaluations: Sequence[Evaluation], others: Sequence[Evaluation] 
                 msg = f"the same training counts twice: {other.name} (seed {seed}), {evaluation.name} (seed {seed})"
                 raise ArtifactError(msg)
         groups.setdefault((experiment, len(earlier)), {})[seed] = evaluation
-    for other in others:
-        for (experiment, _), members in groups.items():
-            revisions = {member.revision for member in members.values() if member in evaluations}
+    for (experiment, _), members in groups.items():
+        revisions = {member.revision for member in members.values()}
+        for other in others:
             if experiment == other.experiment and other.revision in revisions:
                 members.setdefault(other.seed, other)
     return {next(iter(members.values())).name: list(members.values()) for members in groups.values()}

@@ -284,16 +284,16 @@ def describe_replaced(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[str
                 yield f"{family}.{name} is replaced; it was {json.dumps(content[family][name])}"
 
 
-def repro(*targets: str, alone: bool = False) -> None:
+def repro(*targets: str, single_item: bool = False) -> None:
     """Run stages as `pipeline repro -j 1` does: Ctrl-C lets a training save its state, and cuts no file.
 
-    `alone`: only the targets, whatever they need.
+    `single_item`: run only the targets, as DVC's option of this name does.
 
     Raises:
         StoppedError: after a signal.
         ArtifactError: if a stage fails.
     """
-    if alone:
+    if single_item:
         status = stages.run({target: set() for target in targets}, 1, lambda _: True)
     else:
         status = stages.main(["-j", "1", *targets])
@@ -312,5 +312,5 @@ def show(runs: list[str]) -> None:
         print(f"no report, because {', '.join(absent)} have no results here: `dvc repro` makes them and the report.")
         print(f"If you first remove their lines from {params.PATH}, it makes only the report")
         return
-    repro("report", alone=True)
+    repro("report", single_item=True)
     print(f"report: {(artifacts.REPORTS / 'index.html').resolve().as_uri()}")

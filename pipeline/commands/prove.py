@@ -106,9 +106,9 @@ def find_changed(settings: Params) -> dict[str, str]:
     changed = {}
     for name, entry in dvc_lock.read_stages().items():
         stage, _, key = name.partition("@")
-        path = code.FOLDER / stage / f"{key}.json"
+        path = code.name_file(stage, key)
         before = dvc_lock.list_hashes({name: entry}, name, "deps").get(path.as_posix())
-        if before and path.is_file() and before != dvc_lock.hash_file(path):
+        if key and before and path.is_file() and before != dvc_lock.hash_file(path):
             changed[name] = before
     return changed
 
@@ -120,12 +120,12 @@ def keep_standing(changed: Mapping[str, str], project: Path) -> dict[str, str]:
         ArtifactError: if none does.
     """
     run_in_clone([sys.executable, "-m", "pipeline.stages", "check"], project)
-    paths = {name: project / code.FOLDER / f"{name.replace('@', '/')}.json" for name in changed}
-    standing = {
-        name: before
-        for name, before in changed.items()
-        if paths[name].is_file() and dvc_lock.hash_file(paths[name]) == before
-    }
+    standing = {}
+    for name, before in changed.items():
+        stage, _, key = name.partition("@")
+        path = project / code.name_file(stage, key)
+        if path.is_file() and dvc_lock.hash_file(path) == before:
+            standing[name] = before
     if not standing:
         msg = f"{dvc_lock.PATH}: expected results of that revision's code, but {', '.join(changed)} stand on other code"
         raise ArtifactError(msg)
@@ -247,10 +247,10 @@ def enter_code(settings: Params, others: Collection[str] = ()) -> int:
     lock = yaml.load(dvc_lock.PATH)
     changed = 0
     for name, entry in lock["stages"].items():
-        stage, _, key = name.partition("@")
-        before = json.dumps(entry)
         if name in others:
             continue
+        stage, _, key = name.partition("@")
+        before = json.dumps(entry)
         if stage == "evaluate" and key in settings.runs:
             path = artifacts.REPORTS / "runs" / key / "protocol.json"
             enter_protocol(path, settings.runs[key].metric, code.digest_parts(key, settings))

@@ -44,7 +44,7 @@ from pipeline.evidence.protocol import (
     list_differences,
     read_protocol,
 )
-from pipeline.evidence.uncertainty import LEAST, format_interval, format_number, summarize
+from pipeline.evidence.uncertainty import format_interval, format_number, summarize, summarize_seeds
 from pipeline.evidence.values import Values, find_count, find_flaw, find_value, load_values
 from pipeline.history.record import describe_environment
 from pipeline.pages import families
@@ -217,13 +217,12 @@ def measure_runs(name: str, claim: Claim, former: dict[str, Any]) -> dict[str, A
 
 def summarize_claim(claim: Claim, table: list[list[float]]) -> tuple[dict[str, Any], int]:
     """Return value, interval or why there is none, targets and verdict of values per seed, and the number of sets."""
-    summary = summarize(table)
-    few = f"1 seed: too few for an interval; {LEAST} are needed" if len(table) == 1 else ""  # sets are one training's
-    interval = None if few or math.isnan(summary.low) else [summary.low, summary.high]
+    summary = summarize_seeds(table)
+    interval = None if math.isnan(summary.low) else [summary.low, summary.high]
     return {
         "value": summary.mean,
         "interval": interval,
-        **({"no_interval": few or summary.reason} if few or summary.reason else {}),
+        **({"no_interval": summary.reason} if summary.reason else {}),
         "must": claim.must,
         "aim": claim.aim,
         "verdict": judge_claim(claim, interval or [sum(row) / len(row) for row in table]),

@@ -240,14 +240,14 @@ def split(judged: Sequence[Judged], config: Config, places: Mapping[str, str]) -
         for name, share in (("validation", config.validation), ("test", config.test))
     }
     free = [text.sha256 for text in first.values() if places[text.report.path] not in HELD_OUT]
-    alone, drawn = len(free) == 1, draw_splits(free, config.split_seed, shares)
+    is_single, drawn = len(free) == 1, draw_splits(free, config.split_seed, shares)
     parts: dict[str, list[Part]] = {name: [] for name in SPLITS}
     reports = []
     for text in judged:
         report, used, place = text.report, first.get(text.sha256), places[text.report.path]
         if used and used is not text:
             report = replace(report, duplicate_of=used.report.path)
-        elif text.part and (place in HELD_OUT or not alone):
+        elif text.part and (place in HELD_OUT or not is_single):
             name = place if place in HELD_OUT else drawn[text.sha256]
             parts[name].append(text.part)
             report = replace(report, split=name)
@@ -281,8 +281,9 @@ def draw_splits(hashes: Iterable[str], seed: int, shares: Mapping[str, float]) -
     """
     drawn = {sha256: choose_split(sha256, seed, shares) for sha256 in hashes}
     for name in [*(name for name, share in shares.items() if share), "train"]:
-        (most, count), *_ = Counter(drawn.values()).most_common(1) or [("", 0)]
-        if name not in drawn.values() and count > 1:
+        counts = Counter(drawn.values())
+        most = max(counts, key=counts.__getitem__, default="")
+        if not counts[name] and counts[most] > 1:
             found = [sha256 for sha256, split in drawn.items() if split == most]
             drawn[min(found, key=lambda sha256: derive_seed(seed, "document", sha256))] = name
     return drawn

@@ -13,7 +13,7 @@ the spread. scipy.stats is imported where it is used: it takes a second, and eve
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -78,6 +78,14 @@ def summarize(table: Sequence[Sequence[float]]) -> Summary:
     half = math.nan if reason or len(single) < LEAST else half_width(single)
     mean = float(single[0] if not np.ptp(single) else values.mean())  # the mean of equal values may differ by a bit
     return Summary(seeds, sets, mean, mean - half, mean + half, reason, math.sqrt(sampling), math.sqrt(training))
+
+
+def summarize_seeds(table: Sequence[Sequence[float]]) -> Summary:
+    """Return the same of trainings: the sets of a single seed give no interval, since they are of one training."""
+    summary = summarize(table)
+    if len(table) > 1:
+        return summary
+    return replace(summary, low=math.nan, high=math.nan, reason=f"1 seed: too few for an interval; {LEAST} are needed")
 
 
 def explain_absence(values: np.ndarray, name: str) -> str:

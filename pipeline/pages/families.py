@@ -20,7 +20,7 @@ from pydantic import Field
 from pipeline import artifacts, params
 from pipeline.artifacts import ArtifactError
 from pipeline.evidence.protocol import ProtocolError, check_runs, find_refusals, format_refusals, read_protocol
-from pipeline.evidence.uncertainty import LEAST, format_interval, format_number, summarize
+from pipeline.evidence.uncertainty import format_interval, format_number, summarize_seeds
 from pipeline.kinds import draw_sets
 from pipeline.params import Section, check_section, read_mapping
 from pipeline.weights import load_model
@@ -90,9 +90,8 @@ def summarize_runs(names: Iterable[str], runs: list[str]) -> dict[str, Any]:
     values = {}
     for name in names:
         if all(name in each for each in numbers):
-            summary = summarize([own.get(name, [each[name]]) for own, each in zip(sets, numbers, strict=True)])
-            is_known = len(runs) >= LEAST and not math.isnan(summary.low)  # sets of one run say nothing of trainings
-            interval = [summary.low, summary.high] if is_known else None
+            summary = summarize_seeds([own.get(name, [each[name]]) for own, each in zip(sets, numbers, strict=True)])
+            interval = None if math.isnan(summary.low) else [summary.low, summary.high]
             values[name] = {"mean": summary.mean, "interval": interval}
     return values
 
